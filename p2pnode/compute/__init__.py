@@ -1,0 +1,1 @@
+"""The doing: surgery, engines, plans and modes."""

@@ -1,0 +1,311 @@
+"""The whole error taxonomy, one screen.
+
+A bug is an assertion and stops the node; a condition is a type here. Every condition has a stable
+`code`, the HTTP status it maps to, whether trying again can help, what happened and what to do.
+The same object becomes an OpenAI error envelope, a red line in a terminal, a close code or a metric.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class P2PNodeError(Exception):
+    """Root of all conditions; never raised itself."""
+
+    code: ClassVar[str] = "internal"
+    http_status: ClassVar[int] = 500
+    retryable: ClassVar[bool] = False
+    hint_default: ClassVar[str] = ""
+
+    def __init__(self, message: str, *, hint: str | None = None, **details: Any) -> None:
+        assert type(self).code != "internal", "raise a named condition"
+        super().__init__(message)
+        self.message = message
+        self.hint = self.hint_default if hint is None else hint
+        self.details = details
+
+    def as_dict(self) -> dict[str, Any]:
+        """The envelope's inside: the same words on every face."""
+        return {"code": self.code, "message": self.message, "hint": self.hint, "details": self.details}
+
+
+# --- configuration and machine ---------------------------------------------------------------------
+class ConfigError(P2PNodeError):
+    code, http_status = "config", 400
+
+
+class DataDirError(P2PNodeError):
+    """The data folder cannot be used: read-only, full, or held by another process."""
+
+    code, http_status = "data_dir", 500
+
+
+class DiskFull(DataDirError):
+    code, http_status, retryable = "disk_full", 507, True
+    hint_default = "free some space or choose another folder with --data"
+
+
+class PortTaken(P2PNodeError):
+    code, http_status = "port_taken", 500
+    hint_default = "another program uses this port; choose another with --listen or --api"
+
+
+class NodeNotRunning(P2PNodeError):
+    code, http_status = "node_not_running", 503
+    hint_default = "start one with: p2pnode join"
+
+
+# --- protocol --------------------------------------------------------------------------------------
+class ProtocolError(P2PNodeError):
+    code, http_status = "protocol", 502
+
+
+class LocalProtocolError(ProtocolError):
+    """We were about to break the rules."""
+
+    code, http_status = "protocol_local", 500
+
+
+class RemoteProtocolError(ProtocolError):
+    """The peer broke the rules."""
+
+    code, http_status = "protocol_remote", 502
+
+
+# --- transport -------------------------------------------------------------------------------------
+class TransportError(P2PNodeError):
+    code, http_status, retryable = "transport", 502, True
+
+
+class PeerUnreachable(TransportError):
+    """Details: `tried`, a list of [address, reason]."""
+
+    code, http_status = "peer_unreachable", 504
+    hint_default = "check that the device is on and that UDP is not blocked; p2pnode doctor shows every address tried"
+
+
+class HandshakeRefused(TransportError):
+    code, http_status, retryable = "handshake_refused", 502, False
+
+
+class StreamReset(TransportError):
+    code = "stream_reset"
+
+
+class ConnectionLost(TransportError):
+    code = "connection_lost"
+
+
+class PeerTimeout(TransportError):
+    code, http_status = "peer_timeout", 504
+
+
+# --- admission -------------------------------------------------------------------------------------
+class AdmissionError(P2PNodeError):
+    code, http_status = "admission", 403
+
+
+class TicketInvalid(AdmissionError):
+    code, http_status = "ticket_invalid", 400
+    hint_default = "copy the whole ticket as printed by: p2pnode invite"
+
+
+class InviteExpired(AdmissionError):
+    code = "invite_expired"
+    hint_default = "make a new one on a member device with: p2pnode invite"
+
+
+class InviteUsed(AdmissionError):
+    code = "invite_used"
+    hint_default = "make a new one on a member device with: p2pnode invite --uses N"
+
+
+class InviteRevoked(AdmissionError):
+    code = "invite_revoked"
+
+
+class NotAdmitted(AdmissionError):
+    code = "not_admitted"
+    hint_default = "join with a ticket from a member device: p2pnode join TICKET"
+
+
+class IdentityMismatch(AdmissionError):
+    code = "identity_mismatch"
+
+
+class DuplicateIdentity(AdmissionError):
+    code = "duplicate_identity"
+
+
+class WrongMesh(AdmissionError):
+    code = "wrong_mesh"
+
+
+class ApprovalPending(AdmissionError):
+    code, http_status, retryable = "approval_pending", 202, True
+
+
+class VersionMismatch(AdmissionError):
+    code = "version_mismatch"
+
+
+# --- log -------------------------------------------------------------------------------------------
+class LogError(P2PNodeError):
+    code, http_status = "log", 500
+
+
+class NonCanonical(LogError):
+    code, http_status = "non_canonical", 400
+
+
+class CorruptRecord(LogError):
+    """Details: `index`, the first event that cannot be what was sealed."""
+
+    code = "corrupt_record"
+
+
+class InconsistentLog(LogError):
+    code = "inconsistent_log"
+
+
+class BadCheckpoint(LogError):
+    code = "bad_checkpoint"
+
+
+class RollbackRefused(LogError):
+    """The log is shorter than what this node already published: signing it would be a fork."""
+
+    code = "rollback_refused"
+
+
+class IdempotencyConflict(LogError):
+    code, http_status = "idempotency_conflict", 409
+
+
+# --- billing ---------------------------------------------------------------------------------------
+class BillingError(P2PNodeError):
+    code, http_status = "billing", 402
+
+
+class InsufficientCredit(BillingError):
+    code, http_status = "insufficient_quota", 429
+
+
+class QuotaExceeded(BillingError):
+    code, http_status = "quota_exceeded", 429
+
+
+# --- models ----------------------------------------------------------------------------------------
+class ModelError(P2PNodeError):
+    code, http_status = "model", 400
+
+
+class ModelUnknown(ModelError):
+    code, http_status = "model_not_found", 404
+    hint_default = "p2pnode models lists what this mesh has"
+
+
+class BadModelFile(ModelError):
+    """Not a GGUF, truncated, or with values that cannot be."""
+
+    code = "bad_model_file"
+
+
+class ArchitectureUnsupported(ModelError):
+    code = "architecture_unsupported"
+
+
+class ModelIncomplete(ModelError):
+    code, http_status = "model_incomplete", 409
+
+
+class BlobMismatch(ModelError):
+    """Bytes that do not have the content id they were asked by."""
+
+    code, http_status = "blob_mismatch", 502
+
+
+# --- plans -----------------------------------------------------------------------------------------
+class PlanError(P2PNodeError):
+    code, http_status = "plan", 409
+
+
+class NoPlan(PlanError):
+    """Details: `rejections`, one reason per candidate."""
+
+    code = "no_plan"
+
+
+class LayerGap(PlanError):
+    code = "layer_gap"
+
+
+# --- compute ---------------------------------------------------------------------------------------
+class ComputeError(P2PNodeError):
+    code, http_status = "compute", 500
+
+
+class EngineUnavailable(ComputeError):
+    code, http_status, retryable = "engine_unavailable", 503, True
+
+
+class EngineIncompatible(ComputeError):
+    """llama.cpp is not the build whose layout we know."""
+
+    code = "engine_incompatible"
+
+
+class ShapeMismatch(ComputeError):
+    code, http_status = "shape_mismatch", 400
+
+
+class OutOfMemory(ComputeError):
+    """Details: `needed_bytes`, `free_bytes`."""
+
+    code, http_status = "out_of_memory", 507
+
+
+class StageLost(ComputeError):
+    """Details: `peer`, `layers`."""
+
+    code, http_status, retryable = "stage_lost", 503, True
+
+
+class ContextFull(ComputeError):
+    code, http_status = "context_length_exceeded", 400
+
+
+class ModelLoading(ComputeError):
+    """Details: `state`, `progress` 0..1 or None, `eta_s` or None."""
+
+    code, http_status, retryable = "model_loading", 503, True
+
+
+class Busy(ComputeError):
+    code, http_status, retryable = "busy", 503, True
+
+
+# --- api -------------------------------------------------------------------------------------------
+class RequestError(P2PNodeError):
+    code, http_status = "invalid_request", 400
+
+
+class Unauthorized(P2PNodeError):
+    code, http_status = "unauthorized", 401
+
+
+class Forbidden(P2PNodeError):
+    code, http_status = "forbidden", 403
+
+
+class RateLimited(P2PNodeError):
+    code, http_status, retryable = "rate_limited", 429, True
+
+
+class NotFound(P2PNodeError):
+    code, http_status = "not_found", 404
+
+
+class Cancelled(P2PNodeError):
+    code, http_status = "cancelled", 499

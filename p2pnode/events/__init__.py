@@ -1,0 +1,1 @@
+"""The record: facts, their encoding, the Merkle tree and the log."""

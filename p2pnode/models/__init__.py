@@ -1,0 +1,1 @@
+"""What is computed with: content ids, manifests, the store, exchange between peers."""

@@ -1,0 +1,1 @@
+"""Everything known, folded from the record by pure functions."""

@@ -1,0 +1,1 @@
+"""The wire: libp2p over QUIC and our own protocols on it."""
