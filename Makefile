@@ -1,0 +1,50 @@
+# `make` runs everything a reviewer runs. `make demo` and `make test` set up what they need.
+PYTHON ?= python3
+BIN := .venv/bin
+export PYTHONDONTWRITEBYTECODE := 1
+
+.PHONY: all setup demo test test-slow check lint types imports docs docs-check fmt bench interop clean
+
+all: check test
+
+setup:
+	@command -v $(PYTHON) >/dev/null || { echo "[setup] cannot go on: no $(PYTHON) found; install Python 3.11 or newer"; exit 1; }
+	@$(PYTHON) tools/setup_env.py
+
+demo: setup
+	@$(BIN)/p2pnode demo $(if $(KEEP),--keep) $(if $(DEMO_ARGS),$(DEMO_ARGS))
+
+test: setup
+	@$(BIN)/python -m pytest -q -m "not slow and not interop" $(ARGS)
+
+test-slow: setup
+	@$(BIN)/python -m pytest -q -m slow $(ARGS)
+
+check: lint types imports docs-check
+
+lint: setup
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+types: setup
+	@$(BIN)/mypy --no-error-summary p2pnode && echo "types: ok"
+
+imports: setup
+	@$(BIN)/lint-imports --no-cache
+
+docs: setup
+	@$(BIN)/python tools/generate_docs.py
+
+docs-check: setup
+	@$(BIN)/python tools/generate_docs.py --check
+
+fmt: setup
+	@$(BIN)/ruff check --fix -q . ; $(BIN)/ruff format -q .
+
+bench: setup
+	@for b in bench/*.py; do echo "== $$b"; $(BIN)/python $$b || exit 1; done
+
+interop: setup
+	@$(BIN)/python tests/interop/run.py
+
+clean:
+	rm -rf .venv .demo .interop .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage htmlcov build dist *.egg-info
