@@ -1,0 +1,144 @@
+"""Control messages: what devices say to each other besides tensors and weights.
+
+Each message is a 4-byte big-endian length and a MessagePack map, checked against a closed set of
+types before anything is done with it. Source: specs/05-messages.md
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, TypeVar
+
+import msgspec
+
+from p2pnode import limits
+from p2pnode.errors import LocalProtocolError, RemoteProtocolError
+
+
+class Message(msgspec.Struct, frozen=True, tag_field="t", forbid_unknown_fields=False, kw_only=True):
+    """Unknown fields are ignored, so that a newer version may say more."""
+
+
+# --- /p2pnode/admit/1 --------------------------------------------------------------------------------
+class AdmitRequest(Message, tag="admit"):
+    secret: bytes
+    name: str
+    version: str
+    addresses: list[str] = []
+
+
+class Admitted(Message, tag="admitted"):
+    grant: bytes
+    mesh_name: str
+    grants: list[bytes]
+    revocations: list[bytes]
+    peers: list[dict[str, Any]]
+    """[{"key": bytes, "name": str, "addresses": [str]}]"""
+
+
+class Refused(Message, tag="refused"):
+    code: str
+    message: str
+    hint: str = ""
+    details: dict[str, Any] = {}
+
+
+# --- /p2pnode/status/1 -------------------------------------------------------------------------------
+class Status(Message, tag="status"):
+    name: str
+    version: str
+    role: str
+    mesh_key: bytes
+    addresses: list[str]
+    grants: list[bytes]
+    revocations: list[bytes]
+    models: list[dict[str, Any]]
+    """[{"name", "manifest", "size_bytes", "layers", "architecture", ..., "complete": bool}]"""
+    capability: dict[str, Any]
+    """{"memory_total_bytes", "memory_free_bytes", "cores", "threads", ...}"""
+    state: str
+    """"active", "paused" or "draining"."""
+    now_ms: int
+    checkpoint: str = ""
+    """Newest signed note of this node's log."""
+    extra: dict[str, Any] = {}
+
+
+# --- /p2pnode/control/1 ------------------------------------------------------------------------------
+class Call(Message, tag="call"):
+    method: str
+    arguments: dict[str, Any]
+
+
+class Progress(Message, tag="progress"):
+    """Zero or more before the answer, so that long work is never silent."""
+
+    data: dict[str, Any]
+
+
+class Answer(Message, tag="answer"):
+    data: dict[str, Any]
+
+
+AnyMessage = AdmitRequest | Admitted | Refused | Status | Call | Progress | Answer
+M = TypeVar("M", bound=Message)
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(AnyMessage)
+
+
+class ByteStream(Protocol):
+    """What a message needs of a stream."""
+
+    async def write(self, *chunks: bytes) -> None: ...
+
+    async def read_exactly(self, size: int) -> bytes: ...
+
+
+def encode_message(message: AnyMessage) -> bytes:
+    body = _encoder.encode(message)
+    if len(body) > limits.MESSAGE_BYTES_MAX:
+        raise LocalProtocolError(f"a control message of {len(body)} bytes is over {limits.MESSAGE_BYTES_MAX}")
+    return len(body).to_bytes(4, "big") + body
+
+
+def decode_message(body: bytes) -> AnyMessage:
+    """Raises RemoteProtocolError with what is wrong and where."""
+    if len(body) > limits.MESSAGE_BYTES_MAX:
+        raise RemoteProtocolError("a control message is too long")
+    try:
+        message: AnyMessage = _decoder.decode(body)
+    except msgspec.MsgspecError as error:
+        raise RemoteProtocolError(f"not a control message: {error}") from None
+    except RecursionError:
+        raise RemoteProtocolError("not a control message: nested too deeply") from None
+    return message
+
+
+async def send_message(stream: ByteStream, message: AnyMessage) -> None:
+    await stream.write(encode_message(message))
+
+
+async def receive_message(stream: ByteStream) -> AnyMessage:
+    size = int.from_bytes(await stream.read_exactly(4), "big")
+    if size > limits.MESSAGE_BYTES_MAX:
+        raise RemoteProtocolError(f"a control message of {size} bytes is over {limits.MESSAGE_BYTES_MAX}")
+    return decode_message(await stream.read_exactly(size))
+
+
+def refusal_error(refused: Refused) -> Exception:
+    """The peer's condition, as the same type here when we know its code."""
+    from p2pnode import errors  # late: the table is built once from the taxonomy
+
+    by_code = {
+        kind.code: kind
+        for kind in vars(errors).values()
+        if isinstance(kind, type) and issubclass(kind, errors.P2PNodeError)
+    }
+    kind = by_code.get(refused.code, RemoteProtocolError)
+    if kind is errors.P2PNodeError:
+        kind = RemoteProtocolError
+    return kind(
+        refused.message,
+        hint=refused.hint,
+        **{str(k): v for k, v in refused.details.items() if k not in ("message", "hint")},
+    )
