@@ -81,7 +81,7 @@ def make_revocation(
 
 
 def decode_grant(data: bytes) -> Grant:
-    """Raises RemoteProtocolError for anything that is not exactly a grant's bytes (the signature is not checked here)."""
+    """The signature is not checked here; raises RemoteProtocolError for anything but a grant's exact bytes."""
     mesh, subject, issuer, role, name, issued_ms, signature = _unpack(data, 7)
     if not (isinstance(role, str) and isinstance(name, str) and len(name) <= limits.NAME_CHARACTERS_MAX):
         raise RemoteProtocolError("a grant's role or name is not short text")
@@ -102,7 +102,7 @@ def decode_revocation(data: bytes) -> Revocation:
 
 
 class Membership:
-    """The verified members of one mesh. Order of arrival does not matter: unverifiable grants wait, bounded."""
+    """The verified members of one mesh; order of arrival does not matter: grants wait for their issuer, bounded."""
 
     def __init__(self, mesh_key: bytes) -> None:
         self.mesh_key = mesh_key

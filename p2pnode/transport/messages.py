@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeVar
 
 import msgspec
 
-from p2pnode import limits
+from p2pnode import errors, limits
 from p2pnode.errors import LocalProtocolError, RemoteProtocolError
 
 
@@ -19,14 +19,14 @@ class Message(msgspec.Struct, frozen=True, tag_field="t", forbid_unknown_fields=
 
 
 # --- /p2pnode/admit/1 --------------------------------------------------------------------------------
-class AdmitRequest(Message, tag="admit"):
+class AdmitRequest(Message, tag="admit", frozen=True, kw_only=True):
     secret: bytes
     name: str
     version: str
     addresses: list[str] = []
 
 
-class Admitted(Message, tag="admitted"):
+class Admitted(Message, tag="admitted", frozen=True, kw_only=True):
     grant: bytes
     mesh_name: str
     grants: list[bytes]
@@ -35,15 +35,14 @@ class Admitted(Message, tag="admitted"):
     """[{"key": bytes, "name": str, "addresses": [str]}]"""
 
 
-class Refused(Message, tag="refused"):
+class Refused(Message, tag="refused", frozen=True, kw_only=True):
     code: str
     message: str
     hint: str = ""
-    details: dict[str, Any] = {}
 
 
 # --- /p2pnode/status/1 -------------------------------------------------------------------------------
-class Status(Message, tag="status"):
+class Status(Message, tag="status", frozen=True, kw_only=True):
     name: str
     version: str
     role: str
@@ -64,18 +63,18 @@ class Status(Message, tag="status"):
 
 
 # --- /p2pnode/control/1 ------------------------------------------------------------------------------
-class Call(Message, tag="call"):
+class Call(Message, tag="call", frozen=True, kw_only=True):
     method: str
     arguments: dict[str, Any]
 
 
-class Progress(Message, tag="progress"):
+class Progress(Message, tag="progress", frozen=True, kw_only=True):
     """Zero or more before the answer, so that long work is never silent."""
 
     data: dict[str, Any]
 
 
-class Answer(Message, tag="answer"):
+class Answer(Message, tag="answer", frozen=True, kw_only=True):
     data: dict[str, Any]
 
 
@@ -125,20 +124,18 @@ async def receive_message(stream: ByteStream) -> AnyMessage:
     return decode_message(await stream.read_exactly(size))
 
 
-def refusal_error(refused: Refused) -> Exception:
-    """The peer's condition, as the same type here when we know its code."""
-    from p2pnode import errors  # late: the table is built once from the taxonomy
+_CONDITIONS: dict[str, type[errors.P2PNodeError]] = {
+    kind.code: kind
+    for kind in vars(errors).values()
+    if isinstance(kind, type) and issubclass(kind, errors.P2PNodeError) and kind is not errors.P2PNodeError
+}
 
-    by_code = {
-        kind.code: kind
-        for kind in vars(errors).values()
-        if isinstance(kind, type) and issubclass(kind, errors.P2PNodeError)
-    }
-    kind = by_code.get(refused.code, RemoteProtocolError)
-    if kind is errors.P2PNodeError:
-        kind = RemoteProtocolError
-    return kind(
-        refused.message,
-        hint=refused.hint,
-        **{str(k): v for k, v in refused.details.items() if k not in ("message", "hint")},
-    )
+
+def refusal(error: errors.P2PNodeError) -> Refused:
+    return Refused(code=error.code, message=error.message, hint=error.hint)
+
+
+def refusal_error(refused: Refused) -> errors.P2PNodeError:
+    """The peer's condition, as the same type here when we know its code."""
+    kind = _CONDITIONS.get(refused.code, RemoteProtocolError)
+    return kind(refused.message, hint=refused.hint)
