@@ -307,5 +307,23 @@ class NotFound(P2PNodeError):
     code, http_status = "not_found", 404
 
 
+class MethodNotAllowed(P2PNodeError):
+    code, http_status = "method_not_allowed", 405
+
+
+class BodyTooLarge(P2PNodeError):
+    code, http_status = "body_too_large", 413
+
+
+class BodyTimeout(P2PNodeError):
+    code, http_status = "body_timeout", 408
+
+
+class TemplateError(RequestError):
+    """A model's chat template refused the conversation or broke a bound."""
+
+    code = "chat_template"
+
+
 class Cancelled(P2PNodeError):
     code, http_status = "cancelled", 499

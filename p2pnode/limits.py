@@ -45,5 +45,52 @@ EVENT_BYTES_MAX = 65_535
 PLAN_DEVICES_MAX = 64
 
 # --- api -------------------------------------------------------------------------------------------
+API_BODY_BYTES_MAX = 4 * 1024 * 1024
+"""A prompt of a million tokens is about this long; nothing else we accept comes near."""
+
+API_HEADER_BYTES_MAX = 32 * 1024
+"""Apache and nginx stop between 8 and 32 KiB; browsers with many cookies reach 16."""
+
+API_BODY_TIMEOUT_S = 30.0
+"""A body that drips slower than this is an attack or a dead link."""
+
+API_RESPONSE_TIMEOUT_S = 60.0
+"""For plain answers; streams have none, they end with their generation."""
+
+API_STREAM_HEARTBEAT_S = 10.0
+"""Proxies close idle connections after 15 to 60 s."""
+
+API_STREAM_QUEUE_MAX = 256
+"""Events waiting for one reader; a reader that is further behind is dropped."""
+
+API_CHOICES_MAX = 16
+API_STOP_SEQUENCES_MAX = 16
+API_STOP_CHARS_MAX = 256
+API_LOGIT_BIAS_MAX = 1024
+API_LOGPROBS_MAX = 20
+API_MESSAGES_MAX = 4096
+API_TOOLS_MAX = 128
+API_EMBEDDING_INPUTS_MAX = 256
+API_JSON_DEPTH_MAX = 64
+"""Deeper than any honest request; parsers recurse."""
+
+API_REQUESTS_CONCURRENT_MAX = 512
+"""Generations in flight through one API; more get 503 with Retry-After."""
+
+API_LIVE_READERS_MAX = 32
+API_KEY_REQUESTS_PER_MINUTE = 600
+API_GRAMMAR_BYTES_MAX = 64 * 1024
+
+TEMPLATE_SOURCE_BYTES_MAX = 64 * 1024
+"""The longest chat template in common use is about 15 KiB."""
+
+TEMPLATE_OUTPUT_BYTES_MAX = 8 * 1024 * 1024
+TEMPLATE_STEPS_MAX = 200_000
+"""Loop turns and calls of one rendering; a 4,096-message conversation needs about a tenth."""
+
+TEMPLATE_RENDER_TIMEOUT_S = 5.0
+
+CONSOLE_TIMEOUT_S_MAX = 120.0
+CONSOLE_OUTPUT_BYTES_MAX = 256 * 1024
 
 # --- node ------------------------------------------------------------------------------------------
