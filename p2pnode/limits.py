@@ -30,6 +30,8 @@ FRAME_PAYLOAD_BYTES_MAX = 64 * 1024 * 1024
 
 FRAME_ROWS_MAX = 8192
 FRAME_COLUMNS_MAX = 262_144
+FRAME_META_BYTES_MAX = 16 * 1024
+"""Timings, a code and a sentence; anything larger is not meta."""
 
 # --- events and log --------------------------------------------------------------------------------
 EVENT_BYTES_MAX = 65_535
@@ -38,8 +40,79 @@ EVENT_BYTES_MAX = 65_535
 # --- billing ---------------------------------------------------------------------------------------
 
 # --- models and store ------------------------------------------------------------------------------
+CHUNK_BYTES = 1024 * 1024
+"""Verified unit of a tensor: small against a layer, large against a round trip; 70B in Q4 is 40,000 of them."""
+
+HEADER_BYTES_MAX = 64 * 1024 * 1024
+"""GGUF metadata and tensor table; a 256k-token vocabulary with merges is about 12 MiB."""
+
+MANIFEST_BYTES_MAX = 64 * 1024 * 1024
+"""A 2 TB model has 64 MiB of chunk digests: more is a mistake or an attack."""
+
+METADATA_ENTRIES_MAX = 65_536
+METADATA_ARRAY_DEPTH_MAX = 4
+TENSORS_MAX = 65_536
+"""ggml names and finds tensors linearly; the largest MoE files have about 2,000."""
+
+TENSOR_DIMENSIONS_MAX = 4
+"""GGML_MAX_DIMS."""
+
+TENSOR_NAME_BYTES_MAX = 64
+"""GGML_MAX_NAME."""
+
+MODEL_FILES_MAX = 512
+MODEL_NAME_CHARS_MAX = 200
+HEADER_OMIT_BYTES_MIN = 4096
+"""Tokenizer arrays longer than this are left out of the manifest: only a head needs them."""
+
+STORE_FREE_BYTES_MIN = 64 * 1024 * 1024
+"""Left free on the disk: the record must still be able to write."""
+
+STORE_FLUSH_BYTES = 32 * 1024 * 1024
+"""Fetched bytes made durable at once; what a power cut may cost."""
+
+BLOB_REQUEST_BYTES_MAX = 64 * 1024
+BLOB_RUNS_MAX = 1024
+BLOB_CHUNKS_PER_REQUEST_MAX = 1024
+BLOB_BATCH_CHUNKS = 16
+"""Chunks a fetching node asks for at once: the longest a peer works after nobody wants the answer."""
+
+BLOB_BATCH_BYTES = 8 * 1024 * 1024
+BLOB_FRAME_TIMEOUT_S = 30.0
+"""One chunk (1 MiB) must arrive within it: 35 kB/s, below which a holder is no help."""
+
+BLOB_MANIFEST_TIMEOUT_S = 120.0
+BLOB_IDLE_TIMEOUT_S = 120.0
+"""How long a holder keeps a stream on which nothing is asked."""
+
+BLOB_STREAMS_SERVED_MAX = 16
+BLOB_HOLDERS_MAX = 8
+BLOB_ATTEMPTS_MAX = 3
+"""Streams opened to one holder in one fetch before it is given up."""
+
 
 # --- engine ----------------------------------------------------------------------------------------
+ENGINE_HEADER_BYTES_MAX = 1024 * 1024
+"""A message header between node and engine: the longest is a load with many pieces or a long prompt."""
+ENGINE_PAYLOAD_BYTES_MAX = 2 * 1024 * 1024 * 1024
+"""The longest payload is the key-value state of a long session."""
+ENGINE_SESSIONS_MAX = 256
+"""llama.cpp's own bound on sequences in one context."""
+ENGINE_CONTEXT_TOKENS_MAX = 4 * 1024 * 1024
+ENGINE_BATCH_ROWS_MAX = 8192
+ENGINE_THREADS_MAX = 512
+ENGINE_PIECES_MAX = 65_536
+ENGINE_UNITS_MAX = 64
+ENGINE_CALLS_MAX = 4096
+"""Calls waiting in one engine client; the scheduler keeps far fewer in flight."""
+ENGINE_LOG_BYTES_MAX = 64 * 1024
+"""How much of an engine's last words is kept."""
+ENGINE_START_TIMEOUT_S = 30.0
+ENGINE_CLOSE_TIMEOUT_S = 5.0
+GRAMMAR_BYTES_MAX = 256 * 1024
+LOGIT_BIAS_MAX = 4096
+LOGPROBS_MAX = 64
+PENALTY_TOKENS_MAX = 8192
 
 # --- planner ---------------------------------------------------------------------------------------
 PLAN_DEVICES_MAX = 64
@@ -94,3 +167,10 @@ CONSOLE_TIMEOUT_S_MAX = 120.0
 CONSOLE_OUTPUT_BYTES_MAX = 256 * 1024
 
 # --- node ------------------------------------------------------------------------------------------
+PEER_ADDRESSES_MAX = 16
+STATUS_INTERVAL_S = 5.0
+"""Half of js-libp2p's 10 s idle limit, so that status alone keeps a link open."""
+
+REDIAL_DELAY_S_MIN = 0.5
+REDIAL_DELAY_S_MAX = 60.0
+PROGRESS_MESSAGES_WAITING_MAX = 16

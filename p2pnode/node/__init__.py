@@ -1,0 +1,1 @@
+"""The node: commands are decided, facts recorded, effects carried out; arrays flow beside."""

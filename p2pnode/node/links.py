@@ -1,0 +1,255 @@
+"""Links to the other members: who is reachable, what they last said, and asking them things.
+
+Every member keeps one status stream to every other, so each side of a link shows what it sees itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+
+from p2pnode import limits
+from p2pnode.errors import P2PNodeError, PeerTimeout, PeerUnreachable, RemoteProtocolError
+from p2pnode.node.tasks import Tasks, describe
+from p2pnode.transport import messages
+from p2pnode.transport.port import Connection, Stream, Transport
+from p2pnode.units import PeerId
+
+STATUS = "/p2pnode/status/1"
+CONTROL = "/p2pnode/control/1"
+
+ProgressCallback = Callable[[dict[str, Any]], None]
+Method = Callable[[PeerId, dict[str, Any], ProgressCallback], Awaitable[dict[str, Any]]]
+
+
+@dataclass(slots=True)
+class Link:
+    """What this node knows of one other device right now; nothing here is a fact of the record."""
+
+    peer_id: PeerId
+    name: str = ""
+    addresses: list[str] = field(default_factory=list)
+    connection: Connection | None = None
+    status: messages.Status | None = None
+    status_at_s: float = 0.0
+    tried: list[list[str]] = field(default_factory=list)
+    failures: int = 0
+    dialing: bool = False
+
+    @property
+    def is_up(self) -> bool:
+        return self.connection is not None and not self.connection.is_closed
+
+
+class Links:
+    """Keeps a connection and a fresh status for every member it is told about."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        *,
+        tasks: Tasks,
+        rng: Random,
+        my_status: Callable[[], messages.Status],
+        on_status: Callable[[Link, messages.Status], None],
+        on_link: Callable[[Link, bool], None],
+        is_member: Callable[[PeerId], bool],
+    ) -> None:
+        self._transport = transport
+        self._tasks = tasks
+        self._rng = rng
+        self._my_status = my_status
+        self._on_status = on_status
+        self._on_link = on_link
+        self._is_member = is_member
+        self._methods: dict[str, Method] = {}
+        self._changed = asyncio.Event()
+        self.links: dict[PeerId, Link] = {}
+        transport.observe(self._on_connection)
+        transport.handle(STATUS, self._serve_status)
+        transport.handle(CONTROL, self._serve_control)
+
+    # --- members and their addresses -----------------------------------------------------------------
+    def know(self, peer_id: PeerId, *, name: str = "", addresses: list[str] | None = None) -> Link:
+        """Remember a member and keep trying to reach it."""
+        link = self.links.setdefault(peer_id, Link(peer_id))
+        link.name = name or link.name
+        for address in addresses or []:
+            if address not in link.addresses:
+                link.addresses.insert(0, address)
+        del link.addresses[limits.PEER_ADDRESSES_MAX :]
+        if not link.is_up and (connection := self._transport.connection(peer_id)) is not None:
+            self._attach(link, connection)
+        if not link.is_up and link.addresses and not link.dialing:
+            link.dialing = True
+            self._tasks.spawn(f"dial {peer_id[-6:]}", self._keep_dialing(link))
+        return link
+
+    def forget(self, peer_id: PeerId) -> None:
+        self.links.pop(peer_id, None)
+
+    def status_changed(self) -> None:
+        """Tell everyone soon instead of at the next interval."""
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def _keep_dialing(self, link: Link) -> None:
+        try:
+            while self.links.get(link.peer_id) is link and not link.is_up:
+                try:
+                    self._attach(link, await self._transport.dial(link.addresses, link.peer_id))
+                    return
+                except P2PNodeError as error:
+                    link.failures += 1
+                    link.tried = error.details.get("tried", [["", error.message]])
+                ceiling_s = min(
+                    limits.REDIAL_DELAY_S_MAX, limits.REDIAL_DELAY_S_MIN * 2 ** min(link.failures, 10)
+                )
+                # Full jitter: a mesh that lost its power must not come back in lock-step.
+                await asyncio.sleep(self._rng.uniform(limits.REDIAL_DELAY_S_MIN / 2, ceiling_s))
+        finally:
+            link.dialing = False
+
+    def _on_connection(self, connection: Connection, is_up: bool) -> None:
+        link = self.links.get(connection.peer_id)
+        if is_up:
+            if link is None and self._is_member(connection.peer_id):
+                link = self.know(connection.peer_id)
+            if link is not None and not link.is_up:
+                self._attach(link, connection)
+        elif link is not None and link.connection is connection:
+            link.connection = self._transport.connection(connection.peer_id)
+            if link.connection is None:
+                self._on_link(link, False)
+                self.know(link.peer_id)
+
+    def _attach(self, link: Link, connection: Connection) -> None:
+        link.connection, link.failures, link.tried = connection, 0, []
+        self._on_link(link, True)
+        self._tasks.spawn(f"status {link.peer_id[-6:]}", self._tell_status(link, connection))
+
+    # --- status --------------------------------------------------------------------------------------
+    async def _tell_status(self, link: Link, connection: Connection) -> None:
+        """Say and hear on one stream for as long as the connection lives."""
+        try:
+            stream = await connection.open_stream(STATUS, timeout_s=limits.CONTROL_TIMEOUT_S)
+            while not connection.is_closed:
+                changed = self._changed
+                async with asyncio.timeout(limits.CONTROL_TIMEOUT_S):
+                    await messages.send_message(stream, self._my_status())
+                    self._heard(link, await messages.receive_message(stream))
+                try:
+                    async with asyncio.timeout(limits.STATUS_INTERVAL_S):
+                        await changed.wait()
+                except TimeoutError:
+                    continue
+        except TimeoutError:
+            await connection.close(0, "no status in time")
+        except P2PNodeError as error:
+            link.tried = [[connection.remote_multiaddr, describe(error)]]
+
+    async def _serve_status(self, stream: Stream) -> None:
+        link = self.know(stream.peer_id)
+        while True:
+            message = await messages.receive_message(stream)
+            self._heard(link, message)
+            await messages.send_message(stream, self._my_status())
+
+    def _heard(self, link: Link, message: messages.AnyMessage) -> None:
+        if not isinstance(message, messages.Status):
+            raise RemoteProtocolError(f"expected a status, got {type(message).__name__}")
+        link.status = message
+        link.status_at_s = asyncio.get_running_loop().time()
+        link.name = message.name[: limits.NAME_CHARACTERS_MAX] or link.name
+        self._on_status(link, message)
+
+    # --- control -------------------------------------------------------------------------------------
+    def serve(self, method: str, handler: Method) -> None:
+        self._methods[method] = handler
+
+    async def call(
+        self,
+        peer_id: PeerId,
+        method: str,
+        arguments: Mapping[str, Any],
+        *,
+        on_progress: ProgressCallback | None = None,
+        timeout_s: float = limits.CONTROL_TIMEOUT_S,
+    ) -> dict[str, Any]:
+        """Ask a member; the silence between two progress messages is at most `timeout_s`."""
+        link = self.links.get(peer_id)
+        if link is None or not link.is_up or link.connection is None:
+            name = (link.name if link else "") or peer_id[-6:]
+            raise PeerUnreachable(f"{name} is not reachable now", tried=link.tried if link else [])
+        try:
+            async with asyncio.timeout(timeout_s):
+                stream = await link.connection.open_stream(CONTROL)
+                await messages.send_message(stream, messages.Call(method=method, arguments=dict(arguments)))
+            try:
+                return await self._answer(stream, on_progress, timeout_s)
+            finally:
+                stream.reset()
+        except TimeoutError:
+            raise PeerTimeout(
+                f"{link.name or peer_id[-6:]} did not answer {method} within {timeout_s:g} s"
+            ) from None
+
+    async def _answer(
+        self, stream: Stream, on_progress: ProgressCallback | None, timeout_s: float
+    ) -> dict[str, Any]:
+        while True:
+            async with asyncio.timeout(timeout_s):
+                message = await messages.receive_message(stream)
+            if isinstance(message, messages.Progress):
+                if on_progress is not None and message.data:  # empty ones only break the silence
+                    on_progress(message.data)
+            elif isinstance(message, messages.Answer):
+                return message.data
+            elif isinstance(message, messages.Refused):
+                raise messages.refusal_error(message)
+            else:
+                raise RemoteProtocolError(f"unexpected answer {type(message).__name__}")
+
+    async def _serve_control(self, stream: Stream) -> None:
+        async with asyncio.timeout(limits.CONTROL_TIMEOUT_S):
+            call = await messages.receive_message(stream)
+        if not isinstance(call, messages.Call) or call.method not in self._methods:
+            name = call.method if isinstance(call, messages.Call) else type(call).__name__
+            refused = messages.Refused(
+                code="protocol_remote", message=f"this device has no method {name[:40]!r}"
+            )
+            await messages.send_message(stream, refused)
+            await stream.close_write()
+            return
+        news: asyncio.Queue[dict[str, Any]] = asyncio.Queue(limits.PROGRESS_MESSAGES_WAITING_MAX)
+
+        def progress(data: dict[str, Any]) -> None:
+            if not news.full():  # progress is a courtesy: a slow listener misses some
+                news.put_nowait(data)
+
+        work = self._tasks.spawn(f"serve {call.method}", self._outcome(call, stream.peer_id, progress))
+        try:
+            while not work.done():
+                getter = asyncio.ensure_future(news.get())
+                await asyncio.wait(
+                    (work, getter), return_when=asyncio.FIRST_COMPLETED, timeout=limits.CONTROL_TIMEOUT_S / 3
+                )
+                data = getter.result() if getter.done() else {}
+                getter.cancel()
+                if not work.done():
+                    await messages.send_message(stream, messages.Progress(data=data))
+            await messages.send_message(stream, work.result())
+            await stream.close_write()
+        finally:
+            work.cancel()
+
+    async def _outcome(
+        self, call: messages.Call, peer_id: PeerId, progress: ProgressCallback
+    ) -> messages.Answer | messages.Refused:
+        try:
+            return messages.Answer(data=await self._methods[call.method](peer_id, call.arguments, progress))
+        except P2PNodeError as error:
+            return messages.refusal(error)
