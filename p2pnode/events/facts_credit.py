@@ -1,0 +1,106 @@
+"""Facts about who did what for whom, and what it cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from p2pnode.events.fields import Count, Document, Label, Reason, Shares, Signature
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReceiptGiven:
+    """This node computed layers for a peer and signed for it; `countersignature` once that peer agreed."""
+
+    channel: Label
+    sequence: Count
+    peer: Label
+    request_id: Label
+    receipt: Document
+    signature: Signature
+    cumulative_layer_tokens: Count
+    cumulative_microunits: Count
+    countersignature: Signature | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReceiptReceived:
+    """A peer computed layers for this node, and this node signed the same bytes."""
+
+    channel: Label
+    sequence: Count
+    peer: Label
+    request_id: Label
+    receipt: Document
+    signature: Signature
+    cumulative_layer_tokens: Count
+    cumulative_microunits: Count
+    countersignature: Signature
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WelcomeGranted:
+    """A new account got its welcome credit."""
+
+    account: Label
+    amount_microunits: Count
+    network: Label = ""
+    """Salted tag of the network it came from, by which welcomes are capped."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CreditToppedUp:
+    """An administrator gave credit to an account."""
+
+    account: Label
+    amount_microunits: Count
+    note: Reason = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CreditHeld:
+    """Credit was set aside for a request before it began; amount 0 when it is free."""
+
+    hold_id: Label
+    payer: Label
+    request_id: Label
+    amount_microunits: Count
+    expires_ms: Count
+    free: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CreditSettled:
+    """A hold was paid out to those who did the work; what the shares do not use went back to the payer."""
+
+    hold_id: Label
+    payer: Label
+    request_id: Label
+    amount_microunits: Count
+    shares: Shares
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CreditVoided:
+    """A hold was given back whole."""
+
+    hold_id: Label
+    payer: Label
+    reason: Reason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CreditExpired:
+    """A hold outlived its time and was given back whole."""
+
+    hold_id: Label
+    payer: Label
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuotaSet:
+    """An account may use at most so much in each period; `unlimited` lifts it."""
+
+    account: Label
+    limit_microunits: Count
+    period_ms: Count
+    unlimited: bool = False
