@@ -40,6 +40,33 @@ EVENT_BYTES_MAX = 65_535
 # --- billing ---------------------------------------------------------------------------------------
 
 # --- models and store ------------------------------------------------------------------------------
+GGUF_HEADER_BYTES_MAX = 512 * 1024 * 1024
+"""Metadata and tensor list together; the largest vocabularies with merges need about 20 MiB."""
+
+GGUF_METADATA_COUNT_MAX = 16_384
+"""Real files have 20 to 60 entries; some carry a few hundred."""
+
+GGUF_TENSOR_COUNT_MAX = 131_072
+"""512 layers (llama.cpp's own bound) of 256 tensors each."""
+
+GGUF_KEY_BYTES_MAX = 65_535
+"""From the GGUF specification."""
+
+GGUF_TENSOR_NAME_BYTES_MAX = 63
+"""GGML_MAX_NAME less its terminator: llama.cpp refuses longer ones."""
+
+GGUF_STRING_BYTES_MAX = 16 * 1024 * 1024
+"""Chat templates and precompiled character maps stay far below."""
+
+GGUF_ARRAY_COUNT_MAX = 8 * 1024 * 1024
+"""A vocabulary of 262,144 tokens with 600,000 merges is the largest known."""
+
+GGUF_ALIGNMENT_BYTES_MAX = 1024 * 1024
+GGUF_SPLIT_FILES_MAX = 1024
+MODEL_LAYERS_MAX = 512
+"""LLAMA_MAX_LAYERS: llama.cpp aborts above it."""
+
+TENSOR_ROW_ELEMENTS_MAX = 2**31 - 1
 CHUNK_BYTES = 1024 * 1024
 """Verified unit of a tensor: small against a layer, large against a round trip; 70B in Q4 is 40,000 of them."""
 
