@@ -119,6 +119,12 @@ BLOB_ATTEMPTS_MAX = 3
 
 
 # --- engine ----------------------------------------------------------------------------------------
+STAGE_FRAMES_IN_FLIGHT_MAX = 64
+"""Frames a stage holds at once; past it the stream's own back-pressure stops the sender."""
+
+STAGE_ANSWER_S_MAX = 120.0
+"""A prefill chunk on a slow device takes many seconds; one that takes minutes will not come."""
+
 ENGINE_HEADER_BYTES_MAX = 1024 * 1024
 """A message header between node and engine: the longest is a load with many pieces or a long prompt."""
 ENGINE_PAYLOAD_BYTES_MAX = 2 * 1024 * 1024 * 1024

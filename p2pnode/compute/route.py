@@ -1,0 +1,194 @@
+"""Routes: how the head turns tokens into the next token, on one device or over several.
+
+A route is fed token ids at a position and gives back what llama.cpp's sampler chain chose. The head
+owns sampling in every mode, so seeds, grammars and log-probabilities do not depend on the split.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from p2pnode import limits
+from p2pnode.compute.stage import SendFrame, free_frame
+from p2pnode.errors import ComputeError, P2PNodeError, StageLost
+from p2pnode.facade import SamplingParams
+from p2pnode.frame import DType, Frame, Kind, pack_tokens
+
+
+class Sampled(Protocol):
+    """What the engine says of one sampled token."""
+
+    @property
+    def token(self) -> int: ...
+
+    @property
+    def piece(self) -> bytes: ...
+
+    @property
+    def is_eog(self) -> bool: ...
+
+    @property
+    def logprobs(self) -> Any: ...
+
+
+class HeadEngine(Protocol):
+    async def step(self, unit_id: str, frame: Frame) -> Frame: ...
+
+    async def step_sample(self, unit_id: str, frame: Frame) -> Any: ...
+
+    async def open_session(
+        self, unit_id: str, session: int, params: SamplingParams, prompt_tokens: Sequence[int]
+    ) -> None: ...
+
+    async def free_session(self, unit_id: str, session: int) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Feed:
+    """Tokens of one session at a position; `sample` when the token after them is wanted."""
+
+    session: int
+    epoch: int
+    position_first: int
+    tokens: Sequence[int]
+    sample: bool
+    is_last_chunk: bool = True
+
+    def frame(self, sequence: int) -> Frame:
+        rows = len(self.tokens)
+        return Frame(
+            kind=Kind.TOKENS, dtype=DType.I32, rows=rows, columns=1, session=self.session, epoch=self.epoch,
+            payload=pack_tokens(list(self.tokens)), position_first=self.position_first,
+            wanted_first=rows - 1 if self.sample else rows, sequence=sequence,
+        )  # fmt: skip
+
+
+class Route(Protocol):
+    async def open(self, session: int, params: SamplingParams, prompt_tokens: Sequence[int]) -> None: ...
+
+    async def feed(self, feed: Feed) -> Sampled | None:
+        """Raises StageLost, EngineUnavailable and what the stages raise."""
+        ...
+
+    async def free(self, session: int) -> None: ...
+
+
+class LocalRoute:
+    """The whole model in one engine unit of this device."""
+
+    def __init__(self, engine: HeadEngine, unit_id: str) -> None:
+        self._engine = engine
+        self._unit_id = unit_id
+
+    async def open(self, session: int, params: SamplingParams, prompt_tokens: Sequence[int]) -> None:
+        await self._engine.open_session(self._unit_id, session, params, prompt_tokens)
+
+    async def feed(self, feed: Feed) -> Sampled | None:
+        frame = feed.frame(0)
+        if feed.sample:
+            sampled: Sampled = await self._engine.step_sample(self._unit_id, frame)
+            return sampled
+        await self._engine.step(self._unit_id, frame)
+        return None
+
+    async def free(self, session: int) -> None:
+        await self._engine.free_session(self._unit_id, session)
+
+
+class PipelineRoute:
+    """A ring: first unit here (or remote), rows along the stages, back here to the output unit.
+
+    `send` puts a frame on the stream to the first remote stage; frames of the last stage are handed to
+    `arrived`. Results are matched by sequence, so any number of sessions and chunks may be under way.
+    """
+
+    def __init__(
+        self, engine: HeadEngine, *, first_unit: str | None, output_unit: str, send: SendFrame
+    ) -> None:
+        self._engine = engine
+        self._first_unit = first_unit
+        self._output_unit = output_unit
+        self._send = send
+        self._sequence = 0
+        self._waiting: dict[int, asyncio.Future[Frame]] = {}
+        self._lost: P2PNodeError | None = None
+        self._epochs: dict[int, int] = {}
+        self._order: dict[int, asyncio.Lock] = {}
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    async def open(self, session: int, params: SamplingParams, prompt_tokens: Sequence[int]) -> None:
+        self._order[session] = asyncio.Lock()
+        await self._engine.open_session(self._output_unit, session, params, prompt_tokens)
+
+    async def feed(self, feed: Feed) -> Sampled | None:
+        if self._lost is not None:
+            raise self._lost
+        self._sequence = (self._sequence + 1) % 2**32
+        sequence = self._sequence
+        self._epochs[feed.session] = feed.epoch
+        frame = feed.frame(sequence)
+        result: asyncio.Future[Frame] = asyncio.get_running_loop().create_future()
+        self._waiting[sequence] = result
+        try:
+            async with self._order.setdefault(feed.session, asyncio.Lock()):
+                # One session's chunks leave in order even when several feeds run side by side.
+                if self._first_unit is not None:
+                    rows = await self._engine.step(self._first_unit, frame)
+                    frame = Frame(
+                        kind=Kind.ROWS, dtype=rows.dtype, rows=rows.rows, columns=rows.columns,
+                        session=feed.session, payload=rows.payload, epoch=feed.epoch,
+                        position_first=feed.position_first, wanted_first=frame.wanted_first, sequence=sequence,
+                    )  # fmt: skip
+                await self._send(frame)
+            async with asyncio.timeout(limits.STAGE_ANSWER_S_MAX):
+                back = await result
+        except TimeoutError:
+            raise StageLost(f"no rows came back within {limits.STAGE_ANSWER_S_MAX:g} s") from None
+        finally:
+            self._waiting.pop(sequence, None)
+        if not feed.sample:
+            return None
+        sampled: Sampled = await self._engine.step_sample(self._output_unit, back)
+        return sampled
+
+    def arrived(self, frame: Frame) -> None:
+        """A frame of the last stage; late ones of an older epoch or a freed session are nobody's."""
+        waiting = self._waiting.get(frame.sequence)
+        if waiting is None or waiting.done() or frame.kind is Kind.FREE:
+            return
+        if frame.kind is Kind.ERROR:
+            waiting.set_exception(_condition(frame))
+        elif frame.epoch == self._epochs.get(frame.session):
+            waiting.set_result(frame)
+
+    def lost(self, error: P2PNodeError) -> None:
+        """The ring is broken: everything under way fails now, and so does every later feed."""
+        self._lost = self._lost or error
+        for waiting in self._waiting.values():
+            if not waiting.done():
+                waiting.set_exception(error)
+
+    async def free(self, session: int) -> None:
+        epoch = self._epochs.pop(session, 0)
+        self._order.pop(session, None)
+        try:
+            await self._engine.free_session(self._output_unit, session)
+            if self._first_unit is not None:
+                await self._engine.free_session(self._first_unit, session)
+        finally:
+            if self._lost is None:
+                await self._send(free_frame(session, epoch))
+
+
+def _condition(frame: Frame) -> P2PNodeError:
+    code = str(frame.meta.get("code", ""))
+    message = str(frame.meta.get("message", "a stage failed without saying why"))
+    if code in ("stage_lost", "engine_unavailable", "connection_lost", "peer_unreachable", "stream_reset"):
+        return StageLost(message, **{"peer": frame.meta.get("peer", "")})
+    return ComputeError(message, hint=str(frame.meta.get("hint", "")))

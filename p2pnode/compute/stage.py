@@ -1,0 +1,111 @@
+"""One stage of a pipeline as a device serves it: frames in, one engine unit, frames out.
+
+Frames of different sessions may overtake each other (the engine batches whatever waits); frames of one
+session never do, because the engine answers each session in the order it was asked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import Protocol
+
+from p2pnode import limits
+from p2pnode.errors import P2PNodeError
+from p2pnode.frame import DType, Frame, Kind
+
+SendFrame = Callable[[Frame], Awaitable[None]]
+
+
+class UnitEngine(Protocol):
+    """The part of an engine a stage needs."""
+
+    async def step(self, unit_id: str, frame: Frame) -> Frame: ...
+
+    async def free_session(self, unit_id: str, session: int) -> None: ...
+
+
+def error_frame(of: Frame, error: P2PNodeError) -> Frame:
+    """What travels instead of rows when a stage could not compute; it says which condition it was."""
+    meta = {"code": error.code, "message": error.message[:400], "hint": error.hint[:200]}
+    return Frame(
+        kind=Kind.ERROR, dtype=DType.F32, rows=0, columns=0, session=of.session, epoch=of.epoch,
+        position_first=of.position_first, sequence=of.sequence, request=of.request, meta=meta,
+    )  # fmt: skip
+
+
+def free_frame(session: int, epoch: int) -> Frame:
+    """Tells every stage, in order with the frames before it, that a session is over."""
+    return Frame(kind=Kind.FREE, dtype=DType.F32, rows=0, columns=0, session=session, epoch=epoch)
+
+
+class StageServer:
+    """Serves one inbound stream of frames; what comes out goes to `send`, in order per session."""
+
+    def __init__(self, engine: UnitEngine, unit_id: str, send: SendFrame) -> None:
+        self._engine = engine
+        self._unit_id = unit_id
+        self._send = send
+        self._room = asyncio.Semaphore(limits.STAGE_FRAMES_IN_FLIGHT_MAX)
+        self._tails: dict[int, asyncio.Task[None]] = {}
+        self.sessions: set[int] = set()
+        self.frames_done = 0
+        self.rows_done = 0
+
+    async def serve(self, read: Callable[[], Awaitable[Frame]]) -> None:
+        """Until the stream ends or breaks; then every session that came over it is freed."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                try:
+                    while True:
+                        frame = await read()
+                        await self._room.acquire()
+                        self._start(group, frame)
+                except P2PNodeError:
+                    for task in self._tails.values():
+                        task.cancel()
+        finally:
+            for session in list(self.sessions):
+                await self._free(session)
+
+    def _start(self, group: asyncio.TaskGroup, frame: Frame) -> None:
+        before = self._tails.get(frame.session)
+        # The engine must see the frames of a session in the order they came, so the call starts now ...
+        work = None
+        if frame.kind in (Kind.ROWS, Kind.TOKENS):
+            self.sessions.add(frame.session)
+            work = asyncio.ensure_future(self._engine.step(self._unit_id, frame))
+        # ... and its answer waits for the answers before it.
+        self._tails[frame.session] = group.create_task(self._finish(frame, work, before))
+
+    async def _finish(
+        self, frame: Frame, work: asyncio.Future[Frame] | None, before: asyncio.Task[None] | None
+    ) -> None:
+        try:
+            result = frame
+            if work is not None:
+                try:
+                    result = replace(await work, sequence=frame.sequence, request=frame.request)
+                    self.frames_done += 1
+                    self.rows_done += frame.rows
+                except P2PNodeError as error:
+                    result = error_frame(frame, error)
+            if before is not None:
+                await asyncio.wait([before])
+            if frame.kind is Kind.FREE:
+                await self._free(frame.session)
+            await self._send(result)
+        finally:
+            self._room.release()
+            if work is not None and not work.done():
+                work.cancel()
+            if self._tails.get(frame.session) is asyncio.current_task():
+                del self._tails[frame.session]
+
+    async def _free(self, session: int) -> None:
+        self.sessions.discard(session)
+        try:
+            await self._engine.free_session(self._unit_id, session)
+        except P2PNodeError:
+            return  # the engine is gone, and its sessions with it
