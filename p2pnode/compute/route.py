@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from p2pnode import limits
@@ -140,11 +140,9 @@ class PipelineRoute:
                 # One session's chunks leave in order even when several feeds run side by side.
                 if self._first_unit is not None:
                     rows = await self._engine.step(self._first_unit, frame)
-                    frame = Frame(
-                        kind=Kind.ROWS, dtype=rows.dtype, rows=rows.rows, columns=rows.columns,
-                        session=feed.session, payload=rows.payload, epoch=feed.epoch,
-                        position_first=feed.position_first, wanted_first=frame.wanted_first, sequence=sequence,
-                    )  # fmt: skip
+                    frame = replace(
+                        frame, kind=Kind.ROWS, dtype=rows.dtype, columns=rows.columns, payload=rows.payload
+                    )
                 await self._send(frame)
             async with asyncio.timeout(limits.STAGE_ANSWER_S_MAX):
                 back = await result
@@ -154,6 +152,9 @@ class PipelineRoute:
             self._waiting.pop(sequence, None)
         if not feed.sample:
             return None
+        if not self._output_has_layers:
+            # Norm and output matrix have no memory: a constant position keeps llama.cpp's bookkeeping out of it.
+            back = replace(back, position_first=0)
         sampled: Sampled = await self._engine.step_sample(self._output_unit, back)
         return sampled
 
