@@ -122,6 +122,14 @@ BLOB_ATTEMPTS_MAX = 3
 STAGE_FRAMES_IN_FLIGHT_MAX = 64
 """Frames a stage holds at once; past it the stream's own back-pressure stops the sender."""
 
+SESSIONS_QUEUED_MAX = 512
+SESSIONS_ACTIVE_MAX = 16
+"""Sequences of one llama.cpp context; more wait in the queue."""
+
+PREFILL_CHUNK_TOKENS = 256
+"""Large enough for full speed of the matrix kernels, small enough that decoding sessions wait little."""
+
+PREFILL_CHUNKS_IN_FLIGHT = 4
 STAGE_ANSWER_S_MAX = 120.0
 """A prefill chunk on a slow device takes many seconds; one that takes minutes will not come."""
 

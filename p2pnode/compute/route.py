@@ -106,9 +106,16 @@ class PipelineRoute:
     """
 
     def __init__(
-        self, engine: HeadEngine, *, first_unit: str | None, output_unit: str, send: SendFrame
+        self,
+        engine: HeadEngine,
+        *,
+        first_unit: str | None,
+        output_unit: str,
+        output_has_layers: bool,
+        send: SendFrame,
     ) -> None:
         self._engine = engine
+        self._output_has_layers = output_has_layers
         self._first_unit = first_unit
         self._output_unit = output_unit
         self._send = send

@@ -1,0 +1,171 @@
+"""The head's scheduler: which sessions run, and each session's walk from prompt to last token.
+
+Batching happens in the engines, which join whatever frames wait into one decode; so every session here
+is a simple loop, and fairness is a matter of admission and of how much prompt may be under way at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+
+from p2pnode import limits
+from p2pnode.compute.route import Feed, Route, Sampled
+from p2pnode.compute.text import TextAssembler
+from p2pnode.errors import Busy, ContextFull
+from p2pnode.facade import FinishReason, PrefillProgress, SamplingParams, TextDelta, TokenLogprob
+
+Clock = Callable[[], float]
+
+
+class Cells:
+    """KV cells and sequences of one route, given out first come first served; the queue is bounded."""
+
+    def __init__(self, *, cells: int, sessions: int) -> None:
+        self.cells_total = cells
+        self.cells_free = cells
+        self.sessions_free = sessions
+        self.sessions_total = sessions
+        self._queue: deque[tuple[int, asyncio.Future[None]]] = deque()
+
+    @property
+    def queued(self) -> int:
+        return len(self._queue)
+
+    async def take(self, cells: int) -> None:
+        """Wait for room; raises ContextFull when it can never fit and Busy when the queue is full."""
+        if cells > self.cells_total:
+            raise ContextFull(f"{cells} tokens are wanted, this plan has room for {self.cells_total}")
+        if not self._queue and self._fits(cells):
+            self._grant(cells)
+            return
+        if len(self._queue) >= limits.SESSIONS_QUEUED_MAX:
+            raise Busy(f"{len(self._queue)} requests are waiting already; try again in a moment")
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._queue.append((cells, turn))
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self.give_back(cells)
+            else:
+                self._queue = deque(item for item in self._queue if item[1] is not turn)
+                self._wake()
+            raise
+
+    def give_back(self, cells: int) -> None:
+        self.cells_free += cells
+        self.sessions_free += 1
+        self._wake()
+
+    def _fits(self, cells: int) -> bool:
+        return cells <= self.cells_free and self.sessions_free > 0
+
+    def _grant(self, cells: int) -> None:
+        self.cells_free -= cells
+        self.sessions_free -= 1
+
+    def _wake(self) -> None:
+        while self._queue and self._fits(self._queue[0][0]):
+            cells, turn = self._queue.popleft()
+            if not turn.done():
+                self._grant(cells)
+                turn.set_result(None)
+
+
+@dataclass(slots=True)
+class Session:
+    """One running generation: everything needed to say how it is and to carry it elsewhere."""
+
+    session: int
+    prompt: Sequence[int]
+    params: SamplingParams
+    max_tokens: int
+    epoch: int = 0
+    generated: list[int] = field(default_factory=list)
+    prefilled: int = 0
+    cached: int = 0
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+    reason: FinishReason | None = None
+    stop_sequence: str | None = None
+
+    @property
+    def position(self) -> int:
+        return len(self.prompt) + len(self.generated)
+
+
+async def generate(
+    route: Route, session: Session, *, stop: Sequence[str], clock: Clock
+) -> AsyncIterator[TextDelta | PrefillProgress]:
+    """Run one session to its end; what it came to stands in `session` afterwards."""
+    assembler = TextAssembler(stop)
+    await route.open(session.session, session.params, session.prompt)
+    started_s = clock()
+    sampled: Sampled | None = None
+    async for progress, result in _prefill(route, session, list(session.prompt)):
+        sampled = result
+        yield progress
+    session.prefill_s = clock() - started_s
+    started_s = clock()
+    while True:
+        assert sampled is not None
+        session.generated.append(sampled.token)
+        if sampled.is_eog:
+            session.reason = "stop"
+        else:
+            text = assembler.feed(sampled.piece)
+            if text or sampled.logprobs:
+                yield TextDelta(text, len(session.generated), _logprobs(sampled))
+            if assembler.stopped is not None:
+                session.reason, session.stop_sequence = "stop", assembler.stopped
+            elif len(session.generated) >= session.max_tokens:
+                session.reason = "length"
+        session.decode_s = clock() - started_s
+        if session.reason is not None:
+            break
+        sampled = await route.feed(
+            Feed(session.session, session.epoch, session.position - 1, [sampled.token], sample=True)
+        )
+    if rest := assembler.finish():
+        yield TextDelta(rest, len(session.generated))
+
+
+async def _prefill(
+    route: Route, session: Session, tokens: Sequence[int]
+) -> AsyncIterator[tuple[PrefillProgress, Sampled | None]]:
+    """Chunks under way side by side, so that every stage of a ring works; the last one is sampled."""
+    chunks = [
+        tokens[i : i + limits.PREFILL_CHUNK_TOKENS]
+        for i in range(0, len(tokens), limits.PREFILL_CHUNK_TOKENS)
+    ]
+    under_way: deque[tuple[int, asyncio.Task[Sampled | None]]] = deque()
+    position = 0
+    try:
+        for number, chunk in enumerate(chunks):
+            is_last = number == len(chunks) - 1
+            feed = Feed(
+                session.session, session.epoch, position, chunk, sample=is_last, is_last_chunk=is_last
+            )
+            under_way.append((len(chunk), asyncio.ensure_future(route.feed(feed))))
+            position += len(chunk)
+            while len(under_way) >= limits.PREFILL_CHUNKS_IN_FLIGHT or (is_last and under_way):
+                count, task = under_way.popleft()
+                result = await task
+                session.prefilled += count
+                yield PrefillProgress(session.prefilled, len(tokens), session.cached), result
+    finally:
+        for _, task in under_way:
+            task.cancel()
+        await asyncio.gather(*(task for _, task in under_way), return_exceptions=True)
+
+
+def _logprobs(sampled: Sampled) -> tuple[TokenLogprob, ...]:
+    if not sampled.logprobs:
+        return ()
+    own, *rest = sampled.logprobs
+    top = tuple((piece.decode("utf-8", "replace"), logprob, piece) for _, piece, logprob in rest)
+    _, piece, logprob = own
+    return (TokenLogprob(piece.decode("utf-8", "replace"), logprob, piece, top),)
