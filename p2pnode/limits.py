@@ -10,6 +10,72 @@ CLOCK_SKEW_MS_MAX = 5 * 60 * 1000
 """Clocks of home devices drift; five minutes is what kerberos tolerates too."""
 
 # --- transport -------------------------------------------------------------------------------------
+HANDSHAKE_TIMEOUT_S = 10.0
+"""A QUIC handshake is two round trips; on a phone link with loss that stays below this."""
+
+DIAL_TIMEOUT_S = 15.0
+"""One dial with all its addresses: a handshake, and the stagger between addresses."""
+
+DIAL_STAGGER_S = 0.25
+"""RFC 8305 section 5: 250 ms between connection attempts."""
+
+DIAL_ADDRESSES_MAX = 16
+"""More addresses of one peer than this are noise (old networks, containers)."""
+
+NEGOTIATION_TIMEOUT_S = 10.0
+"""A stream that has not said what it speaks by then is half-open or a slow loris."""
+
+PING_TIMEOUT_S = 10.0
+IDENTIFY_TIMEOUT_S = 10.0
+
+IDLE_TIMEOUT_S = 30.0
+"""How long a silent peer counts as there (go-libp2p's value); keep-alives run at a third of it."""
+
+KEEP_ALIVE_S_MAX = 10.0
+"""NAT mappings of UDP last 30 s on the worst home routers (RFC 4787 asks for 120 s)."""
+
+CONNECTIONS_MAX = 512
+CONNECTIONS_PER_ADDRESS_MAX = 128
+"""A household behind one NAT; one attacker cannot take every slot."""
+
+HANDSHAKES_MAX = 64
+"""Half-open connections in all; each costs about 40 KB and 8 ms of processor time."""
+
+HANDSHAKES_PER_ADDRESS_MAX = 16
+HANDSHAKES_BEFORE_RETRY = 8
+"""Above this many half-open connections a new address must prove itself (RFC 9000 section 8.1.2)."""
+
+HANDSHAKES_PER_ADDRESS_BURST = 96
+HANDSHAKES_PER_ADDRESS_PER_S = 16.0
+"""Sustained: at 8 ms each one address costs at most an eighth of a core."""
+
+ADDRESSES_TRACKED_MAX = 4096
+
+STREAMS_PER_CONNECTION_MAX = 256
+"""What go-libp2p and rust-libp2p allow a peer to open."""
+
+STREAM_LINGER_S = 10.0
+"""After a handler ended, how long the peer may take to finish its side."""
+
+CONNECTION_WINDOW_BYTES = 4 * 1024 * 1024
+STREAM_WINDOW_BYTES = 2 * 1024 * 1024
+"""What a peer may send beyond what was read: the most a reader that stops reading holds."""
+
+WRITE_UNSENT_BYTES_MAX = 512 * 1024
+"""A writer waits while more than this is not yet on the wire; enough for 40 ms at 100 Mbit/s."""
+
+CONGESTION_WINDOW_BYTES_MAX = 4 * 1024 * 1024
+"""100 Mbit/s at 300 ms; without a cap the window of a path without loss grows for ever."""
+
+DATAGRAM_BYTES_MIN = 1200
+"""RFC 9000 section 14: every path carries this."""
+
+DATAGRAM_BYTES_MAX = 16_384
+"""The QUIC core writes stream lengths in 14 bits; probed, never assumed."""
+
+SOCKET_BUFFER_BYTES = 4 * 1024 * 1024
+
+LISTEN_ADDRESSES_MAX = 32
 MULTIADDR_CHARACTERS_MAX = 400
 NAME_CHARACTERS_MAX = 64
 TICKET_ADDRESSES_MAX = 8
