@@ -104,6 +104,51 @@ EVENT_BYTES_MAX = 65_535
 """An entry of a tlog-tiles bundle has a 16-bit length."""
 
 # --- billing ---------------------------------------------------------------------------------------
+OUTPUT_TOKENS_PER_UNIT = 1000
+"""One unit pays one request of up to this many output tokens."""
+WELCOME_MICROUNITS = 5_000_000
+"""Five requests to try a node, before its owner is asked for more."""
+WELCOMES_PER_NETWORK_PER_DAY_MAX = 3
+"""A fresh key costs nothing, a fresh /24 (IPv4) or /48 (IPv6) costs something."""
+WELCOMES_PER_HOUR_MAX = 20
+"""What one node can be tricked out of at most: 100 units an hour."""
+HOLD_MS_MAX = 60 * 60 * 1000
+"""A request that runs longer than an hour is taken for lost and its credit given back."""
+HOLDS_OPEN_MAX = 10_000
+HOLDS_OPEN_PER_ACCOUNT_MAX = 256
+"""One caller can not fill the table of holds for everybody."""
+HOLDS_RESOLVED_KEPT_MAX = 10_000
+"""How long a repeated settlement is still answered with the first result."""
+HOLDS_EXPIRED_PER_DECISION_MAX = 64
+"""Keeps one decision short: the writer decides everything one after the other."""
+TOPUP_MICROUNITS_MAX = 10**15
+"""A billion units: far under 2**63, so that sums of thousands of top-ups cannot overflow an event field."""
+TOPUPS_KEPT_MAX = 4096
+ACCOUNT_MICROUNITS_MAX = 2**61
+QUOTA_PERIOD_MS_MAX = 366 * 24 * 60 * 60 * 1000
+EXPOSURE_MICROUNITS_MAX = 1_000_000
+"""A provider works for at most one unit that its consumer has not yet signed for."""
+RECEIPT_BYTES_MAX = 2048
+"""A receipt has about 700 bytes; two of them and their signatures fit into one fraud proof."""
+RECEIPT_FILE_BYTES_MAX = 512 * 1024
+RECEIPT_LAYERS_MAX = 4096
+STATEMENT_ROWS_MAX = 100_000
+
+# --- projections -----------------------------------------------------------------------------------
+REQUESTS_KEPT_MAX = 1000
+PLANS_KEPT_MAX = 256
+INVITES_KEPT_MAX = 1000
+PEERS_KEPT_MAX = 4096
+MODELS_KEPT_MAX = 1024
+SHARDS_PER_MODEL_KEPT_MAX = 1024
+API_KEYS_KEPT_MAX = 1024
+SETTINGS_KEPT_MAX = 1024
+WITNESSES_KEPT_MAX = 256
+CONSOLE_KEPT_MAX = 100
+USAGE_DAYS_KEPT_MAX = 400
+"""A little more than a year, so that a month can be compared with the same one a year before."""
+USAGE_ROWS_PER_DAY_MAX = 1000
+"""Callers times models of one day; what comes above is counted under `(others)`."""
 
 # --- models and store ------------------------------------------------------------------------------
 GGUF_HEADER_BYTES_MAX = 512 * 1024 * 1024

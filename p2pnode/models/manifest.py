@@ -1,0 +1,313 @@
+"""Manifest of a model: what its files contain, and the digest of every piece a peer can ask for.
+
+A manifest names content only, never a label: two holders who imported the same files under different names
+have the same manifest and the same content id. Chunks are numbered through all files: first the pieces of a
+file's header, then its tensors in order of offset, each cut into pieces of CHUNK_BYTES.
+Format: specs/04-blobs.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import msgpack
+
+from p2pnode import limits
+from p2pnode.errors import BadModelFile, ModelIncomplete
+from p2pnode.models import cid
+from p2pnode.models.header import Omission, Outline, outline, slim
+from p2pnode.units import ContentId
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Want:
+    """Bytes [first, end) of a tensor; end None for all of it."""
+
+    tensor: str
+    first: int = 0
+    end: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """One verified piece; `offset` counts from the start of file number `file`."""
+
+    index: int
+    file: int
+    offset: int
+    size: int
+    digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class TensorEntry:
+    name: str
+    file: int
+    offset: int
+    size: int
+    chunk_first: int
+    chunk_count: int
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestFile:
+    """One GGUF file: its size, its slim header, and where the omitted arrays are."""
+
+    size: int
+    header: bytes
+    """Slim: long tokenizer arrays are zero bytes of the same length."""
+    omissions: tuple[Omission, ...]
+    digests: bytes
+    """32 bytes a chunk: header pieces, then tensor pieces."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Immutable; equal content has equal bytes and an equal content id."""
+
+    files: tuple[ManifestFile, ...]
+    encoded: bytes = field(repr=False, compare=False)
+
+    @cached_property
+    def content_id(self) -> ContentId:
+        return cid.of(self.encoded)
+
+    @cached_property
+    def outlines(self) -> tuple[Outline, ...]:
+        return tuple(outline(file.header) for file in self.files)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(file.size for file in self.files)
+
+    @cached_property
+    def chunks(self) -> tuple[Chunk, ...]:
+        result: list[Chunk] = []
+        for number, (file, found) in enumerate(zip(self.files, self.outlines, strict=True)):
+            base = len(result)
+            for position, (offset, size) in enumerate(chunk_extents(found)):
+                value = file.digests[position * cid.DIGEST_BYTES : (position + 1) * cid.DIGEST_BYTES]
+                result.append(Chunk(base + position, number, offset, size, value))
+        return tuple(result)
+
+    @cached_property
+    def tensors(self) -> dict[str, TensorEntry]:
+        result: dict[str, TensorEntry] = {}
+        index = 0
+        for number, found in enumerate(self.outlines):
+            index += _piece_count(found.size)
+            for tensor in found.tensors:
+                count = _piece_count(tensor.size)
+                result[tensor.name] = TensorEntry(
+                    tensor.name, number, tensor.offset, tensor.size, index, count
+                )
+                index += count
+        return result
+
+    @cached_property
+    def header_chunks(self) -> tuple[int, ...]:
+        """Chunks of the full headers: what a node needs that wants the vocabulary."""
+        result: list[int] = []
+        index = 0
+        for found in self.outlines:
+            pieces = _piece_count(found.size)
+            result += range(index, index + pieces)
+            index += pieces + sum(_piece_count(tensor.size) for tensor in found.tensors)
+        return tuple(result)
+
+    @property
+    def has_omissions(self) -> bool:
+        return any(file.omissions for file in self.files)
+
+    def chunks_for(self, wants: Iterable[Want], *, vocabulary: bool = False) -> list[int]:
+        """Indexes, ascending, of the chunks that cover the wanted bytes; ModelIncomplete for an unknown tensor."""
+        found: set[int] = set(self.header_chunks) if vocabulary else set()
+        for want in wants:
+            entry = self.tensors.get(want.tensor)
+            if entry is None:
+                raise ModelIncomplete(f"this model has no tensor {want.tensor!r}", tensor=want.tensor)
+            end = entry.size if want.end is None else want.end
+            if not 0 <= want.first <= end <= entry.size:
+                raise ModelIncomplete(
+                    f"tensor {want.tensor!r} has no bytes {want.first}..{end}", tensor=want.tensor
+                )
+            if want.first < end:
+                first = want.first // limits.CHUNK_BYTES
+                found.update(range(entry.chunk_first + first, entry.chunk_first + _piece_count(end)))
+        return sorted(found)
+
+    def bytes_of(self, indexes: Iterable[int]) -> int:
+        return sum(self.chunks[index].size for index in indexes)
+
+    def summary(self) -> dict[str, Any]:
+        """What `models` and `show` print; from the header alone."""
+        scalars: dict[str, Any] = {}
+        shapes: dict[str, tuple[int, ...]] = {}
+        for found in self.outlines:
+            scalars = {**found.scalars, **scalars}
+            shapes |= {tensor.name: tensor.shape for tensor in found.tensors}
+        architecture = str(scalars.get("general.architecture", ""))
+
+        def of_architecture(key: str) -> Any:
+            return scalars.get(f"{architecture}.{key}")
+
+        return {
+            "architecture": architecture,
+            "title": scalars.get("general.name"),
+            "license": scalars.get("general.license"),
+            "quantisation": quantisation_name(scalars.get("general.file_type")),
+            "layers": of_architecture("block_count"),
+            "context_length": of_architecture("context_length"),
+            "embedding_length": of_architecture("embedding_length"),
+            "vocabulary_size": shapes.get("token_embd.weight", (None,))[-1],
+            "chat_template": scalars.get("tokenizer.chat_template"),
+            "size_bytes": self.size,
+            "tensor_count": len(self.tensors),
+            "file_count": len(self.files),
+        }
+
+
+_FILE_TYPES = {
+    0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K", 11: "Q3_K_S", 12: "Q3_K_M",
+    13: "Q3_K_L", 14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S", 17: "Q5_K_M", 18: "Q6_K", 19: "IQ2_XXS", 20: "IQ2_XS",
+    21: "Q2_K_S", 22: "IQ3_XS", 23: "IQ3_XXS", 24: "IQ1_S", 25: "IQ4_NL", 26: "IQ3_S", 27: "IQ3_M", 28: "IQ2_S",
+    29: "IQ2_M", 30: "IQ4_XS", 31: "IQ1_M", 32: "BF16", 36: "TQ1_0", 37: "TQ2_0", 38: "MXFP4_MOE", 39: "NVFP4",
+    40: "Q1_0",
+}  # fmt: skip
+"""llama_ftype numbers (llama.h)."""
+
+
+def quantisation_name(file_type: object) -> str | None:
+    return _FILE_TYPES.get(file_type) if isinstance(file_type, int) else None
+
+
+def _piece_count(size: int) -> int:
+    return -(-size // limits.CHUNK_BYTES)
+
+
+def _pieces(offset: int, size: int) -> list[tuple[int, int]]:
+    step = limits.CHUNK_BYTES
+    return [(offset + at, min(step, size - at)) for at in range(0, size, step)]
+
+
+def chunk_extents(found: Outline) -> list[tuple[int, int]]:
+    """(offset, size) of every chunk of a file, in the order of its digests."""
+    extents = _pieces(0, found.size)
+    for tensor in found.tensors:
+        extents += _pieces(tensor.offset, tensor.size)
+    return extents
+
+
+def manifest_file(header: bytes, size: int, digests: Sequence[bytes]) -> ManifestFile:
+    """Describe one file from its full header and the digests of its chunks."""
+    found = outline(header)
+    assert len(header) == found.size
+    assert len(digests) == len(chunk_extents(found))
+    return ManifestFile(size, slim(header, found), found.omissions, b"".join(digests))
+
+
+def _kept(file: ManifestFile) -> bytes:
+    """Header bytes outside the omitted arrays."""
+    parts, position = [], 0
+    for hole in file.omissions:
+        parts.append(file.header[position : hole.first])
+        position = hole.end
+    parts.append(file.header[position:])
+    return b"".join(parts)
+
+
+def encode(files: Sequence[ManifestFile]) -> bytes:
+    """Canonical bytes: msgpack arrays only, so there is one order."""
+    body = [
+        FORMAT_VERSION,
+        limits.CHUNK_BYTES,
+        [
+            [f.size, len(f.header), [[h.fix, h.first, h.end] for h in f.omissions], _kept(f), f.digests]
+            for f in files
+        ],
+    ]
+    return bytes(msgpack.packb(body, use_bin_type=True))
+
+
+def build(files: Sequence[ManifestFile]) -> Manifest:
+    assert 0 < len(files) <= limits.MODEL_FILES_MAX
+    manifest = Manifest(tuple(files), encode(files))
+    if len(manifest.tensors) != sum(len(found.tensors) for found in manifest.outlines):
+        raise BadModelFile("two files of this model hold a tensor of the same name")
+    return manifest
+
+
+def decode(data: bytes) -> Manifest:
+    """Read a manifest from anywhere; BadModelFile unless it is exactly what `encode` would write."""
+    if len(data) > limits.MANIFEST_BYTES_MAX:
+        raise BadModelFile(f"manifest of {len(data)} bytes, at most {limits.MANIFEST_BYTES_MAX} are allowed")
+    try:
+        body = msgpack.unpackb(data, raw=False, use_list=True, max_ext_len=0, max_map_len=0)
+    except (ValueError, msgpack.exceptions.UnpackException) as error:
+        raise BadModelFile("manifest is not valid msgpack") from error
+    if not (isinstance(body, list) and len(body) == 3 and isinstance(body[2], list)):
+        raise BadModelFile("manifest has the wrong shape")
+    if body[0] != FORMAT_VERSION or body[1] != limits.CHUNK_BYTES:
+        raise BadModelFile(f"manifest version {body[0]!r} with chunks of {body[1]!r} bytes is not supported")
+    if not 0 < len(body[2]) <= limits.MODEL_FILES_MAX:
+        raise BadModelFile(f"manifest lists {len(body[2])} files")
+    files = [_decode_file(entry) for entry in body[2]]
+    manifest = build(files)
+    if manifest.encoded != data:
+        raise BadModelFile("manifest is not in canonical form")
+    return manifest
+
+
+def _decode_file(entry: Any) -> ManifestFile:
+    match entry:
+        case [int(size), int(header_size), list(holes), bytes(kept), bytes(digests)]:
+            pass
+        case _:
+            raise BadModelFile("manifest file entry has the wrong shape")
+    if not 0 < header_size <= limits.HEADER_BYTES_MAX or not header_size <= size < 2**62:
+        raise BadModelFile(f"manifest claims a header of {header_size} bytes in a file of {size}")
+    omissions = tuple(_decode_hole(hole) for hole in holes)
+    header = _spread(kept, omissions, header_size)
+    found = outline(header)
+    if found.size != header_size or found.data_end > size:
+        raise BadModelFile("manifest sizes do not fit its header")
+    for hole in omissions:
+        if header[hole.fix : hole.fix + 4] != b"\0\0\0\0" or hole.first != hole.fix + 12:
+            raise BadModelFile("manifest omits bytes that are no array")
+    if len(digests) != len(chunk_extents(found)) * cid.DIGEST_BYTES:
+        raise BadModelFile(
+            f"manifest has {len(digests)} bytes of digests for {len(chunk_extents(found))} chunks"
+        )
+    return ManifestFile(size, header, omissions, digests)
+
+
+def _decode_hole(hole: Any) -> Omission:
+    match hole:
+        case [int(fix), int(first), int(end)]:
+            return Omission(fix, first, end)
+        case _:
+            raise BadModelFile("manifest omission has the wrong shape")
+
+
+def _spread(kept: bytes, omissions: Sequence[Omission], header_size: int) -> bytes:
+    """Header of full length, zeros where arrays were left out."""
+    header, position, taken = bytearray(), 0, 0
+    for hole in omissions:
+        if not position <= hole.fix < hole.first < hole.end <= header_size:
+            raise BadModelFile("manifest omissions overlap or lie outside the header")
+        step = hole.first - position
+        header += kept[taken : taken + step]
+        header += bytes(hole.end - hole.first)
+        taken, position = taken + step, hole.end
+        if len(header) != position:
+            raise BadModelFile("manifest header is shorter than it claims")
+    header += kept[taken:]
+    if len(header) != header_size:
+        raise BadModelFile("manifest header is not as long as it claims")
+    return bytes(header)

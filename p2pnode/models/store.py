@@ -1,0 +1,394 @@
+"""The model store: what this node holds, by name and by content.
+
+A model comes from files that stay where they are, or from peers into sparse files whose offsets equal those
+of the original. Either way `paths()` gives files on which the byte ranges of the manifest hold, so that
+nobody else needs to know the difference.
+
+Layout under the root: `store.json` (names, imports), `manifests/<cid>`, `data/<cid>/*.gguf` and
+`data/<cid>/have` (one bit a chunk, written after the chunk is durable).
+Methods block; call them from a thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from p2pnode import limits
+from p2pnode.errors import BadModelFile, BlobMismatch, DiskFull, ModelIncomplete, ModelUnknown
+from p2pnode.models import cid as content
+from p2pnode.models import importer
+from p2pnode.models import manifest as manifests
+from p2pnode.models.cache import ChunkCache
+from p2pnode.models.files import data_errors, write_atomic
+from p2pnode.models.manifest import Manifest, Want
+from p2pnode.models.records import ImportedFile, StoreRecords
+from p2pnode.units import ContentId
+
+Progress = Callable[[int, int], None]
+"""Called with bytes done and bytes in all."""
+
+DEMO_NAME = "p2pnode-demo"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/+@-]*")
+
+
+@dataclass(frozen=True, slots=True)
+class StoredModel:
+    """One name in the store."""
+
+    name: str
+    content_id: ContentId
+    manifest: Manifest
+    imported: bool
+    """True when complete files lie outside the store, in `paths`."""
+    have_bytes: int
+    """Verified bytes on this disk."""
+
+    @property
+    def is_complete(self) -> bool:
+        return self.imported or self.have_bytes >= self.manifest.bytes_of(range(len(self.manifest.chunks)))
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Where wanted bytes lie on this disk."""
+
+    path: Path
+    offset: int
+    size: int
+
+
+def check_name(name: str) -> str:
+    """A usable model name; BadModelFile otherwise."""
+    if not _NAME.fullmatch(name) or len(name) > limits.MODEL_NAME_CHARS_MAX:
+        raise BadModelFile(f"{name[:80]!r} is no model name", hint="use letters, digits and . _ : / + @ -")
+    return name
+
+
+class ModelStore:
+    """Names, imports and the chunk cache of one data folder; safe to use from several threads."""
+
+    def __init__(self, root: Path, *, quota_bytes: int | None = None) -> None:
+        self.root = root
+        self.quota_bytes = quota_bytes
+        self._lock = threading.RLock()
+        self._manifests: dict[ContentId, Manifest] = {}
+        self._caches: dict[ContentId, ChunkCache] = {}
+        with data_errors(root):
+            (root / "manifests").mkdir(parents=True, exist_ok=True)
+            (root / "data").mkdir(exist_ok=True)
+        self._records = StoreRecords.load(root / "store.json")
+
+    # --- names -------------------------------------------------------------------------------------
+    def models(self) -> list[StoredModel]:
+        """Every model, by name; entries whose manifest is damaged are left out."""
+        found = []
+        with self._lock:
+            for name in sorted(self._records.names):
+                with contextlib.suppress(BadModelFile, ModelUnknown):
+                    found.append(self.get(name))
+        return found
+
+    def get(self, name: str) -> StoredModel:
+        """By name or content id; ModelUnknown."""
+        with self._lock:
+            content_id = self._records.names.get(name)
+            if content_id is None and name in self._records.names.values():
+                content_id = ContentId(name)
+                name = next(label for label, value in self._records.names.items() if value == content_id)
+            if content_id is None:
+                raise ModelUnknown(f"no model named {name!r} on this device", model=name)
+            manifest = self.manifest(content_id)
+            imported = self.imported_paths(content_id) is not None
+            have = manifest.size if imported else self._cache(content_id).have_bytes
+            return StoredModel(name, content_id, manifest, imported, have)
+
+    def manifest(self, content_id: ContentId) -> Manifest:
+        """The manifest of a content id; checked against it, so a damaged file is never believed."""
+        with self._lock:
+            known = self._manifests.get(content_id)
+            if known is None:
+                path = self.root / "manifests" / content.from_digest(content.to_digest(content_id))
+                if not path.is_file():
+                    raise ModelUnknown(f"no manifest {content_id} on this device", model=content_id)
+                with data_errors(path):
+                    data = path.read_bytes()
+                if content.of(data) != content_id:
+                    raise BadModelFile(
+                        f"manifest {content_id} is damaged on this disk", hint="remove and fetch it again"
+                    )
+                known = self._manifests[content_id] = manifests.decode(data)
+            return known
+
+    # --- adding ------------------------------------------------------------------------------------
+    def add_file(self, path: Path, name: str | None = None, progress: Progress | None = None) -> StoredModel:
+        """Import a GGUF file (any part of a split one) without copying it; quick when it is known and unchanged."""
+        paths = importer.split_paths(path)
+        label = check_name(name or importer.name_of(path))
+        stamps = [ImportedFile.of(part) for part in paths]
+        with self._lock:
+            known = self._records.import_of(stamps)
+        if known is None:
+            manifest = importer.read_manifest(paths, progress)
+            if [ImportedFile.of(part) for part in paths] != stamps:
+                raise BadModelFile(
+                    f"{path} changed while it was read", hint="add it again when it is complete"
+                )
+            known = manifest.content_id
+            with self._lock:
+                self._keep_manifest(manifest)
+                self._records.imports[known] = stamps
+        with self._lock:
+            self._records.names[label] = known
+            self._records.save()
+            return self.get(label)
+
+    def add_demo(self, path: Path) -> StoredModel:
+        """Make sure that the embedded model is there under its name."""
+        return self.add_file(path, DEMO_NAME)
+
+    def add_manifest(self, name: str, data: bytes | Manifest) -> StoredModel:
+        """Register a model to be fetched; takes manifest bytes from a peer."""
+        manifest = data if isinstance(data, Manifest) else manifests.decode(data)
+        label = check_name(name)
+        with self._lock:
+            self._keep_manifest(manifest)
+            self._records.names[label] = manifest.content_id
+            self._records.touch(manifest.content_id)
+            self._records.save()
+            return self.get(label)
+
+    def _keep_manifest(self, manifest: Manifest) -> None:
+        path = self.root / "manifests" / manifest.content_id
+        if not path.is_file() or path.stat().st_size != len(manifest.encoded):
+            self._check_disk(len(manifest.encoded))
+            write_atomic(path, manifest.encoded)
+        self._manifests[manifest.content_id] = manifest
+
+    # --- removing ----------------------------------------------------------------------------------
+    def remove(self, name: str) -> int:
+        """Forget a name; bytes freed. Imported files are never deleted."""
+        with self._lock:
+            content_id = self.get(name).content_id
+            label = name if name in self._records.names else self.get(name).name
+            del self._records.names[label]
+            freed = 0
+            if content_id not in self._records.names.values():
+                freed = self._drop(content_id)
+                self._records.imports.pop(content_id, None)
+            self._records.save()
+            return freed
+
+    def collect(self) -> int:
+        """Delete data and manifests that no name refers to (after a crash); bytes freed."""
+        freed = 0
+        with self._lock:
+            used = set(self._records.names.values())
+            for folder in ("data", "manifests"):
+                for entry in (self.root / folder).iterdir():
+                    if entry.name not in used:
+                        freed += _delete(entry)
+        return freed
+
+    def _drop(self, content_id: ContentId) -> int:
+        cache = self._caches.pop(content_id, None)
+        if cache is not None:
+            cache.close()
+        self._manifests.pop(content_id, None)
+        freed = _delete(self.root / "data" / content_id) + _delete(self.root / "manifests" / content_id)
+        return freed
+
+    # --- reading -----------------------------------------------------------------------------------
+    def imported_paths(self, content_id: ContentId) -> tuple[Path, ...] | None:
+        """Original files, if there are some and none has changed since."""
+        stamps = self._records.imports.get(content_id)
+        if stamps and all(stamp.is_unchanged() for stamp in stamps):
+            return tuple(Path(stamp.path) for stamp in stamps)
+        return None
+
+    def paths(self, content_id: ContentId) -> tuple[Path, ...]:
+        """One path per file of the manifest; offsets in them equal the original's. Valid GGUF headers, slim unless
+        the vocabulary was fetched; tensors that were not fetched are holes."""
+        with self._lock:
+            return self.imported_paths(content_id) or self._cache(content_id).paths
+
+    def missing(self, content_id: ContentId, indexes: Iterable[int]) -> list[int]:
+        """Those chunks that are not on this disk."""
+        with self._lock:
+            if self.imported_paths(content_id) is not None:
+                return []
+            cache = self._cache(content_id)
+            return [index for index in indexes if not cache.has(index)]
+
+    def have(self, content_id: ContentId) -> bytes:
+        """One bit a chunk, least significant first."""
+        with self._lock:
+            if self.imported_paths(content_id) is not None:
+                count = len(self.manifest(content_id).chunks)
+                return ((1 << count) - 1).to_bytes(-(-count // 8), "little")
+            return self._cache(content_id).bits()
+
+    def pieces(
+        self, content_id: ContentId, wants: Sequence[Want], *, vocabulary: bool = False
+    ) -> list[Piece]:
+        """Places of the wanted bytes, one for each want; ModelIncomplete(missing_bytes) when some are not here."""
+        manifest = self.manifest(content_id)
+        lacking = self.missing(content_id, manifest.chunks_for(wants, vocabulary=vocabulary))
+        if lacking:
+            size = manifest.bytes_of(lacking)
+            raise ModelIncomplete(
+                f"{size} bytes of this model are not on this device yet",
+                hint="fetch them from a peer with: p2pnode pull",
+                missing_bytes=size,
+            )
+        paths = self.paths(content_id)
+        result = []
+        for want in wants:
+            entry = manifest.tensors[want.tensor]
+            end = entry.size if want.end is None else want.end
+            result.append(Piece(paths[entry.file], entry.offset + want.first, end - want.first))
+        return result
+
+    def read_chunk(self, content_id: ContentId, index: int) -> bytes:
+        """One chunk, verified; BlobMismatch when the disk has other bytes (the chunk is then forgotten)."""
+        chunk = self.manifest(content_id).chunks[index]
+        with self._lock:
+            imported = self.imported_paths(content_id)
+            cache = None if imported else self._cache(content_id)
+            if cache is not None and not cache.has(index):
+                raise ModelIncomplete(f"chunk {index} is not on this device", missing_bytes=chunk.size)
+            path = (imported or self._cache(content_id).paths)[chunk.file]
+        with data_errors(path), path.open("rb") as file:
+            file.seek(chunk.offset)
+            data = file.read(chunk.size)
+        if content.digest(data) != chunk.digest:
+            with self._lock:
+                if cache is not None:
+                    cache.forget(index)
+                else:
+                    self._records.imports.pop(content_id, None)
+                    self._records.save()
+            raise BlobMismatch(
+                f"chunk {index} of {content_id} is damaged on this disk", index=index, path=str(path)
+            )
+        return data
+
+    def verify(self, content_id: ContentId, progress: Progress | None = None) -> list[int]:
+        """Read everything that is here again; the damaged chunks, which are forgotten."""
+        manifest = self.manifest(content_id)
+        damaged: list[int] = []
+        lacking = set(self.missing(content_id, range(len(manifest.chunks))))
+        present = [chunk for chunk in manifest.chunks if chunk.index not in lacking]
+        total, done = sum(chunk.size for chunk in present), 0
+        for chunk in present:
+            try:
+                self.read_chunk(content_id, chunk.index)
+            except (BlobMismatch, ModelIncomplete):
+                damaged.append(chunk.index)
+            done += chunk.size
+            if progress is not None:
+                progress(done, total)
+        return damaged
+
+    # --- writing -----------------------------------------------------------------------------------
+    def reserve(self, content_id: ContentId, size: int) -> None:
+        """Make room for fetched bytes: drop least recently used cached models, or DiskFull with numbers."""
+        with self._lock:
+            self._records.touch(content_id)
+            self._records.save()
+            if self.quota_bytes is not None:
+                self._make_room(content_id, size, self.quota_bytes)
+            self._check_disk(size)
+
+    def _make_room(self, content_id: ContentId, size: int, quota: int) -> None:
+        used = self.cached_bytes()
+        own = self._cache(content_id).have_bytes
+        if own + size > quota:
+            raise DiskFull(
+                f"this model needs {own + size} bytes here, the store may hold {quota}",
+                hint="raise the disk quota or plan fewer layers for this device",
+                needed_bytes=own + size,
+                quota_bytes=quota,
+            )
+        for candidate in self._records.by_use():
+            if used + size <= quota:
+                return
+            if candidate != content_id and candidate not in self._pinned:
+                used -= self._cache(candidate).have_bytes
+                for name in [label for label, value in self._records.names.items() if value == candidate]:
+                    del self._records.names[name]
+                self._drop(candidate)
+                self._records.save()
+        if used + size > quota:
+            raise DiskFull(
+                f"{size} more bytes do not fit: {used} of {quota} are in use by models that are loaded",
+                hint="raise the disk quota or remove a model: p2pnode rm",
+                needed_bytes=size,
+                quota_bytes=quota,
+            )
+
+    _pinned: frozenset[ContentId] = frozenset()
+
+    def pin(self, content_ids: Iterable[ContentId]) -> None:
+        """Models in use: never dropped to make room."""
+        self._pinned = frozenset(content_ids)
+
+    def _check_disk(self, size: int) -> None:
+        with data_errors(self.root):
+            free = shutil.disk_usage(self.root).free
+        if free < size + limits.STORE_FREE_BYTES_MIN:
+            raise DiskFull(
+                f"{size} bytes are needed in {self.root}, {free} are free", needed_bytes=size, free_bytes=free
+            )
+
+    def write_chunk(self, content_id: ContentId, index: int, data: bytes | memoryview) -> None:
+        """Keep one fetched chunk; BlobMismatch unless it is exactly the chunk asked for."""
+        chunk = self.manifest(content_id).chunks[index]
+        if len(data) != chunk.size or content.digest(data) != chunk.digest:
+            raise BlobMismatch(f"chunk {index} of {content_id} is not what its content id says", index=index)
+        with self._lock:
+            self._cache(content_id).write(chunk, data)
+
+    def flush(self, content_id: ContentId) -> None:
+        """Make written chunks durable and remember that they are here."""
+        with self._lock:
+            if self.imported_paths(content_id) is None:
+                self._cache(content_id).flush()
+
+    def cached_bytes(self) -> int:
+        """Bytes fetched into this store, all models together."""
+        with self._lock:
+            return sum(self._cache(value).have_bytes for value in set(self._records.names.values()))
+
+    def close(self) -> None:
+        with self._lock:
+            for cache in self._caches.values():
+                cache.close()
+            self._caches.clear()
+
+    def _cache(self, content_id: ContentId) -> ChunkCache:
+        cache = self._caches.get(content_id)
+        if cache is None:
+            cache = ChunkCache(self.root / "data" / content_id, self.manifest(content_id))
+            self._caches[content_id] = cache
+        return cache
+
+
+def _delete(path: Path) -> int:
+    """Remove a file or folder; bytes it occupied."""
+    if path.is_dir():
+        size = sum(getattr(entry.stat(), "st_blocks", 0) * 512 for entry in path.iterdir())
+        shutil.rmtree(path)
+        return size
+    try:
+        size = path.stat().st_size
+        os.unlink(path)  # noqa: PTH108 - one call, and missing files are expected
+    except FileNotFoundError:
+        return 0
+    return size
