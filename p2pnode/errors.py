@@ -196,6 +196,36 @@ class QuotaExceeded(BillingError):
     code, http_status = "quota_exceeded", 429
 
 
+class CreditEnded(BillingError):
+    """The account's owner signed two things that cannot both be true: no credit any more."""
+
+    code, http_status = "credit_ended", 403
+
+
+class HoldResolved(BillingError):
+    """A hold is settled, voided or expired exactly once."""
+
+    code, http_status = "hold_resolved", 409
+
+
+class ReceiptOwed(BillingError):
+    """The consumer has to sign for earlier work before more is done for it."""
+
+    code, http_status, retryable = "receipt_owed", 402, True
+
+
+class BadReceipt(BillingError):
+    """Not a receipt, wrongly signed, out of order, or about other work than was done."""
+
+    code, http_status = "bad_receipt", 400
+
+
+class ReceiptConflict(BadReceipt):
+    """Two signed receipts with one channel and sequence: details carry the fraud proof."""
+
+    code, http_status = "receipt_conflict", 409
+
+
 # --- models ----------------------------------------------------------------------------------------
 class ModelError(P2PNodeError):
     code, http_status = "model", 400
@@ -270,6 +300,18 @@ class StageLost(ComputeError):
     """Details: `peer`, `layers`."""
 
     code, http_status, retryable = "stage_lost", 503, True
+
+
+class SessionLost(ComputeError):
+    """This engine does not hold the session up to the position asked for: replay it from the start."""
+
+    code, http_status, retryable = "session_lost", 503, True
+
+
+class StaleEpoch(ComputeError):
+    """A frame of an older plan of its session."""
+
+    code, http_status = "stale_epoch", 409
 
 
 class ContextFull(ComputeError):

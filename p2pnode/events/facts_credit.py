@@ -66,6 +66,8 @@ class CreditHeld:
     amount_microunits: Count
     expires_ms: Count
     free: bool = False
+    quoted_microunits: Count = 0
+    """What it may cost by the price list, also when it is free: quotas count this."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +79,8 @@ class CreditSettled:
     request_id: Label
     amount_microunits: Count
     shares: Shares
+    quoted_microunits: Count = 0
+    """What it cost by the price list, also when it was free."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
