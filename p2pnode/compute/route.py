@@ -9,41 +9,26 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 from p2pnode import limits
+from p2pnode.compute.engine_protocol import Sampled
 from p2pnode.compute.stage import SendFrame, free_frame
 from p2pnode.errors import ComputeError, P2PNodeError, StageLost
 from p2pnode.facade import SamplingParams
 from p2pnode.frame import DType, Frame, Kind, pack_tokens
 
 
-class Sampled(Protocol):
-    """What the engine says of one sampled token."""
-
-    @property
-    def token(self) -> int: ...
-
-    @property
-    def piece(self) -> bytes: ...
-
-    @property
-    def is_eog(self) -> bool: ...
-
-    @property
-    def logprobs(self) -> Any: ...
-
-
 class HeadEngine(Protocol):
-    async def step(self, unit_id: str, frame: Frame) -> Frame: ...
+    async def step(self, unit_id: int, frame: Frame) -> Frame: ...
 
-    async def step_sample(self, unit_id: str, frame: Frame) -> Any: ...
+    async def step_sample(self, unit_id: int, frame: Frame) -> Sampled: ...
 
     async def open_session(
-        self, unit_id: str, session: int, params: SamplingParams, prompt_tokens: Sequence[int]
+        self, unit_id: int, session: int, params: SamplingParams, prompt_tokens: Sequence[int]
     ) -> None: ...
 
-    async def free_session(self, unit_id: str, session: int) -> None: ...
+    async def free_session(self, unit_id: int, session: int) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +64,7 @@ class Route(Protocol):
 class LocalRoute:
     """The whole model in one engine unit of this device."""
 
-    def __init__(self, engine: HeadEngine, unit_id: str) -> None:
+    def __init__(self, engine: HeadEngine, unit_id: int) -> None:
         self._engine = engine
         self._unit_id = unit_id
 
@@ -89,8 +74,7 @@ class LocalRoute:
     async def feed(self, feed: Feed) -> Sampled | None:
         frame = feed.frame(0)
         if feed.sample:
-            sampled: Sampled = await self._engine.step_sample(self._unit_id, frame)
-            return sampled
+            return await self._engine.step_sample(self._unit_id, frame)
         await self._engine.step(self._unit_id, frame)
         return None
 
@@ -109,13 +93,11 @@ class PipelineRoute:
         self,
         engine: HeadEngine,
         *,
-        first_unit: str | None,
-        output_unit: str,
-        output_has_layers: bool,
+        first_unit: int | None,
+        output_unit: int,
         send: SendFrame,
     ) -> None:
         self._engine = engine
-        self._output_has_layers = output_has_layers
         self._first_unit = first_unit
         self._output_unit = output_unit
         self._send = send
@@ -159,11 +141,7 @@ class PipelineRoute:
             self._waiting.pop(sequence, None)
         if not feed.sample:
             return None
-        if not self._output_has_layers:
-            # Norm and output matrix have no memory: a constant position keeps llama.cpp's bookkeeping out of it.
-            back = replace(back, position_first=0)
-        sampled: Sampled = await self._engine.step_sample(self._output_unit, back)
-        return sampled
+        return await self._engine.step_sample(self._output_unit, back)
 
     def arrived(self, frame: Frame) -> None:
         """A frame of the last stage; late ones of an older epoch or a freed session are nobody's."""

@@ -12,7 +12,8 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 
 from p2pnode import limits
-from p2pnode.compute.route import Feed, Route, Sampled
+from p2pnode.compute.engine_protocol import Sampled
+from p2pnode.compute.route import Feed, Route
 from p2pnode.compute.text import TextAssembler
 from p2pnode.errors import Busy, ContextFull
 from p2pnode.facade import FinishReason, PrefillProgress, SamplingParams, TextDelta, TokenLogprob
@@ -117,8 +118,9 @@ async def generate(
             session.reason = "stop"
         else:
             text = assembler.feed(sampled.piece)
-            if text or sampled.logprobs:
-                yield TextDelta(text, len(session.generated), _logprobs(sampled))
+            logprobs = _logprobs(sampled)
+            if text or logprobs:
+                yield TextDelta(text, len(session.generated), logprobs)
             if assembler.stopped is not None:
                 session.reason, session.stop_sequence = "stop", assembler.stopped
             elif len(session.generated) >= session.max_tokens:
@@ -163,9 +165,11 @@ async def _prefill(
 
 
 def _logprobs(sampled: Sampled) -> tuple[TokenLogprob, ...]:
-    if not sampled.logprobs:
-        return ()
-    own, *rest = sampled.logprobs
-    top = tuple((piece.decode("utf-8", "replace"), logprob, piece) for _, piece, logprob in rest)
-    _, piece, logprob = own
-    return (TokenLogprob(piece.decode("utf-8", "replace"), logprob, piece, top),)
+    found = []
+    for token in sampled.tokens:
+        if token.logprob is not None:
+            top = tuple((piece.decode("utf-8", "replace"), logprob, piece) for _, logprob, piece in token.top)
+            found.append(
+                TokenLogprob(token.piece.decode("utf-8", "replace"), token.logprob, token.piece, top)
+            )
+    return tuple(found)

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from p2pnode import limits
 from p2pnode.errors import P2PNodeError
-from p2pnode.frame import DType, Frame, Kind, row_bytes
+from p2pnode.frame import DType, Frame, Kind
 
 SendFrame = Callable[[Frame], Awaitable[None]]
 
@@ -21,9 +21,9 @@ SendFrame = Callable[[Frame], Awaitable[None]]
 class UnitEngine(Protocol):
     """The part of an engine a stage needs."""
 
-    async def step(self, unit_id: str, frame: Frame) -> Frame: ...
+    async def step(self, unit_id: int, frame: Frame) -> Frame: ...
 
-    async def free_session(self, unit_id: str, session: int) -> None: ...
+    async def free_session(self, unit_id: int, session: int) -> None: ...
 
 
 def error_frame(of: Frame, error: P2PNodeError) -> Frame:
@@ -40,25 +40,10 @@ def free_frame(session: int, epoch: int) -> Frame:
     return Frame(kind=Kind.FREE, dtype=DType.F32, rows=0, columns=0, session=session, epoch=epoch)
 
 
-def wanted_rows(frame: Frame) -> Frame:
-    """What the last stage sends back: only the rows somebody asked for, often one, for a prompt's middle none."""
-    if frame.kind is not Kind.ROWS or frame.wanted_first == 0:
-        return frame
-    skip_bytes = frame.wanted_first * row_bytes(frame.dtype, frame.columns)
-    return replace(
-        frame,
-        rows=frame.wanted,
-        payload=memoryview(frame.payload)[skip_bytes:],
-        position_first=frame.position_first + frame.wanted_first,
-        wanted_first=0,
-    )
-
-
 class StageServer:
     """Serves one inbound stream of frames; what comes out goes to `send`, in order per session."""
 
-    def __init__(self, engine: UnitEngine, unit_id: str, send: SendFrame, *, is_last: bool) -> None:
-        self._is_last = is_last
+    def __init__(self, engine: UnitEngine, unit_id: int, send: SendFrame) -> None:
         self._engine = engine
         self._unit_id = unit_id
         self._send = send
@@ -101,17 +86,7 @@ class StageServer:
             result = frame
             if work is not None:
                 try:
-                    rows = await work
-                    result = replace(
-                        rows,
-                        session=frame.session,
-                        epoch=frame.epoch,
-                        position_first=frame.position_first,
-                        wanted_first=frame.wanted_first,
-                        sequence=frame.sequence,
-                        request=frame.request,
-                    )
-                    result = wanted_rows(result) if self._is_last else result
+                    result = replace(await work, sequence=frame.sequence, request=frame.request)
                     self.frames_done += 1
                     self.rows_done += frame.rows
                 except P2PNodeError as error:
