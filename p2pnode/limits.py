@@ -103,6 +103,34 @@ FRAME_META_BYTES_MAX = 16 * 1024
 EVENT_BYTES_MAX = 65_535
 """An entry of a tlog-tiles bundle has a 16-bit length."""
 
+LOG_BLOCK_EVENTS = 100
+LOG_BLOCK_MS = 30_000
+"""A block is sealed at so many events, or so long after its first one."""
+
+LOG_BATCH_EVENTS_MAX = 512
+"""Callers that share one commit; more only makes the first of them wait longer."""
+
+LOG_QUEUE_MAX = 4096
+"""Submissions waiting for the writer before callers are told to come again (Tessera pushes back there too)."""
+
+LOG_READ_EVENTS_MAX = 10_000
+"""Events in one answer to a reader."""
+
+LOG_PUBLISH_MS_MIN = 1_000
+"""Between two writes of the published checkpoint, when blocks fill faster than that."""
+
+LOG_DISK_RESERVE_BYTES = 256 * 1024 * 1024
+"""Below this much free disk no paid work is taken on."""
+
+LOG_DISK_FLOOR_BYTES = 16 * 1024 * 1024
+"""Below this much free disk nothing is appended: the last pages are for sealing and for closing well."""
+
+SECRET_TEXT_BYTES_MAX = 1024 * 1024
+"""A prompt or command that the operator chose to keep beside its salt."""
+
+WITNESS_PROOF_HASHES_MAX = 63
+"""What c2sp.org/tlog-witness allows in one add-checkpoint request."""
+
 # --- billing ---------------------------------------------------------------------------------------
 OUTPUT_TOKENS_PER_UNIT = 1000
 """One unit pays one request of up to this many output tokens."""
@@ -225,6 +253,9 @@ BLOB_IDLE_TIMEOUT_S = 120.0
 
 BLOB_STREAMS_SERVED_MAX = 16
 BLOB_HOLDERS_MAX = 8
+BLOB_STEAL_AFTER_S = 2.0
+"""An idle holder waits this long for the others before it is asked for what a slow one owes."""
+
 BLOB_ATTEMPTS_MAX = 3
 """Streams opened to one holder in one fetch before it is given up."""
 
