@@ -183,6 +183,17 @@ class IdempotencyConflict(LogError):
     code, http_status = "idempotency_conflict", 409
 
 
+class LogFailed(LogError):
+    """The log could not be written: what is in memory may be ahead of the disk, so the node starts again."""
+
+    code, http_status = "log_failed", 503
+    hint_default = "look at the disk, then start the node again; nothing that was confirmed is lost"
+
+
+class LogBusy(LogError):
+    code, http_status, retryable = "log_busy", 503, True
+
+
 # --- billing ---------------------------------------------------------------------------------------
 class BillingError(P2PNodeError):
     code, http_status = "billing", 402

@@ -43,6 +43,8 @@ class Kind(IntEnum):
     TOKENS = 2
     RESULT = 3
     ERROR = 4
+    FREE = 5
+    """A session is over: sent along the line, in order with the frames before it."""
 
 
 class DType(IntEnum):
@@ -110,7 +112,7 @@ def row_bytes(dtype: DType, columns: int) -> int:
     return columns * _VALUE_BYTES[dtype]
 
 
-def _shape_fault(frame: Frame, payload_bytes: int) -> str | None:  # noqa: C901  (a flat list of rules reads best)
+def _shape_fault(frame: Frame, payload_bytes: int) -> str | None:
     if frame.rows > FRAME_ROWS_MAX:
         return f"{frame.rows} rows, at most {FRAME_ROWS_MAX}"
     if frame.columns > FRAME_COLUMNS_MAX:
@@ -123,8 +125,8 @@ def _shape_fault(frame: Frame, payload_bytes: int) -> str | None:  # noqa: C901 
         return f"wanted rows from {frame.wanted_first} of {frame.rows}"
     if frame.flags & ~FLAGS_KNOWN:
         return f"unknown flags {frame.flags:#x}"
-    if frame.kind is Kind.ERROR:
-        return None if not (frame.rows or frame.columns or payload_bytes) else "an error with a payload"
+    if frame.kind in (Kind.ERROR, Kind.FREE):
+        return None if not (frame.rows or frame.columns or payload_bytes) else "a notice with a payload"
     if frame.kind in (Kind.TOKENS, Kind.RESULT) and (frame.dtype is not DType.I32 or frame.columns != 1):
         return "token ids that are not one column of i32"
     if frame.kind is Kind.ROWS and (frame.dtype is DType.I32 or not frame.columns):
@@ -148,8 +150,8 @@ def encode(frame: Frame) -> list[memoryview]:
     if len(meta) > FRAME_META_BYTES_MAX:
         raise LocalProtocolError(f"frame meta of {len(meta)} bytes, at most {FRAME_META_BYTES_MAX}")
     head = _LAYOUT.pack(
-        MAGIC, VERSION, frame.kind, frame.dtype, frame.flags, frame.rows, frame.columns, frame.session, frame.epoch,
-        frame.position_first, frame.wanted_first, frame.sequence, frame.request, payload.nbytes, len(meta),
+        MAGIC, VERSION, frame.kind, frame.dtype, frame.flags, frame.rows, frame.columns, frame.session,
+        frame.epoch, frame.position_first, frame.wanted_first, frame.sequence, frame.request, payload.nbytes, len(meta),
         zlib.crc32(payload, zlib.crc32(meta)),
     )  # fmt: skip
     first = head + zlib.crc32(head).to_bytes(4, "little") + meta
@@ -181,7 +183,8 @@ def decode_header(data: bytes | bytearray | memoryview) -> Header:
         raise RemoteProtocolError(f"a frame of unknown kind {kind} or dtype {dtype}")
     frame = Frame(
         kind=Kind(kind), dtype=DType(dtype), rows=rows, columns=columns, session=session, epoch=epoch,
-        position_first=position_first, wanted_first=wanted_first, sequence=sequence, request=request, flags=flags,
+        position_first=position_first, wanted_first=wanted_first, sequence=sequence, request=request,
+        flags=flags,
     )  # fmt: skip
     fault = _shape_fault(frame, payload_bytes)
     if fault is None and meta_bytes > FRAME_META_BYTES_MAX:

@@ -1,0 +1,326 @@
+"""The node's side of an engine process: starts it, speaks with it, notices when it dies.
+
+No llama.cpp and no arrays here: frames pass as the bytes they are. Every call either gets its answer or
+raises; when the process goes, all waiting calls raise EngineUnavailable at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import struct
+import sys
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from p2pnode.compute.engine_protocol import (
+    Buffer,
+    Message,
+    Sampled,
+    SampledToken,
+    Timings,
+    UnitInfo,
+    UnitSpec,
+    encode_message,
+    error_of,
+    frame_fields,
+    frame_of,
+)
+from p2pnode.compute.engine_stream import MessageStream
+from p2pnode.compute.sampling import params_as_message
+from p2pnode.errors import Busy, EngineUnavailable
+from p2pnode.facade import SamplingParams
+from p2pnode.frame import Frame
+from p2pnode.limits import (
+    ENGINE_CALLS_MAX,
+    ENGINE_CLOSE_TIMEOUT_S,
+    ENGINE_LOG_BYTES_MAX,
+    ENGINE_START_TIMEOUT_S,
+)
+
+OnExit = Callable[[int], None]
+"""Called once with the exit code; negative is the signal that ended it."""
+Progress = Callable[[float], None]
+_ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+"""numpy converts rows here and multiplies nothing: its own thread pool would only cost memory."""
+
+
+class EngineClient:
+    """Many concurrent calls to one engine process; make it with `start`."""
+
+    def __init__(
+        self, process: asyncio.subprocess.Process, stream: MessageStream, on_exit: OnExit | None
+    ) -> None:
+        self._process = process
+        self._stream = stream
+        self._on_exit = on_exit
+        self._calls: dict[int, asyncio.Future[tuple[Message, memoryview]]] = {}
+        self._progress: dict[int, Progress] = {}
+        self._next_call = 1
+        self._lost: EngineUnavailable | None = None
+        self._log: deque[bytes] = deque()
+        self._log_bytes = 0
+        self._closing = False
+        self.exit_code: int | None = None
+        self.hello: Mapping[str, Any] = {}
+        self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        stream.on_message, stream.on_closed = self._on_message, self._on_stream_closed
+        self._tasks = {asyncio.create_task(self._read_log()), asyncio.create_task(self._watch())}
+
+    @classmethod
+    async def start(
+        cls,
+        *,
+        on_exit: OnExit | None = None,
+        environment: Mapping[str, str] | None = None,
+        pass_fds: Sequence[int] = (),
+    ) -> EngineClient:
+        """Start a process and wait until it speaks; raises EngineUnavailable with its last words."""
+        ours, theirs = socket.socketpair()
+        try:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "p2pnode.compute.engine",
+                str(theirs.fileno()),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.DEVNULL,
+                stderr=asyncio.subprocess.PIPE,
+                pass_fds=(theirs.fileno(), *pass_fds),
+                env={**os.environ, **_ENVIRONMENT, **(environment or {})},
+                process_group=0,
+            )
+        except OSError as exc:
+            ours.close()
+            raise EngineUnavailable(f"cannot start an engine process: {exc.strerror}") from exc
+        finally:
+            theirs.close()
+        client = cls(process, MessageStream(ours), on_exit)
+        try:
+            async with asyncio.timeout(ENGINE_START_TIMEOUT_S):
+                await asyncio.shield(client._ready)
+        except TimeoutError:
+            await client.close()
+            raise EngineUnavailable(
+                f"an engine process did not start in {ENGINE_START_TIMEOUT_S:.0f} s"
+            ) from None
+        except BaseException:
+            await client.close()
+            raise
+        return client
+
+    # state
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        return self._lost is None
+
+    @property
+    def log(self) -> str:
+        """The end of what the process wrote to stderr."""
+        return b"".join(self._log).decode("utf-8", "replace")
+
+    # units
+    async def load(self, spec: UnitSpec, *, progress: Progress | None = None) -> UnitInfo:
+        """Load a unit; `progress` hears 0..1 on the way."""
+        values, payload = spec.as_message()
+        header, _ = await self._call({"op": "load", "spec": values}, payload, progress=progress)
+        return UnitInfo(**header["info"])
+
+    async def unload(self, unit_id: int) -> None:
+        """Free a unit; its waiting steps are answered as cancelled."""
+        await self._call({"op": "unload", "unit": unit_id})
+
+    # sessions
+    async def open_session(
+        self,
+        unit_id: int,
+        session: int,
+        params: SamplingParams | None = None,
+        prompt_tokens: Sequence[int] = (),
+    ) -> None:
+        """Take a sequence for a session and set how it samples."""
+        values = None if params is None else params_as_message(params)
+        keep = list(prompt_tokens)
+        if params is not None and params.repeat_last_tokens >= 0:
+            keep = keep[-params.repeat_last_tokens :] if params.repeat_last_tokens else []
+        await self._call(
+            {"op": "open", "unit": unit_id, "session": session, "params": values, "prompt": keep}
+        )
+
+    async def free_session(self, unit_id: int, session: int) -> None:
+        await self._call({"op": "free", "unit": unit_id, "session": session})
+
+    async def cancel(self, unit_id: int, session: int) -> None:
+        """Answer the session's waiting steps as Cancelled; what it holds stays."""
+        await self._call({"op": "cancel", "unit": unit_id, "session": session})
+
+    async def copy_prefix(self, unit_id: int, source: int, target: int, count: int) -> None:
+        """Let `target` start from the first `count` positions of `source`."""
+        await self._call(
+            {"op": "copy_prefix", "unit": unit_id, "source": source, "target": target, "count": count}
+        )
+
+    async def state_get(self, unit_id: int, session: int) -> memoryview:
+        """The session's key-value state behind our header."""
+        _, payload = await self._call({"op": "state_get", "unit": unit_id, "session": session})
+        return payload
+
+    async def state_set(self, unit_id: int, session: int, state: Buffer) -> int:
+        """Give a session a state made elsewhere; the positions it now holds."""
+        header, _ = await self._call({"op": "state_set", "unit": unit_id, "session": session}, state)
+        return int(header["positions"])
+
+    # steps
+    async def step(self, unit_id: int, frame: Frame) -> Frame:
+        """Compute a frame; rows come out. Its timings are in `meta["t"]`: see `Timings`."""
+        header, payload = await self._call(
+            {"op": "step", "unit": unit_id, "frame": frame_fields(frame)}, frame.payload
+        )
+        values = header["frame"]
+        values[-1] = {**values[-1], "t": header["t"]}
+        return frame_of(values, payload)
+
+    async def step_sample(self, unit_id: int, frame: Frame) -> Sampled:
+        """Compute a frame and sample its wanted rows."""
+        header, _ = await self._call(
+            {"op": "step", "unit": unit_id, "frame": frame_fields(frame), "sample": True}, frame.payload
+        )
+        chosen = tuple(
+            SampledToken(token, piece, eog, logprob, tuple((i, p, b) for i, p, b in top))
+            for token, piece, eog, logprob, top in header["tokens"]
+        )
+        return Sampled(chosen, Timings(*header["t"]))
+
+    # text
+    async def tokenize(
+        self, unit_id: int, text: str, *, add_special: bool = True, parse_special: bool = True
+    ) -> list[int]:
+        _, payload = await self._call(
+            {"op": "tokenize", "unit": unit_id, "add_special": add_special, "parse_special": parse_special},
+            text.encode("utf-8", "replace"),
+        )
+        return list(payload.cast("i")) if payload.nbytes else []
+
+    async def detokenize(
+        self,
+        unit_id: int,
+        tokens: Sequence[int],
+        *,
+        remove_special: bool = False,
+        unparse_special: bool = False,
+    ) -> bytes:
+        message = {
+            "op": "detokenize",
+            "unit": unit_id,
+            "remove_special": remove_special,
+            "unparse_special": unparse_special,
+        }
+        _, payload = await self._call(message, struct.pack(f"={len(tokens)}i", *tokens))
+        return bytes(payload)
+
+    async def pieces(self, unit_id: int, tokens: Sequence[int], *, special: bool = True) -> list[bytes]:
+        """The bytes of each token."""
+        header, _ = await self._call(
+            {"op": "pieces", "unit": unit_id, "special": special}, struct.pack(f"={len(tokens)}i", *tokens)
+        )
+        return list(header["pieces"])
+
+    async def stats(self) -> Message:
+        """{"units": {id: counters}, "rss_bytes", "anonymous_bytes"}"""
+        header, _ = await self._call({"op": "stats"})
+        return {key: value for key, value in header.items() if key != "id"}
+
+    # plumbing
+    async def _call(
+        self, message: Message, payload: Buffer = b"", *, progress: Progress | None = None
+    ) -> tuple[Message, memoryview]:
+        if self._lost is not None:
+            raise self._lost
+        if len(self._calls) >= ENGINE_CALLS_MAX:
+            raise Busy(f"{ENGINE_CALLS_MAX} calls already wait for this engine")
+        call = self._next_call
+        self._next_call += 1
+        message["id"] = call
+        future: asyncio.Future[tuple[Message, memoryview]] = asyncio.get_running_loop().create_future()
+        self._calls[call] = future
+        if progress is not None:
+            self._progress[call] = progress
+        try:
+            self._stream.send(encode_message(message, payload))
+            return await future
+        finally:
+            self._calls.pop(call, None)
+            self._progress.pop(call, None)
+
+    def _on_message(self, header: Message, payload: memoryview) -> None:
+        call = header.get("id")
+        if call == 0:
+            self.hello = header["hello"]
+            if not self._ready.done():
+                self._ready.set_result(None)
+            return
+        if "progress" in header:
+            listener = self._progress.get(call) if isinstance(call, int) else None
+            if listener is not None:
+                listener(header["progress"])
+            return
+        future = self._calls.get(call) if isinstance(call, int) else None
+        if future is None or future.done():
+            return
+        if "error" in header:
+            future.set_exception(error_of(header["error"]))
+        else:
+            future.set_result((header, payload))
+
+    def _on_stream_closed(self, reason: str) -> None:
+        self._lose(reason)
+        if not self._closing:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
+
+    def _lose(self, reason: str) -> None:
+        if self._lost is None:
+            self._lost = EngineUnavailable(f"the engine process is gone: {reason}")
+            self._stream.close()
+        waiting: list[asyncio.Future[Any]] = [*self._calls.values(), self._ready]
+        for future in waiting:
+            if not future.done():
+                future.set_exception(EngineUnavailable(self._lost.message, last_words=self.log[-1000:]))
+        if self._ready.done() and not self._ready.cancelled():
+            self._ready.exception()
+
+    async def _read_log(self) -> None:
+        assert self._process.stderr is not None
+        while chunk := await self._process.stderr.read(4096):
+            self._log.append(chunk)
+            self._log_bytes += len(chunk)
+            while self._log_bytes > ENGINE_LOG_BYTES_MAX:
+                self._log_bytes -= len(self._log.popleft())
+
+    async def _watch(self) -> None:
+        code = await self._process.wait()
+        self.exit_code = code
+        name = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        self._lose(name)
+        if self._on_exit is not None:
+            self._on_exit(code)
+
+    async def close(self) -> None:
+        """End the process: closing the socket asks it, SIGKILL makes sure. Safe to call again."""
+        self._closing = True
+        self._lose("closed")
+        try:
+            async with asyncio.timeout(ENGINE_CLOSE_TIMEOUT_S if self._ready.done() else 0):
+                await self._process.wait()
+        except TimeoutError:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
+        await asyncio.gather(*self._tasks)

@@ -1,0 +1,540 @@
+"""A loaded unit: sessions, waiting frames, and batches of several sessions in one decode."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from p2pnode.compute import kv_state
+from p2pnode.compute.engine_protocol import SampledToken, Timings, UnitInfo, UnitSpec
+from p2pnode.compute.llama import Context, Model, check_spec
+from p2pnode.compute.llama_sampler import Sampler
+from p2pnode.compute.sampling import plan_sampler
+from p2pnode.compute.taps import Reducer, Taps
+from p2pnode.compute.token_table import TokenRows
+from p2pnode.errors import (
+    Busy,
+    Cancelled,
+    ContextFull,
+    EngineIncompatible,
+    P2PNodeError,
+    RequestError,
+    SessionLost,
+    ShapeMismatch,
+    StaleEpoch,
+)
+from p2pnode.frame import DType, Frame, Kind, pack_rows, rows_f32, tokens
+
+_DTYPES = {"f32": DType.F32, "f16": DType.F16, "bf16": DType.BF16, "q8_0": DType.Q8_0}
+
+
+@dataclass(slots=True)
+class Session:
+    """One llama.cpp sequence."""
+
+    sequence: int
+    length: int = 0
+    """Positions held; the next frame may start at any of them or right after."""
+    epoch: int = 0
+    sampler: Sampler | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Step:
+    """One frame on its way through this unit."""
+
+    call: int
+    frame: Frame
+    sample: bool
+    ids: Sequence[int] | None
+    rows: NDArray[np.float32] | None
+    draft: Sequence[int]
+    arrived_ns: int
+    session: Session | None = None
+    done: int = 0
+    out: list[NDArray[np.float32]] = field(default_factory=list)
+    sampled: list[SampledToken] = field(default_factory=list)
+    refused: bool = False
+    """A draft token was not what the model chose: what follows it is of no use."""
+    began_ns: int = 0
+    compute_ns: int = 0
+    tap_ns: int = 0
+    sample_ns: int = 0
+    batched_rows: int = 0
+
+    @property
+    def remaining(self) -> int:
+        return self.frame.rows - self.done
+
+    def timings(self) -> Timings:
+        return Timings(
+            self.began_ns - self.arrived_ns, self.compute_ns, self.tap_ns, self.sample_ns, self.batched_rows
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What a finished step answers: an error, sampled tokens or a frame."""
+
+    call: int
+    error: P2PNodeError | None = None
+    frame: Frame | None = None
+    sampled: tuple[SampledToken, ...] = ()
+    timings: Timings = field(default_factory=Timings)
+
+
+class Unit:
+    """Model, context and everything that waits for them; driven by `run_batch`."""
+
+    def __init__(
+        self,
+        unit_id: int,
+        spec: UnitSpec,
+        progress: Callable[[float], bool] | None = None,
+        reducer: Reducer | None = None,
+    ) -> None:
+        started = time.perf_counter()
+        check_spec(spec)
+        self.unit_id = unit_id
+        self.spec = spec
+        self.context: Context | None = None
+        self._table: TokenRows | None = None
+        self.model = Model(spec, progress)
+        try:
+            result_tap = spec.tap if spec.output == "rows" else None
+            self._taps = Taps(result_tap, spec.reduce, reducer)
+            if not spec.vocab_only:
+                self.context = Context(self.model, spec, self._taps.callback)
+            if spec.token_table is not None:
+                self._table = TokenRows(spec.token_table)
+        except BaseException:
+            self.close()
+            raise
+        self.load_s = time.perf_counter() - started
+        self.fingerprint = f"{spec.fingerprint}|{spec.kv_type_k}|{spec.kv_type_v}|{self.model.layers}"
+        self._sessions: dict[int, Session] = {}
+        self._free = list(range(spec.sessions_max - 1, -1, -1))
+        self._waiting: deque[Step] = deque()
+        self.counters = dict.fromkeys(("decodes", "rows", "sampled", "compute_ns", "tap_ns", "sample_ns"), 0)
+
+    # facts
+    def info(self) -> UnitInfo:
+        model, context = self.model, self.context
+        metadata = model.metadata()
+        vocab = model.text_facts()
+        return UnitInfo(
+            unit_id=self.unit_id,
+            description=model.description(),
+            architecture=metadata.get("general.architecture", ""),
+            layers=model.layers,
+            columns=model.columns,
+            vocab_tokens=model.vocab_tokens,
+            context_tokens=self.spec.context_tokens if context else 0,
+            session_tokens=context.session_tokens if context else 0,
+            sessions_max=self.spec.sessions_max,
+            batch_rows=context.batch_rows if context else 0,
+            model_bytes=model.size_bytes,
+            rollback=not model.recurrent,
+            load_s=self.load_s,
+            bos=vocab.bos,
+            eos=vocab.eos,
+            adds_bos=vocab.adds_bos,
+            chat_template=model.chat_template(),
+            fingerprint=self.fingerprint,
+            metadata={key: value for key, value in metadata.items() if len(value) <= 4096},
+        )
+
+    def stats(self) -> dict[str, Any]:
+        return {
+            **self.counters,
+            "waiting": len(self._waiting),
+            "sessions": len(self._sessions),
+            "positions": sum(session.length for session in self._sessions.values()),
+        }
+
+    @property
+    def waiting(self) -> bool:
+        return bool(self._waiting)
+
+    def session_ids(self) -> list[int]:
+        return list(self._sessions)
+
+    def close(self) -> None:
+        for session in getattr(self, "_sessions", {}).values():
+            if session.sampler is not None:
+                session.sampler.close()
+        if self._table is not None:
+            self._table.close()
+            self._table = None
+        if self.context is not None:
+            self.context.close()
+            self.context = None
+        self.model.close()
+
+    # sessions
+    def _context(self) -> Context:
+        if self.context is None:
+            raise RequestError("this unit is a vocabulary: it computes nothing")
+        return self.context
+
+    def _session(self, session_id: int) -> Session:
+        session = self._sessions.get(session_id)
+        if session is None:
+            if not self._free:
+                raise Busy(
+                    f"all {self.spec.sessions_max} sessions of this unit are taken",
+                    hint="wait for one to finish, or load the unit with a larger sessions_max",
+                )
+            session = self._sessions[session_id] = Session(self._free.pop())
+            self._context().drop(session.sequence)
+        return session
+
+    def open_session(self, session_id: int, params: Mapping[str, Any] | None, prompt: Sequence[int]) -> None:
+        """Take a sequence and set how it samples; again for new settings."""
+        self._context()
+        sampler = None
+        if params is not None:
+            sampler = Sampler(self.model, plan_sampler(params, self.model.vocab_tokens))
+            try:
+                sampler.accept_prompt(prompt)
+            except P2PNodeError:
+                sampler.close()
+                raise
+        try:
+            session = self._session(session_id)
+        except P2PNodeError:
+            if sampler is not None:
+                sampler.close()
+            raise
+        if session.sampler is not None:
+            session.sampler.close()
+        session.sampler = sampler
+
+    def free_session(self, session_id: int) -> Iterator[Reply]:
+        """Forget a session; steps still waiting are answered as cancelled."""
+        yield from self.cancel(session_id)
+        session = self._sessions.pop(session_id, None)
+        if session is not None:
+            if session.sampler is not None:
+                session.sampler.close()
+            self._context().drop(session.sequence)
+            self._free.append(session.sequence)
+
+    def cancel(self, session_id: int) -> Iterator[Reply]:
+        """Answer the waiting steps of a session as cancelled; what it holds stays."""
+        for step in [step for step in self._waiting if step.frame.session == session_id]:
+            self._waiting.remove(step)
+            yield Reply(step.call, Cancelled("the step was cancelled"))
+
+    def copy_prefix(self, source_id: int, target_id: int, count: int) -> None:
+        """Let a session start from the first `count` positions of another."""
+        source = self._sessions.get(source_id)
+        if source is None or not 0 <= count <= source.length:
+            raise SessionLost(f"session {source_id} does not hold {count} positions here")
+        if self.model.recurrent and count != source.length:
+            raise SessionLost("a recurrent model can only share a whole session")
+        if source_id == target_id:
+            raise RequestError("a session cannot be its own prefix")
+        target = self._session(target_id)
+        context = self._context()
+        context.drop(target.sequence)
+        context.copy_prefix(source.sequence, target.sequence, count)
+        target.length = count
+
+    def state(self, session_id: int) -> bytearray:
+        session = self._sessions.get(session_id)
+        if session is None:
+            raise SessionLost(f"session {session_id} is not here")
+        return kv_state.pack(self.fingerprint, session.length, self._context().state(session.sequence))
+
+    def set_state(self, session_id: int, data: bytes | bytearray | memoryview) -> int:
+        """Take a state from another engine; the positions it holds."""
+        positions, blob = kv_state.unpack(self.fingerprint, data)
+        context = self._context()
+        session = self._session(session_id)
+        session.length = 0
+        context.set_state(session.sequence, blob)
+        session.length = context.length(session.sequence)
+        if session.length != positions:
+            context.drop(session.sequence)
+            session.length = 0
+            raise ShapeMismatch("a key-value state that does not hold the positions it names")
+        return positions
+
+    # steps
+    def submit(self, call: int, frame: Frame, *, sample: bool) -> None:
+        """Check a frame and let it wait; raises what is wrong with it."""
+        context = self._context()
+        if not frame.rows:
+            raise ShapeMismatch("a step without rows")
+        if sample and self.spec.output != "sample":
+            raise RequestError("this unit gives rows, it cannot sample")
+        if sample and frame.wanted > context.outputs_max:
+            raise ShapeMismatch(f"{frame.wanted} rows wanted at once, at most {context.outputs_max}")
+        ids, rows = self._input(frame)
+        draft = frame.meta.get("draft", ())
+        self._waiting.append(Step(call, frame, sample, ids, rows, draft, time.perf_counter_ns()))
+
+    def _input(self, frame: Frame) -> tuple[list[int] | None, NDArray[np.float32] | None]:
+        if frame.kind is Kind.TOKENS:
+            ids = tokens(frame)
+            if self._table is not None:
+                return None, self._scaled(self._table.lookup(ids))
+            if self.spec.input != "tokens":
+                raise ShapeMismatch("this unit takes rows, not token ids")
+            if min(ids) < 0 or max(ids) >= self.model.vocab_tokens:
+                raise ShapeMismatch(f"token ids outside the vocabulary of {self.model.vocab_tokens}")
+            return ids, None
+        if frame.kind is not Kind.ROWS or self.spec.input != "rows":
+            raise ShapeMismatch("this unit takes token ids, not rows")
+        if frame.columns != self.model.columns:
+            raise ShapeMismatch(f"rows of {frame.columns} columns for a model {self.model.columns} wide")
+        rows = self._scaled(rows_f32(frame))
+        if not np.isfinite(rows).all():
+            raise ShapeMismatch("rows with values that are not finite")
+        return None, rows
+
+    def _scaled(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
+        scale = self.spec.input_scale
+        return rows if scale == 1.0 else rows * np.float32(scale)
+
+    def _begin(self, step: Step) -> None:
+        """First time a step is chosen: epoch, rollback, room."""
+        frame, context = step.frame, self._context()
+        session = self._session(frame.session)
+        if frame.epoch < session.epoch:
+            raise StaleEpoch(f"a frame of epoch {frame.epoch}, the session is at {session.epoch}")
+        if step.sample and session.sampler is None and frame.wanted:
+            raise RequestError("the session was not opened with sampling settings")
+        session.epoch = frame.epoch
+        if self.spec.stateless:
+            context.drop(session.sequence)
+            session.length = 0
+        else:
+            self._rewind(session, frame)
+        step.session = session
+        step.began_ns = time.perf_counter_ns()
+
+    def _rewind(self, session: Session, frame: Frame) -> None:
+        context, position = self._context(), frame.position_first
+        if position + frame.rows > context.session_tokens:
+            raise ContextFull(
+                f"{position + frame.rows} positions, this unit was loaded for {context.session_tokens}",
+                hint="shorten the prompt, or load the model with a longer context",
+            )
+        if position > session.length:
+            raise SessionLost(f"a frame at position {position}, the session holds {session.length}")
+        if position == session.length:
+            return
+        if position == 0:
+            context.drop(session.sequence)
+        elif self.model.recurrent or not context.drop_from(session.sequence, position):
+            context.drop(session.sequence)
+            session.length = 0
+            raise SessionLost(f"this model cannot go back to position {position}")
+        session.length = position
+
+    def run_batch(self) -> Iterator[Reply]:
+        """One decode over as many waiting steps as fit; yields the answers of those that are complete."""
+        chosen, failed = self._choose()
+        yield from failed
+        if chosen:
+            yield from self._run(chosen)
+
+    def _choose(self) -> tuple[list[tuple[Step, int]], list[Reply]]:
+        """Steps of distinct sessions with the rows each may run now: single rows first, then prompts."""
+        context = self._context()
+        room, outputs = context.batch_rows, context.outputs_max
+        chosen: list[tuple[Step, int]] = []
+        failed: list[Reply] = []
+        alone = (self.model.recurrent and self.spec.output == "rows") or self.spec.ranks > 1
+        order = list(self._first_per_session())
+        order.sort(key=lambda step: step.remaining > 1)
+        for step in order:
+            if not room or (alone and chosen):
+                break
+            if step.session is None:
+                try:
+                    self._begin(step)
+                except P2PNodeError as exc:
+                    self._waiting.remove(step)
+                    failed.append(Reply(step.call, exc))
+                    continue
+            count = min(step.remaining, room)
+            if self.spec.output == "sample":
+                wanted = max(0, step.done + count - max(step.frame.wanted_first, step.done))
+                count -= max(0, wanted - outputs)
+                outputs -= min(wanted, outputs)
+            if count:
+                chosen.append((step, count))
+                room -= count
+        return chosen, failed
+
+    def _first_per_session(self) -> Iterator[Step]:
+        seen: set[int] = set()
+        for step in self._waiting:
+            if step.frame.session not in seen:
+                seen.add(step.frame.session)
+                yield step
+
+    def _run(self, chosen: list[tuple[Step, int]]) -> Iterator[Reply]:
+        total = sum(count for _, count in chosen)
+        started = time.perf_counter_ns()
+        try:
+            fits = self._decode(chosen, total)
+        except P2PNodeError as exc:
+            yield from self._fail(chosen, exc)
+            return
+        spent = time.perf_counter_ns() - started
+        if not fits or not self._tap_in_order(chosen, total):
+            yield from self._split(chosen, fits=fits)
+            return
+        self.counters["decodes"] += 1
+        self.counters["rows"] += total
+        self.counters["compute_ns"] += spent
+        self.counters["tap_ns"] += self._taps.spent_ns
+        tapped = self._tapped()
+        offset = 0
+        for step, count in chosen:
+            assert step.session is not None
+            step.compute_ns += spent
+            step.tap_ns += self._taps.spent_ns
+            step.batched_rows += total
+            if tapped is not None:
+                step.out.append(tapped[offset : offset + count])
+            if step.sample:
+                self._sample(step, offset, count)
+            step.done += count
+            step.session.length += count
+            offset += count
+            if not step.remaining or step.refused:
+                self._waiting.remove(step)
+                yield self._reply(step)
+
+    def _decode(self, chosen: list[tuple[Step, int]], total: int) -> bool:
+        context = self._context()
+        offset = 0
+        for step, count in chosen:
+            assert step.session is not None
+            end = offset + count
+            context.positions[offset:end] = np.arange(step.session.length, step.session.length + count)
+            context.sequences[offset:end] = step.session.sequence
+            if step.ids is not None:
+                context.tokens[offset:end] = step.ids[step.done : step.done + count]
+            if self.spec.output == "sample":
+                context.wanted[offset:end] = (
+                    np.arange(step.done, step.done + count) >= step.frame.wanted_first
+                )
+            else:
+                context.wanted[offset:end] = 1
+            offset = end
+        parts = [step.rows[step.done : step.done + count] for step, count in chosen if step.rows is not None]
+        rows = None
+        if parts:
+            rows = np.ascontiguousarray(parts[0] if len(parts) == 1 else np.concatenate(parts))
+        self._taps.start()
+        fits = context.decode(total, rows)
+        self._taps.finish()
+        return fits
+
+    def _tap_in_order(self, chosen: list[tuple[Step, int]], total: int) -> bool:
+        """Several sessions split into several micro-batches come back in an order we do not know."""
+        if self.spec.output != "rows":
+            return True
+        if sum(len(part) for part in self._taps.rows) != total:
+            raise EngineIncompatible(
+                f"the tap {self.spec.tap!r} gave {sum(map(len, self._taps.rows))} of {total} rows",
+                hint="this llama.cpp names its tensors differently",
+            )
+        return len(chosen) == 1 or len(self._taps.rows) == 1
+
+    def _tapped(self) -> NDArray[np.float32] | None:
+        parts = self._taps.rows
+        if not parts:
+            return None
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def _split(self, chosen: list[tuple[Step, int]], *, fits: bool) -> Iterator[Reply]:
+        """Run the steps of a batch that did not work one by one; only a lone one is out of room."""
+        context = self._context()
+        for step, _ in chosen:
+            assert step.session is not None
+            if not context.drop_from(step.session.sequence, step.session.length) and self.model.recurrent:
+                yield from self._lose(step)
+        if len(chosen) > 1:
+            for pair in chosen:
+                if pair[0] in self._waiting:
+                    yield from self._run([pair])
+            return
+        full = ContextFull(
+            f"the sessions of this unit hold all its {self.spec.context_tokens} positions",
+            hint="wait for a session to finish, or load the unit with more context_tokens",
+        )
+        assert not fits
+        yield from self._fail(chosen, full)
+
+    def _lose(self, step: Step) -> Iterator[Reply]:
+        assert step.session is not None
+        self._context().drop(step.session.sequence)
+        step.session.length = 0
+        self._waiting.remove(step)
+        yield Reply(step.call, SessionLost("a recurrent session was lost with a failed batch"))
+
+    def _fail(self, chosen: list[tuple[Step, int]], exc: P2PNodeError) -> Iterator[Reply]:
+        context = self._context()
+        for step, _ in chosen:
+            if step.session is not None and not context.drop_from(step.session.sequence, step.session.length):
+                context.drop(step.session.sequence)
+                step.session.length = 0
+            self._waiting.remove(step)
+            yield Reply(step.call, exc)
+
+    def _sample(self, step: Step, offset: int, count: int) -> None:
+        assert step.session is not None
+        started = time.perf_counter_ns()
+        first = max(step.frame.wanted_first, step.done)
+        for row in range(first, step.done + count):
+            assert step.session.sampler is not None
+            chosen = step.session.sampler.sample(self._context(), offset + row - step.done)
+            step.sampled.append(chosen)
+            nth = row - step.frame.wanted_first
+            if chosen.is_eog or (nth < len(step.draft) and step.draft[nth] != chosen.token):
+                step.refused = row + 1 < step.frame.rows
+                break
+        step.sample_ns += time.perf_counter_ns() - started
+        self.counters["sampled"] += len(step.sampled)
+        self.counters["sample_ns"] += step.sample_ns
+
+    def _reply(self, step: Step) -> Reply:
+        if step.sample:
+            return Reply(step.call, sampled=tuple(step.sampled), timings=step.timings())
+        return Reply(step.call, frame=self._result(step), timings=step.timings())
+
+    def _result(self, step: Step) -> Frame:
+        frame = step.frame
+        rows = step.out[0] if len(step.out) == 1 else np.concatenate(step.out) if step.out else None
+        position, wanted = frame.position_first, frame.wanted_first
+        if rows is not None and self.spec.rows_out == "wanted":
+            rows, position, wanted = rows[wanted:], position + wanted, 0
+        dtype = _DTYPES[self.spec.rows_dtype]
+        return Frame(
+            Kind.ROWS,
+            dtype,
+            0 if rows is None else len(rows),
+            self.model.columns_out if rows is None else rows.shape[1],
+            frame.session,
+            b"" if rows is None else pack_rows(rows, dtype),
+            frame.epoch,
+            position,
+            wanted if rows is not None else 0,
+            frame.sequence,
+            frame.request,
+            frame.flags,
+            frame.meta,
+        )
