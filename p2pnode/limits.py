@@ -264,6 +264,12 @@ BLOB_ATTEMPTS_MAX = 3
 STAGE_FRAMES_IN_FLIGHT_MAX = 64
 """Frames a stage holds at once; past it the stream's own back-pressure stops the sender."""
 
+UNIT_BATCH_ROWS = 256
+"""Rows of one llama_decode: its scratch memory grows with them."""
+
+OUTPUT_UNIT_TOKENS = 64
+"""An output without layers keeps nothing: room for one batch is enough."""
+
 SESSIONS_QUEUED_MAX = 512
 SESSIONS_ACTIVE_MAX = 16
 """Sequences of one llama.cpp context; more wait in the queue."""
@@ -351,6 +357,14 @@ CONSOLE_OUTPUT_BYTES_MAX = 256 * 1024
 
 # --- node ------------------------------------------------------------------------------------------
 PEER_ADDRESSES_MAX = 16
+HOSTED_STAGES_MAX = 32
+PREPARE_SILENCE_S_MAX = 60.0
+"""Fetching and loading report progress; a device silent for a minute has stopped."""
+
+ENGINE_RESTARTS_MAX = 5
+ENGINE_RESTART_WINDOW_S = 300.0
+"""An engine that dies more often than this is left dead, with the reason shown."""
+
 STATUS_INTERVAL_S = 5.0
 """Half of js-libp2p's 10 s idle limit, so that status alone keeps a link open."""
 

@@ -67,6 +67,7 @@ class Links:
         self._is_member = is_member
         self._methods: dict[str, Method] = {}
         self._changed = asyncio.Event()
+        self._news = asyncio.Event()
         self.links: dict[PeerId, Link] = {}
         transport.observe(self._on_connection)
         transport.handle(STATUS, self._serve_status)
@@ -90,6 +91,14 @@ class Links:
 
     def forget(self, peer_id: PeerId) -> None:
         self.links.pop(peer_id, None)
+
+    async def wait_for_change(self) -> None:
+        """Until some link comes up, goes down or says something new."""
+        await self._news.wait()
+
+    def _something_new(self) -> None:
+        self._news.set()
+        self._news = asyncio.Event()
 
     def status_changed(self) -> None:
         """Tell everyone soon instead of at the next interval."""
@@ -123,11 +132,13 @@ class Links:
         elif link is not None and link.connection is connection:
             link.connection = self._transport.connection(connection.peer_id)
             if link.connection is None:
+                self._something_new()
                 self._on_link(link, False)
                 self.know(link.peer_id)
 
     def _attach(self, link: Link, connection: Connection) -> None:
         link.connection, link.failures, link.tried = connection, 0, []
+        self._something_new()
         self._on_link(link, True)
         self._tasks.spawn(f"status {link.peer_id[-6:]}", self._tell_status(link, connection))
 
@@ -164,6 +175,7 @@ class Links:
         link.status = message
         link.status_at_s = asyncio.get_running_loop().time()
         link.name = message.name[: limits.NAME_CHARACTERS_MAX] or link.name
+        self._something_new()
         self._on_status(link, message)
 
     # --- control -------------------------------------------------------------------------------------

@@ -1,0 +1,193 @@
+"""Models of the mesh as this node sees them: what is on its disk, what others hold, and how to get parts."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from p2pnode.compute.gguf import ModelIndex, open_model
+from p2pnode.errors import BadModelFile, ModelUnknown, P2PNodeError
+from p2pnode.models import cid
+from p2pnode.models.exchange import FetchResult, Holder, fetch_manifest, fetch_part
+from p2pnode.models.manifest import Manifest, Want
+from p2pnode.models.store import DEMO_NAME, ModelStore
+from p2pnode.node.links import Link, Links
+from p2pnode.units import ContentId, PeerId
+
+BLOB = "/p2pnode/blob/1"
+
+FetchProgress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class KnownModel:
+    """One model by content id, with everybody who says they hold all of it or a part."""
+
+    name: str
+    content_id: ContentId
+    summary: dict[str, Any]
+    is_local: bool
+    is_complete_here: bool
+    holders: tuple[str, ...] = field(default=())
+
+
+class Catalog:
+    """Looks models up by name and brings their bytes here; thread work is handed off, never blocking the loop."""
+
+    def __init__(
+        self, store: ModelStore, links: Links, *, report: Callable[[str, P2PNodeError], None]
+    ) -> None:
+        self.store = store
+        self._links = links
+        self._report = report
+        self._indexes: dict[tuple[ContentId, bool], ModelIndex] = {}
+        self.bytes_fetched: dict[ContentId, int] = {}
+
+    # --- what there is -------------------------------------------------------------------------------
+    def announce(self) -> list[dict[str, Any]]:
+        """What this node tells others in its status."""
+        return [
+            {
+                "name": m.name,
+                "manifest": m.content_id,
+                "complete": m.is_complete,
+                **m.manifest.summary(),
+                "chat_template": None,
+            }
+            for m in self.store.models()
+        ]
+
+    def known(self) -> list[KnownModel]:
+        found: dict[ContentId, KnownModel] = {}
+        for model in self.store.models():
+            found[model.content_id] = KnownModel(
+                model.name, model.content_id, model.manifest.summary(), True, model.is_complete
+            )
+        for link in self._live():
+            assert link.status is not None
+            for entry in link.status.models:
+                key = ContentId(str(entry.get("manifest", "")))
+                summary = {k: v for k, v in entry.items() if k not in ("name", "manifest", "complete")}
+                mine = found.get(key) or KnownModel(
+                    str(entry.get("name", ""))[:128], key, summary, False, False
+                )
+                holders = (*mine.holders, link.peer_id) if entry.get("complete") else mine.holders
+                found[key] = KnownModel(
+                    mine.name, key, mine.summary, mine.is_local, mine.is_complete_here, holders
+                )
+        return sorted(found.values(), key=lambda m: (not m.is_complete_here, m.name != DEMO_NAME, m.name))
+
+    def resolve(self, name: str | None) -> KnownModel:
+        """By name, content id, or None for the default: the embedded model, else the first that is complete here."""
+        models = self.known()
+        if name is None:
+            models.sort(key=lambda m: (m.name != DEMO_NAME, not m.is_complete_here))
+            if models:
+                return models[0]
+            raise ModelUnknown(
+                "this mesh has no model yet", hint="add one with: p2pnode join --model FILE.gguf"
+            )
+        for model in models:
+            if name in (model.name, model.content_id):
+                return model
+        raise ModelUnknown(f"no device of this mesh has a model named {name!r}")
+
+    async def resolve_or_add(self, name: str | None) -> KnownModel:
+        """As `resolve`; a path to a GGUF file is added to the store first."""
+        if name is not None and (name.endswith(".gguf") or "/" in name):
+            path = await asyncio.to_thread(_existing_file, name)
+            if path is not None:
+                added = await asyncio.to_thread(self.store.add_file, path)
+                self._links.status_changed()
+                return self.resolve(added.name)
+            if name.endswith(".gguf") and not any(name == m.name for m in self.known()):
+                raise BadModelFile(
+                    f"there is no file {name}",
+                    hint="give the path of a GGUF file, or a name from: p2pnode models",
+                )
+        return self.resolve(name)
+
+    def holders(self, content_id: ContentId) -> list[Holder]:
+        """Reachable devices that say they hold the model; those that hold all of it first."""
+        found = [
+            (not entry.get("complete"), link.peer_id)
+            for link in self._live()
+            for entry in (link.status.models if link.status else ())
+            if entry.get("manifest") == content_id
+        ]
+        return [Holder(peer, functools.partial(self._open, PeerId(peer))) for _, peer in sorted(found)]
+
+    # --- bringing it here ----------------------------------------------------------------------------
+    async def manifest(
+        self, content_id: ContentId, *, name: str, extra_holders: Iterable[str] = ()
+    ) -> Manifest:
+        """From this disk, or from whoever has it; registered under `name`."""
+        try:
+            return await asyncio.to_thread(self.store.manifest, content_id)
+        except ModelUnknown:
+            holders = self.holders(content_id)
+            known = {holder.peer for holder in holders}
+            holders += [
+                Holder(p, functools.partial(self._open, PeerId(p))) for p in extra_holders if p not in known
+            ]
+            manifest = await fetch_manifest(content_id, holders, report=self._report)
+            await asyncio.to_thread(self.store.add_manifest, name, manifest)
+            return manifest
+
+    async def fetch(
+        self,
+        content_id: ContentId,
+        tensors: Iterable[str],
+        *,
+        vocabulary: bool,
+        extra_holders: Iterable[str] = (),
+        on_progress: FetchProgress | None = None,
+    ) -> FetchResult:
+        """Make sure that these tensors are on this disk, verified."""
+        manifest = await asyncio.to_thread(self.store.manifest, content_id)
+        holders = self.holders(content_id)
+        known = {holder.peer for holder in holders}
+        holders += [
+            Holder(p, functools.partial(self._open, PeerId(p))) for p in extra_holders if p not in known
+        ]
+        result = await fetch_part(
+            manifest,
+            [Want(name) for name in tensors],
+            holders,
+            self.store,
+            vocabulary=vocabulary,
+            progress=on_progress,
+            report=self._report,
+        )
+        self.bytes_fetched[content_id] = self.bytes_fetched.get(content_id, 0) + result.bytes_on_wire
+        return result
+
+    async def index(self, content_id: ContentId, *, vocabulary: bool) -> tuple[ModelIndex, list[Path]]:
+        """The tensor index over this disk's files; `vocabulary` once the full header is here."""
+        paths = list(self.store.paths(content_id))
+        key = (content_id, vocabulary)
+        if key not in self._indexes:
+            index, _ = await asyncio.to_thread(open_model, paths[0])
+            self._indexes[key] = index
+        return self._indexes[key], paths
+
+    def model_id(self, content_id: ContentId) -> bytes:
+        return cid.to_digest(content_id)
+
+    def _live(self) -> list[Link]:
+        return [link for link in self._links.links.values() if link.is_up and link.status is not None]
+
+    async def _open(self, peer_id: PeerId) -> Any:
+        link = self._links.links.get(peer_id)
+        if link is None or link.connection is None:
+            raise ModelUnknown(f"{peer_id[-6:]} is not reachable now")
+        return await link.connection.open_stream(BLOB)
+
+
+def _existing_file(name: str) -> Path | None:
+    path = Path(name).expanduser()
+    return path if path.is_file() else None

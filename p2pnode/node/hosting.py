@@ -1,0 +1,266 @@
+"""Stages this device computes for a head, and the streams of frames through them.
+
+A head asks each device to prepare its stage (fetch, cut, load). Then it attaches to the first one, which
+attaches to the next, and so on until the last is attached to the head again: when the head hears "yes",
+the whole ring stands. Trouble travels back along the same streams, against the frames.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from p2pnode import limits
+from p2pnode.compute.stage import StageServer
+from p2pnode.errors import NotFound, P2PNodeError, RemoteProtocolError, RequestError, StageLost
+from p2pnode.frame import Frame, FrameReader, encode
+from p2pnode.node.catalog import Catalog
+from p2pnode.node.engines import EngineHost
+from p2pnode.node.links import Links, ProgressCallback
+from p2pnode.node.tasks import Tasks
+from p2pnode.node.units import UnitOptions, part_of_stage, unit_spec, wanted_tensors
+from p2pnode.transport import messages
+from p2pnode.transport.port import Stream, Transport
+from p2pnode.units import ContentId, PeerId
+
+STAGE = "/p2pnode/stage/1"
+RETURN = -1
+"""Stage number of the head's end of a ring."""
+
+
+class StageOrder(msgspec.Struct, frozen=True, kw_only=True):
+    """What a head asks of one device; the wire form of `stage.prepare`'s arguments."""
+
+    plan_id: str
+    stage: int
+    model: str
+    model_name: str
+    layer_first: int
+    layer_end: int
+    is_last: bool
+    context_tokens: int
+    sessions: int
+    head: str
+    next_peer: str
+    next_stage: int
+    next_addresses: list[str] = []
+    threads: int = 0
+
+
+@dataclass(slots=True)
+class HostedStage:
+    """A stage as it stands on this device."""
+
+    order: StageOrder
+    engine: EngineHost
+    bytes_fetched: int
+    bytes_wanted: int
+    unit_id: int = 0
+    servers: int = 0
+
+    @property
+    def layers(self) -> tuple[int, int]:
+        return (self.order.layer_first, self.order.layer_end)
+
+
+class OutboundFrames:
+    """Frames to one stream, whole frames in order whoever sends."""
+
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
+        self._lock = asyncio.Lock()
+        self.bytes_sent = 0
+
+    async def send(self, frame: Frame) -> None:
+        views = encode(frame)
+        async with self._lock:
+            await self.stream.write(*views)
+        self.bytes_sent += sum(view.nbytes for view in views)
+
+
+ReturnHandler = Callable[[Stream], Awaitable[None]]
+
+
+class Hosting:
+    def __init__(
+        self,
+        *,
+        catalog: Catalog,
+        links: Links,
+        transport: Transport,
+        tasks: Tasks,
+        threads: int,
+        new_engine: Callable[[str], EngineHost],
+        stored: Callable[[HostedStage], Awaitable[None]],
+        report: Callable[[str, BaseException], None],
+    ) -> None:
+        self._catalog = catalog
+        self._links = links
+        self._tasks = tasks
+        self._threads = threads
+        self._new_engine = new_engine
+        self._stored = stored
+        self._report = report
+        self._locks: dict[tuple[str, int], asyncio.Lock] = {}
+        self.stages: dict[tuple[str, int], HostedStage] = {}
+        self.returns: dict[str, ReturnHandler] = {}
+        """By plan: where a head takes the frames of its last stage."""
+        links.serve("stage.prepare", self._prepare)
+        links.serve("stage.release", self._release)
+        transport.handle(STAGE, self._serve_stream)
+
+    # --- preparing -----------------------------------------------------------------------------------
+    async def _prepare(
+        self, peer: PeerId, arguments: Mapping[str, Any], progress: ProgressCallback
+    ) -> dict[str, Any]:
+        try:
+            order = msgspec.convert(arguments, StageOrder)
+        except msgspec.ValidationError as error:
+            raise RemoteProtocolError(f"a stage order that cannot be read: {error}") from None
+        if order.head != peer:
+            raise RequestError("only the head itself can ask for its stages")
+        hosted = await self.prepare(order, progress)
+        info = hosted.engine.infos[0]
+        return {
+            "layers": list(hosted.layers),
+            "bytes_fetched": hosted.bytes_fetched,
+            "bytes_wanted": hosted.bytes_wanted,
+            "model_bytes": info.model_bytes,
+            "columns": info.columns,
+            "session_tokens": info.session_tokens,
+        }
+
+    async def prepare(self, order: StageOrder, progress: ProgressCallback) -> HostedStage:
+        """Fetch, cut and load one stage; a second call with the same order answers at once."""
+        key = (order.plan_id, order.stage)
+        async with self._locks.setdefault(key, asyncio.Lock()):
+            hosted = self.stages.get(key)
+            if hosted is not None and hosted.engine.is_up:
+                if hosted.order == order:
+                    return hosted
+                await self._drop(key)
+            if len(self.stages) >= limits.HOSTED_STAGES_MAX:
+                raise RequestError(f"this device holds {len(self.stages)} stages already")
+            self.stages[key] = hosted = await self._load(order, progress)
+            await self._stored(hosted)
+            return hosted
+
+    async def _load(self, order: StageOrder, progress: ProgressCallback) -> HostedStage:
+        content_id = ContentId(order.model)
+        manifest = await self._catalog.manifest(content_id, name=order.model_name, extra_holders=[order.head])
+        index, _ = await self._catalog.index(content_id, vocabulary=False)
+        part = part_of_stage(index, order.layer_first, order.layer_end)
+        tensors = wanted_tensors(index, part)
+        fetched = await self._catalog.fetch(
+            content_id,
+            tensors,
+            vocabulary=part.embedding,
+            extra_holders=[order.head],
+            on_progress=lambda done, total: progress({"state": "fetching", "done": done, "total": total}),
+        )
+        index, paths = await self._catalog.index(content_id, vocabulary=part.embedding)
+        options = UnitOptions(order.context_tokens, order.sessions, order.threads or self._threads)
+        spec = unit_spec(
+            index, paths, part, options, model_id=self._catalog.model_id(content_id), is_last=order.is_last
+        )
+        engine = self._new_engine(f"{order.model_name} layers {order.layer_first}–{order.layer_end - 1}")
+        infos = await engine.load(
+            [spec], lambda f: progress({"state": "loading", "done": int(f * 1000), "total": 1000})
+        )
+        wanted = sum(manifest.tensors[name].size for name in tensors)
+        return HostedStage(order, engine, fetched.bytes_on_wire, wanted, infos[0].unit_id)
+
+    async def _release(
+        self, peer: PeerId, arguments: Mapping[str, Any], _: ProgressCallback
+    ) -> dict[str, Any]:
+        plan_id = str(arguments.get("plan_id", ""))
+        keys = [k for k, hosted in self.stages.items() if k[0] == plan_id and hosted.order.head == peer]
+        for key in keys:
+            await self._drop(key)
+        return {"released": len(keys)}
+
+    async def release_plan(self, plan_id: str) -> None:
+        for key in [key for key in self.stages if key[0] == plan_id]:
+            await self._drop(key)
+
+    async def _drop(self, key: tuple[str, int]) -> None:
+        hosted = self.stages.pop(key, None)
+        self._locks.pop(key, None)
+        if hosted is not None:
+            await hosted.engine.close()
+
+    async def close(self) -> None:
+        for key in list(self.stages):
+            await self._drop(key)
+
+    # --- frames --------------------------------------------------------------------------------------
+    async def _serve_stream(self, stream: Stream) -> None:
+        async with asyncio.timeout(limits.CONTROL_TIMEOUT_S):
+            call = await messages.receive_message(stream)
+        try:
+            if not isinstance(call, messages.Call) or call.method != "attach":
+                raise RemoteProtocolError("a stage stream begins with attach")
+            plan_id, stage = str(call.arguments.get("plan_id")), call.arguments.get("stage")
+            if stage == RETURN:
+                handler = self.returns.get(plan_id)
+                if handler is None:
+                    raise NotFound(f"no plan {plan_id[:40]} runs here")
+                await handler(stream)
+                return
+            hosted = self.stages.get((plan_id, stage if isinstance(stage, int) else RETURN))
+            if hosted is None:
+                raise NotFound(f"this device has no stage {stage} of plan {plan_id[:40]}")
+            onward = await self.attach(
+                PeerId(hosted.order.next_peer), plan_id, hosted.order.next_stage, hosted.order.next_addresses
+            )
+        except P2PNodeError as error:
+            await messages.send_message(stream, messages.refusal(error))
+            await stream.close_write()
+            return
+        await self._run(hosted, stream, onward)
+
+    async def attach(self, peer: PeerId, plan_id: str, stage: int, addresses: list[str]) -> Stream:
+        """Open the stream to the next stage; returns once everything behind it is attached too."""
+        link = self._links.know(peer, addresses=addresses)
+        try:
+            async with asyncio.timeout(limits.CONTROL_TIMEOUT_S):
+                while not link.is_up or link.connection is None:
+                    await self._links.wait_for_change()
+                stream = await link.connection.open_stream(STAGE)
+                call = messages.Call(method="attach", arguments={"plan_id": plan_id, "stage": stage})
+                await messages.send_message(stream, call)
+                answer = await messages.receive_message(stream)
+        except TimeoutError:
+            raise StageLost(f"{link.name or peer[-6:]} did not attach in time", peer=peer) from None
+        if isinstance(answer, messages.Refused):
+            stream.reset()
+            raise messages.refusal_error(answer)
+        return stream
+
+    async def _run(self, hosted: HostedStage, inbound: Stream, onward: Stream) -> None:
+        """Frames forward, trouble backward, until either side ends."""
+        await messages.send_message(inbound, messages.Answer(data={}))
+        out = OutboundFrames(onward)
+        server = StageServer(hosted.engine.client, hosted.unit_id, out.send)
+        hosted.servers += 1
+        watcher = asyncio.ensure_future(self._pass_trouble_back(hosted, inbound, onward))
+        try:
+            await server.serve(FrameReader(inbound.read_exactly).read)
+        finally:
+            hosted.servers -= 1
+            watcher.cancel()
+            await asyncio.gather(watcher, return_exceptions=True)
+            onward.reset()
+
+    async def _pass_trouble_back(self, hosted: HostedStage, inbound: Stream, onward: Stream) -> None:
+        try:
+            notice = await messages.receive_message(onward)
+        except P2PNodeError as error:
+            name = self._links.links[PeerId(hosted.order.next_peer)].name or hosted.order.next_peer[-6:]
+            notice = messages.Refused(code="stage_lost", message=f"the way to {name} broke: {error.message}")
+        await messages.send_message(inbound, notice)
+        inbound.reset()

@@ -1,0 +1,113 @@
+"""From a part of a model to what an engine loads: byte ranges of files on this disk, and the facts about them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from p2pnode import limits
+from p2pnode.compute.engine_protocol import TokenTable, UnitSpec
+from p2pnode.compute.gguf import ModelIndex
+from p2pnode.compute.part import Cut, Inline, Part, Source, Zeros, real_layer_count
+from p2pnode.compute.surgery import cut, needed_tensors
+from p2pnode.compute.virtual_file import FilePiece, InlinePiece
+
+EMBEDDING = "token_embd.weight"
+
+
+@dataclass(frozen=True, slots=True)
+class UnitOptions:
+    """What the plan and this device decide about a unit, beside the part itself."""
+
+    context_tokens: int
+    sessions: int
+    threads: int
+    rows_dtype: str = "f32"
+    resident_bytes_max: int = 0
+
+
+def is_tied(index: ModelIndex) -> bool:
+    """Whether the output matrix is the token embedding."""
+    return "output.weight" not in index.tensors
+
+
+def part_of_stage(index: ModelIndex, layer_first: int, layer_end: int) -> Part:
+    """The layers of one stage. The output belongs to the head, so a stage never carries it.
+
+    With tied embeddings the head holds the matrix for its output already; a first stage then looks rows up
+    in the file instead of loading the matrix a second time.
+    """
+    return Part(layer_first, layer_end, embedding=layer_first == 0 and not _looks_rows_up(index))
+
+
+def output_part(index: ModelIndex) -> Part:
+    """Output norm and matrix alone: what a head needs to sample when stages hold all layers."""
+    count = real_layer_count(index)
+    return Part(count, count, output=True)
+
+
+def wanted_tensors(index: ModelIndex, part: Part) -> list[str]:
+    """What must be on this disk for a part, row lookups included."""
+    names = needed_tensors(index, part)
+    if part.layer_first == 0 and not part.embedding and EMBEDDING not in names:
+        names.append(EMBEDDING)
+    return names
+
+
+def unit_spec(
+    index: ModelIndex,
+    paths: Sequence[Path],
+    part: Part,
+    options: UnitOptions,
+    *,
+    model_id: bytes,
+    is_last: bool,
+) -> UnitSpec:
+    """Raises what surgery raises: PlanError, ArchitectureUnsupported, BadModelFile."""
+    made = cut(index, part, model_id)
+    facts = made.facts
+    stateless = part.layer_count == 0
+    spec = UnitSpec(
+        pieces=tuple(_pieces(made, paths)),
+        input=facts.input,
+        output="sample" if facts.output == "logits" else "rows",
+        tap=facts.tap,
+        input_scale=1.0 if facts.row_scale == 1.0 else 1.0 / facts.row_scale,
+        rows_out="wanted" if is_last and not part.output else "all",
+        stateless=stateless,
+        context_tokens=limits.OUTPUT_UNIT_TOKENS if stateless else options.context_tokens,
+        batch_rows=limits.OUTPUT_UNIT_TOKENS if stateless else limits.UNIT_BATCH_ROWS,
+        sessions_max=options.sessions,
+        threads=options.threads,
+        threads_batch=options.threads,
+        fingerprint=facts.fingerprint,
+        load_mode="copy",
+        resident_bytes_max=options.resident_bytes_max,
+    )
+    if part.layer_first == 0 and not part.embedding and not stateless:
+        return replace(spec, token_table=_token_table(index, paths))
+    return spec
+
+
+def _looks_rows_up(index: ModelIndex) -> bool:
+    return is_tied(index) and index.architecture in ("llama", "qwen2", "qwen3", "qwen2moe", "qwen3moe")
+
+
+def _token_table(index: ModelIndex, paths: Sequence[Path]) -> TokenTable:
+    tensor = index.tensors[EMBEDDING]
+    columns, rows = tensor.shape[0], math.prod(tensor.shape[1:])
+    return TokenTable(str(paths[tensor.file]), tensor.offset, tensor.type.number, rows, columns)
+
+
+def _pieces(made: Cut, paths: Sequence[Path]) -> Iterator[FilePiece | InlinePiece]:
+    for piece in made.all_pieces():
+        match piece:
+            case Inline(data):
+                yield InlinePiece(data)
+            case Zeros(total):
+                yield InlinePiece(bytes(total))
+            case Source():
+                for number in range(piece.count):
+                    yield FilePiece(str(paths[piece.file]), piece.offset + number * piece.stride, piece.size)
