@@ -1,0 +1,166 @@
+"""One table: what each architecture needs so that a cut of it computes what the whole model computes.
+
+Layer numbers inside llama.cpp's graphs are the trap: a slice renumbers its layers. Every row here is proved by a
+toy model in tests/unit/compute/test_surgery_*; an architecture that is not in the table runs whole.
+Source of the facts: llama.cpp's src/models/*.cpp as vendored by llama-cpp-python 0.3.36.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from p2pnode.compute.gguf_values import ModelIndex
+from p2pnode.errors import ArchitectureUnsupported
+
+Scale = Literal["none", "width", "width_tokens", "key"]
+
+
+@dataclass(frozen=True, slots=True)
+class Sliding:
+    """Which layers slide where the file does not list them: every `period`-th is dense."""
+
+    period: int
+    dense_first: bool = False
+    optional: bool = False
+    """A window of 0 turns sliding off; otherwise the graph insists on a sliding layer."""
+
+    def pattern(self, layer_count: int, period: int | None = None) -> list[bool]:
+        step = self.period if period is None else period
+        if step == 0:
+            return [True] * layer_count
+        if self.dense_first:
+            return [layer % step != 0 for layer in range(layer_count)]
+        return [layer % step < step - 1 for layer in range(layer_count)]
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    name: str
+    scale: Scale = "none"
+    """What llama.cpp multiplies embeddings with: nothing, sqrt(n_embd) (also for rows, or for tokens only), or
+    the `embedding_scale` key (which can be switched off)."""
+    scale_default: float = 0.0
+    sliding: Sliding | None = None
+    boundary: int = 1
+    """Cuts fall on multiples of this."""
+    positions: int = 1
+    """Position numbers a row needs (M-RoPE: 4)."""
+    output_norm: str = "output_norm"
+    output_required: bool = False
+    """llama.cpp insists on `output.weight`."""
+    output_bias_required: bool = False
+    leading_dense: bool = False
+    recurrent: Literal["", "head_count_kv", "interval"] = ""
+    """How recurrent layers are told from attention layers."""
+    shardable: bool = False
+    shard_refusal: str = "its tensors have not been proved to be cut by heads"
+    inert_ones: tuple[str, ...] = ()
+    """Tensors of an inert layer that are one instead of zero, because the graph divides by what they give."""
+    check: Callable[[ModelIndex], str] | None = None
+    """The reason why this particular model cannot be cut, or nothing."""
+
+
+def _special_count(*counts: int) -> Callable[[ModelIndex], str]:
+    def check(index: ModelIndex) -> str:
+        if index.layer_count in counts:
+            return f"llama.cpp chooses its attention scale by the layer count {index.layer_count}"
+        return ""
+
+    return check
+
+
+def _deepstack(index: ModelIndex) -> str:
+    return "its deepstack inputs belong to fixed layers" if index.parameter("deepstack_mapping") else ""
+
+
+_TABLE = (
+    Architecture("llama", shardable=True),
+    Architecture("qwen2", shardable=True),
+    Architecture(
+        "qwen2moe", output_required=True, inert_ones=("ffn_norm.weight", "ffn_gate_inp_shexp.weight")
+    ),
+    Architecture("qwen2vl", positions=4),
+    Architecture("qwen3", shardable=True),
+    Architecture("qwen3moe", shardable=True),
+    Architecture("gemma", scale="width"),
+    Architecture("gemma2", scale="width", sliding=Sliding(2), check=_special_count(46)),
+    Architecture("gemma3", scale="width_tokens", sliding=Sliding(6, optional=True), check=_special_count(62)),
+    Architecture("phi3", shard_refusal="its query, key and value are one tensor"),
+    Architecture("granite", scale="key", check=_deepstack),
+    Architecture("granitemoe", scale="key"),
+    Architecture(
+        "olmo2",
+        sliding=Sliding(4, optional=True),
+        output_required=True,
+        shard_refusal="its query and key norms span all heads",
+    ),
+    Architecture("starcoder2"),
+    Architecture("gpt-oss", sliding=Sliding(2), output_required=True),
+    Architecture(
+        "deepseek2", leading_dense=True, shard_refusal="latent attention (MLA) shares one key over all heads"
+    ),
+    Architecture("lfm2", output_norm="token_embd_norm", recurrent="head_count_kv"),
+    Architecture("qwen3next", recurrent="interval"),
+)
+
+ARCHITECTURES: dict[str, Architecture] = {row.name: row for row in _TABLE}
+
+REFUSED: dict[str, str] = {
+    "gemma3n": "its layers share keys, values and per-layer embeddings across the cut",
+    "gemma4": "some of its models share keys, values and per-layer embeddings across the cut",
+    "baichuan": "its 7B and 13B graphs are told apart by the layer count",
+    "minicpm3": "its scales depend on the layer count",
+    "minimax-01": "its linear attention decays by the layer number",
+    "rwkv6": "its state passes between tokens outside the hidden rows",
+    "rwkv7": "the first layer's value passes to all others outside the hidden rows",
+    "arwkv7": "the first layer's value passes to all others outside the hidden rows",
+    "bloom": "its embeddings are normalised inside the graph",
+    "deepseek4": "its hyper-connections carry several streams between layers",
+    "bert": "it is an encoder: it runs whole",
+    "nomic-bert": "it is an encoder: it runs whole",
+    "jina-bert-v2": "it is an encoder: it runs whole",
+    "modern-bert": "it is an encoder: it runs whole",
+    "t5": "it has an encoder and a decoder",
+    "dream": "it is a diffusion model: it runs whole",
+    "llada": "it is a diffusion model: it runs whole",
+}
+
+
+def architecture_of(index: ModelIndex) -> Architecture:
+    """The table's row for a model, or ArchitectureUnsupported with the reason why it cannot be cut."""
+    name = index.architecture
+    row = ARCHITECTURES.get(name)
+    if row is None:
+        reason = REFUSED.get(name, "it is not in the table of architectures proved to be cut without change")
+        raise refusal(name, reason)
+    reason = row.check(index) if row.check else ""
+    if reason:
+        raise refusal(name, reason)
+    return row
+
+
+def refusal(name: str, reason: str) -> ArchitectureUnsupported:
+    return ArchitectureUnsupported(
+        f"{name} models cannot be cut like this: {reason}",
+        hint="run it whole on one device, or choose another model",
+        architecture=name,
+        reason=reason,
+    )
+
+
+def row_scale(row: Architecture, index: ModelIndex) -> float:
+    """What rows given to llama.cpp have to be divided by, because its graph multiplies them again."""
+    return math.sqrt(index.parameter_int("embedding_length")) if row.scale == "width" else 1.0
+
+
+def token_scale(row: Architecture, index: ModelIndex) -> float:
+    """What an embedding row is multiplied with to become the first layer's input."""
+    if row.scale in ("width", "width_tokens"):
+        return math.sqrt(index.parameter_int("embedding_length"))
+    if row.scale == "key":
+        value = index.parameter("embedding_scale", row.scale_default)
+        return float(value) if value else 1.0
+    return 1.0

@@ -1,0 +1,65 @@
+"""Every cut the table allows computes what the whole model computes."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from p2pnode.compute.architectures import ARCHITECTURES
+from tests.kit.pipelines import Whole, chain, conversation
+from tests.kit.toy_models import TOYS, Toy, model_bytes
+
+RECURRENT = {"lfm2", "qwen3next"}
+
+
+@cache
+def toy_bytes(name: str) -> bytes:
+    return model_bytes(TOYS[name])
+
+
+@cache
+def reference(name: str) -> list[np.ndarray]:
+    whole = Whole(toy_bytes(name))
+    try:
+        return conversation(whole, rollback=TOYS[name].architecture not in RECURRENT)
+    finally:
+        whole.close()
+
+
+def assert_equal(name: str, cuts: list[int], *, embedding: bool, output_alone: bool) -> None:
+    toy: Toy = TOYS[name]
+    exact = ARCHITECTURES[toy.architecture].scale != "width"
+    with chain(toy_bytes(name), cuts, embedding=embedding, output_alone=output_alone) as stages:
+        got = conversation(stages, rollback=toy.architecture not in RECURRENT)
+    for step, (mine, whole) in enumerate(zip(got, reference(name), strict=True)):
+        assert np.isfinite(whole).all()
+        difference = np.abs(mine - whole).max()
+        assert difference <= (0.0 if exact else 1e-3 * np.abs(whole).max()), f"step {step}: {difference}"
+
+
+def test_every_row_of_the_table_has_a_toy() -> None:
+    assert set(ARCHITECTURES) == {toy.architecture for toy in TOYS.values()}
+
+
+@pytest.mark.parametrize("name", TOYS)
+def test_three_slices_equal_the_whole(name: str) -> None:
+    layers = TOYS[name].layers
+    assert_equal(name, [1, layers // 2 + 1], embedding=True, output_alone=False)
+
+
+@pytest.mark.parametrize("name", TOYS)
+def test_rows_in_and_the_output_alone_equal_the_whole(name: str) -> None:
+    """The head looks embeddings up and applies the output matrix; others hold all layers."""
+    assert_equal(name, [2], embedding=False, output_alone=True)
+
+
+@settings(max_examples=25)
+@given(st.data())
+def test_random_cuts_equal_the_whole(data: st.DataObject) -> None:
+    name = data.draw(st.sampled_from(sorted(TOYS)))
+    cuts = data.draw(st.lists(st.integers(1, TOYS[name].layers - 1), max_size=3))
+    assert_equal(name, cuts, embedding=data.draw(st.booleans()), output_alone=data.draw(st.booleans()))
