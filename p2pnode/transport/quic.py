@@ -1,0 +1,370 @@
+"""libp2p over QUIC v1: the transport of a real node.
+
+One UDP socket per listen address serves dialling and listening, so that NAT mappings are shared. The event
+loop reads datagrams in batches; each connection answers a batch once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Literal
+
+import psutil
+from aioquic.quic.connection import NetworkAddress
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from p2pnode import limits
+from p2pnode.errors import ConfigError, ConnectionLost, P2PNodeError, PeerUnreachable, StreamReset
+from p2pnode.identity import Identity
+from p2pnode.multiformats import DecodeError
+from p2pnode.transport import identify, multiaddr, ping
+from p2pnode.transport.identify_service import IdentifyService
+from p2pnode.transport.peer_connections import PeerConnections
+from p2pnode.transport.port import ConnectionObserver, Gate, StreamHandler
+from p2pnode.transport.quic_acceptor import Acceptor, Verdict
+from p2pnode.transport.quic_connection import QuicPeerConnection
+from p2pnode.transport.quic_core import Credentials, QuicCore
+from p2pnode.transport.quic_dialer import Dialer
+from p2pnode.transport.quic_socket import UdpSocket
+from p2pnode.transport.quic_stream import QuicPeerStream
+from p2pnode.transport.router import RESET_PROTOCOL_VIOLATION, Router
+from p2pnode.transport.tls import make_certificate
+from p2pnode.units import PeerId
+
+DEFAULT_LISTEN = ("/ip4/0.0.0.0/udp/4001/quic-v1", "/ip6/::/udp/4001/quic-v1")
+
+CLOSE_SUPPLANTED, CLOSE_SHUTDOWN = 0x1004, 0x1006
+"""libp2p/specs, branch error-codes."""
+
+SUPPLANTED_GRACE_S = 1.0
+"""Streams opened on the connection that loses get this long to end."""
+
+logger = logging.getLogger(__name__)
+
+
+class QuicTransport:
+    """Implements the Transport port. `unix_time` judges certificates, `random_bytes` fills pings."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        listen: Sequence[str] = DEFAULT_LISTEN,
+        *,
+        agent: str = "p2pnode",
+        idle_timeout_s: float = limits.IDLE_TIMEOUT_S,
+        unix_time: Callable[[], float] = time.time,
+        random_bytes: Callable[[int], bytes] = os.urandom,
+    ) -> None:
+        self.router = Router()
+        self.random_bytes = random_bytes
+        self.acceptor = Acceptor(random_bytes)
+        self._identity = identity
+        self._listen = self._parse_listen(listen)
+        self._idle_timeout_s = idle_timeout_s
+        self._credentials = _make_credentials(identity, unix_time)
+        self._sockets: list[UdpSocket] = []
+        self._routes: dict[bytes, QuicPeerConnection] = {}
+        self._connections: set[QuicPeerConnection] = set()
+        self._peers: PeerConnections[QuicPeerConnection] = PeerConnections(identity.peer_id)
+        self._touched: dict[QuicPeerConnection, None] = {}
+        self._dials: dict[PeerId, asyncio.Task[QuicPeerConnection]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self.identify = IdentifyService(identity, self.router, agent, lambda: self.listen_multiaddrs)
+        self.router.handle(ping.PROTOCOL, ping.serve)
+        self.router.handle(identify.PROTOCOL, self.identify.serve)
+        self.router.handle(identify.PROTOCOL_PUSH, self.identify.serve_push)
+
+    @staticmethod
+    def _parse_listen(listen: Sequence[str]) -> list[multiaddr.QuicAddress]:
+        addresses = []
+        for text in listen:
+            try:
+                address = multiaddr.quic_address(text)
+            except DecodeError as error:
+                raise ConfigError(f"cannot listen on {text}: {error}") from error
+            if address.kind not in ("ip4", "ip6"):
+                raise ConfigError(f"cannot listen on {text}: give an address of this machine, not a name")
+            addresses.append(address)
+        return addresses
+
+    # --- port --------------------------------------------------------------------------------------
+    @property
+    def peer_id(self) -> PeerId:
+        return self._identity.peer_id
+
+    @property
+    def listen_multiaddrs(self) -> Sequence[str]:
+        listening = self._sockets[: len(self._listen)]
+        expanded = [address for udp in listening for address in _expand(udp)]
+        return list(dict.fromkeys(expanded))[: limits.LISTEN_ADDRESSES_MAX]
+
+    def handle(self, protocol: str, handler: StreamHandler) -> None:
+        self.router.handle(protocol, handler)
+
+    def set_gate(self, gate: Gate) -> None:
+        self.router.set_gate(gate)
+
+    def observe(self, observer: ConnectionObserver) -> None:
+        self.router.observe(observer)
+
+    def connection(self, peer_id: PeerId) -> QuicPeerConnection | None:
+        return self._peers.best(peer_id)
+
+    def connections(self) -> Sequence[QuicPeerConnection]:
+        return list(self._peers)
+
+    async def start(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        try:
+            for address in self._listen:
+                self._bind(address.host, address.port)
+        except P2PNodeError:
+            self._close_sockets()
+            raise
+
+    async def dial(
+        self, multiaddrs: Sequence[str], peer_id: PeerId, *, timeout_s: float | None = None
+    ) -> QuicPeerConnection:
+        if self._closed:
+            raise ConnectionLost("this node is stopping")
+        if peer_id == self.peer_id:
+            raise PeerUnreachable("this is the node's own peer id", tried=[])
+        known = self._peers.best(peer_id)
+        if known is not None:
+            return known
+        task = self._dials.get(peer_id)
+        if task is None:
+            assert self._loop is not None, "dial on a transport that is not started"
+            timeout_s = limits.DIAL_TIMEOUT_S if timeout_s is None else timeout_s
+            task = self._loop.create_task(Dialer(peer_id, self._begin_dial, timeout_s).run(multiaddrs))
+            self._dials[peer_id] = task
+            task.add_done_callback(lambda done: self._dial_done(peer_id, done))
+        # Several callers share one dial; one that gives up does not take it from the others.
+        return await asyncio.shield(task)
+
+    async def close(self) -> None:
+        self._closed = True
+        for task in list(self._dials.values()):
+            task.cancel()
+        for connection in list(self._connections):
+            connection.close_now(CLOSE_SHUTDOWN, "the node is stopping")
+        tasks = [*self._dials.values(), *self._tasks]
+        for own in self._tasks:
+            own.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._close_sockets()
+
+    # --- sockets -----------------------------------------------------------------------------------
+    def _bind(self, host: str, port: int) -> UdpSocket:
+        assert self._loop is not None
+        udp = UdpSocket(host, port)
+        self._sockets.append(udp)
+        self._loop.add_reader(udp.fileno(), self._readable, udp)
+        return udp
+
+    def _close_sockets(self) -> None:
+        for udp in self._sockets:
+            assert self._loop is not None
+            self._loop.remove_reader(udp.fileno())
+            udp.close()
+        self._sockets.clear()
+
+    def _socket_for(self, family: socket.AddressFamily, address: NetworkAddress) -> UdpSocket:
+        """A listening socket that can reach the address, or one that only dials."""
+        to_loopback = str(address[0]).startswith("127.") or address[0] == "::1"
+        candidates = [udp for udp in self._sockets if udp.family == family]
+        for udp in candidates:
+            if udp.is_wildcard or udp.is_loopback == to_loopback:
+                return udp
+        return self._bind("0.0.0.0" if family == socket.AF_INET else "::", 0)  # noqa: S104 (dials only)
+
+    def _readable(self, udp: UdpSocket) -> None:
+        udp.receive_batch(self._on_datagram)
+        touched, self._touched = self._touched, {}
+        for connection in touched:
+            connection.process()
+            connection.flush_soon()
+
+    def _on_datagram(self, udp: UdpSocket, data: bytes, address: NetworkAddress) -> None:
+        if len(data) < 21:
+            return
+        destination = data[6 : 6 + data[5]] if data[0] & 0x80 else data[1:9]
+        connection = self._routes.get(destination)
+        assert self._loop is not None
+        now = self._loop.time()
+        if connection is None:
+            connection = self._accept(udp, data, address, now)
+            if connection is None:
+                return
+        connection.socket = udp
+        connection.receive(data, address, now)
+        if connection.core.is_fresh:
+            # Nothing in the first datagram could be decrypted: garbage keeps no memory.
+            self.acceptor.refused["undecryptable"] = self.acceptor.refused.get("undecryptable", 0) + 1
+            connection.abandon()
+            return
+        self._touched[connection] = None
+
+    def _accept(
+        self, udp: UdpSocket, data: bytes, address: NetworkAddress, now: float
+    ) -> QuicPeerConnection | None:
+        if self._closed or udp not in self._sockets[: len(self._listen)]:
+            return None
+        decision = self.acceptor.judge(data, address, now)
+        if decision.verdict is Verdict.ANSWER:
+            udp.send_batch([(decision.reply, address)])
+        if decision.verdict is not Verdict.ACCEPT:
+            return None
+        core = QuicCore(
+            self._credentials,
+            self._credentials.configuration(is_client=False, idle_timeout_s=self._idle_timeout_s),
+            original_destination_connection_id=decision.original_destination,
+            retry_source_connection_id=decision.retry_source,
+        )
+        connection = self._new_connection(core, udp, address, is_outbound=False)
+        self.add_route(decision.destination, connection)
+        self.acceptor.begun(address, now)
+        return connection
+
+    def _begin_dial(
+        self, family: socket.AddressFamily, address: NetworkAddress, peer_id: PeerId
+    ) -> QuicPeerConnection:
+        assert self._loop is not None
+        udp = self._socket_for(family, address)
+        core = QuicCore(
+            self._credentials,
+            self._credentials.configuration(is_client=True, idle_timeout_s=self._idle_timeout_s),
+            expected_peer=peer_id,
+        )
+        connection = self._new_connection(core, udp, address, is_outbound=True)
+        core.connect(address, now=self._loop.time())
+        connection.flush()
+        return connection
+
+    def _new_connection(
+        self, core: QuicCore, udp: UdpSocket, address: NetworkAddress, *, is_outbound: bool
+    ) -> QuicPeerConnection:
+        assert self._loop is not None
+        connection = QuicPeerConnection(
+            self, core, udp, address, is_outbound=is_outbound, started_at=self._loop.time()
+        )
+        self._connections.add(connection)
+        self.add_route(core.host_cid, connection)
+        return connection
+
+    def _dial_done(self, peer_id: PeerId, task: asyncio.Task[QuicPeerConnection]) -> None:
+        self._dials.pop(peer_id, None)
+        if not task.cancelled():
+            # Seen here as well, for the case that every caller gave up before.
+            task.exception()
+
+    # --- called by connections (Host) --------------------------------------------------------------
+    def add_route(self, connection_id: bytes, connection: QuicPeerConnection) -> None:
+        self._routes[connection_id] = connection
+        connection.routes.add(connection_id)
+
+    def drop_route(self, connection_id: bytes) -> None:
+        connection = self._routes.pop(connection_id, None)
+        if connection is not None:
+            connection.routes.discard(connection_id)
+
+    def accepts(self, peer_id: PeerId, protocol: str) -> bool:
+        return self.router.accepts(peer_id, protocol)
+
+    def serve(self, connection: QuicPeerConnection, stream: QuicPeerStream) -> None:
+        self._spawn(self._serve(connection, stream))
+
+    def established(self, connection: QuicPeerConnection) -> None:
+        assert self._loop is not None
+        if not connection.is_outbound:
+            self.acceptor.completed(connection.address, self._loop.time())
+        for loser in self._peers.add(connection.peer_id, connection):
+            self._loop.call_later(
+                SUPPLANTED_GRACE_S, loser.close_now, CLOSE_SUPPLANTED, "another connection is used"
+            )
+        self.router.notify(connection, True)
+        self._spawn(self._identify(connection))
+
+    def ended(self, connection: QuicPeerConnection) -> None:
+        self._connections.discard(connection)
+        for connection_id in list(connection.routes):
+            self._routes.pop(connection_id, None)
+        connection.routes.clear()
+        if not connection.is_outbound:
+            assert self._loop is not None
+            self.acceptor.ended(connection.address, self._loop.time(), was_complete=connection.is_established)
+        if connection.is_established:
+            self._peers.remove(connection.peer_id, connection)
+            self.router.notify(connection, False)
+
+    # --- tasks -------------------------------------------------------------------------------------
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        assert self._loop is not None
+        if self._closed:
+            coroutine.close()
+            return
+        task = self._loop.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _serve(self, connection: QuicPeerConnection, stream: QuicPeerStream) -> None:
+        try:
+            async with asyncio.timeout(limits.NEGOTIATION_TIMEOUT_S):
+                agreed = await connection.negotiate_inbound(stream)
+        except TimeoutError:
+            stream.reset(RESET_PROTOCOL_VIOLATION)
+            return
+        except (StreamReset, ConnectionLost):
+            stream.reset()
+            return
+        except P2PNodeError as error:
+            logger.info("negotiation with %s failed: %s", connection.peer_id, error)
+            stream.reset(RESET_PROTOCOL_VIOLATION)
+            return
+        if not agreed:
+            stream.reset()
+            return
+        await self.router.serve(stream)
+        stream.finish_reading()
+
+    async def _identify(self, connection: QuicPeerConnection) -> None:
+        try:
+            connection.identified = await self.identify.ask(connection)
+        except P2PNodeError as error:
+            # A peer that cannot tell about itself is still a peer.
+            logger.info("identify with %s failed: %s", connection.peer_id, error)
+            return
+        self.identify.learned(connection, connection.identified)
+
+
+def _make_credentials(identity: Identity, unix_time: Callable[[], float]) -> Credentials:
+    key = ec.generate_private_key(ec.SECP256R1())
+    now = datetime.datetime.fromtimestamp(unix_time(), datetime.UTC)
+    serial = int.from_bytes(os.urandom(16), "big") >> 1 | 1
+    return Credentials(make_certificate(identity, key, now, serial), key, unix_time)
+
+
+def _expand(udp: UdpSocket) -> list[str]:
+    """The addresses behind a bound socket: its own, or those of every interface that is up."""
+    if not udp.is_wildcard:
+        return [multiaddr.QuicAddress("ip6" if ":" in udp.host else "ip4", udp.host, udp.port).multiaddr()]
+    kind: Literal["ip4", "ip6"] = "ip6" if udp.family == socket.AF_INET6 else "ip4"
+    up = {name for name, status in psutil.net_if_stats().items() if status.isup}
+    hosts = [
+        entry.address
+        for name, entries in psutil.net_if_addrs().items()
+        if name in up
+        for entry in entries
+        if entry.family == udp.family
+    ]
+    # Loopback last: it is of use to nodes of the same machine only.
+    hosts.sort(key=lambda host: host.startswith("127.") or host == "::1")
+    return [multiaddr.QuicAddress(kind, host, udp.port).multiaddr() for host in hosts]

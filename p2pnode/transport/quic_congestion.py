@@ -1,0 +1,108 @@
+"""Congestion control and pacing for links from loopback to the far side of the world.
+
+aioquic's Reno never stops growing where nothing is lost and its pacer then sends one packet at a time;
+here the window is capped and the pacer lets a burst through. The controller also counts losses of large
+datagrams, from which a path that stopped carrying them is recognised (RFC 8899 section 4.3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from aioquic.quic.congestion.base import register_congestion_control
+from aioquic.quic.congestion.reno import RenoCongestionControl
+from aioquic.quic.packet_builder import QuicSentPacket
+from aioquic.quic.recovery import QuicPacketPacer
+
+from p2pnode import limits
+
+NAME = "p2pnode-capped"
+
+BLACK_HOLE_LOSSES = 4
+"""RFC 8899 MAX_PROBES is 3; one more, since these are ordinary packets that congestion may drop."""
+
+PACING_GAIN = 1.25
+"""RFC 9002 section 7.7 recommends N = 1.25."""
+
+BURST_DATAGRAMS = 64
+BURST_S = 0.002
+"""A flush may send what the path takes in two milliseconds: timers of event loops are no finer than one."""
+
+
+class CappedReno(RenoCongestionControl):
+    """NewReno with a largest window."""
+
+    def __init__(self, *, max_datagram_size: int) -> None:
+        super().__init__(max_datagram_size=max_datagram_size)
+        self.large_lost = 0
+        """Datagrams above the minimum size lost since one was acknowledged."""
+
+    def set_datagram_size(self, size: int) -> None:
+        self._max_datagram_size = size
+        self.large_lost = 0
+
+    def on_packet_acked(self, *, now: float, packet: QuicSentPacket) -> None:
+        super().on_packet_acked(now=now, packet=packet)
+        if self.congestion_window > limits.CONGESTION_WINDOW_BYTES_MAX:
+            self.congestion_window = limits.CONGESTION_WINDOW_BYTES_MAX
+        if packet.sent_bytes > limits.DATAGRAM_BYTES_MIN:
+            self.large_lost = 0
+
+    def on_packets_lost(self, *, now: float, packets: Iterable[QuicSentPacket]) -> None:
+        lost = list(packets)
+        super().on_packets_lost(now=now, packets=lost)
+        self._count(lost)
+
+    def on_packets_expired(self, *, packets: Iterable[QuicSentPacket]) -> None:
+        expired = list(packets)
+        super().on_packets_expired(packets=expired)
+        self._count(expired)
+
+    def _count(self, packets: Iterable[QuicSentPacket]) -> None:
+        self.large_lost += sum(packet.sent_bytes > limits.DATAGRAM_BYTES_MIN for packet in packets)
+
+    @property
+    def black_hole(self) -> bool:
+        """Whether the path seems to swallow large datagrams."""
+        return self.large_lost >= BLACK_HOLE_LOSSES
+
+
+class BurstPacer(QuicPacketPacer):
+    """Leaky bucket that allows bursts; on short paths it is never the limit."""
+
+    def __init__(self, *, max_datagram_size: int) -> None:
+        super().__init__(max_datagram_size=max_datagram_size)
+        self._tokens_bytes = float(BURST_DATAGRAMS * max_datagram_size)
+        self._burst_bytes = self._tokens_bytes
+        self._rate_bytes_s = 0.0
+        self._filled_at = 0.0
+
+    def set_datagram_size(self, size: int) -> None:
+        self._max_datagram_size = size
+        self._burst_bytes = max(float(BURST_DATAGRAMS * size), self._rate_bytes_s * BURST_S)
+
+    def next_send_time(self, now: float) -> float | None:  # type: ignore[override]
+        # aioquic's annotation says float, its code and its callers say None for "now".
+        if self._rate_bytes_s == 0.0 or self._tokens_bytes > 0.0:
+            return None
+        self._fill(now)
+        if self._tokens_bytes > 0.0:
+            return None
+        return now + (self._max_datagram_size - self._tokens_bytes) / self._rate_bytes_s
+
+    def update_after_send(self, now: float) -> None:  # noqa: ARG002 (aioquic's signature)
+        self._tokens_bytes -= self._max_datagram_size
+
+    def update_rate(self, congestion_window: int, smoothed_rtt: float) -> None:
+        self._rate_bytes_s = PACING_GAIN * congestion_window / max(smoothed_rtt, 1e-6)
+        self._burst_bytes = max(
+            float(BURST_DATAGRAMS * self._max_datagram_size), self._rate_bytes_s * BURST_S
+        )
+
+    def _fill(self, now: float) -> None:
+        elapsed = now - self._filled_at
+        self._tokens_bytes = min(self._tokens_bytes + elapsed * self._rate_bytes_s, self._burst_bytes)
+        self._filled_at = now
+
+
+register_congestion_control(NAME, CappedReno)

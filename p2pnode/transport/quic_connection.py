@@ -1,0 +1,427 @@
+"""One authenticated connection: events of the QUIC machine become streams, writes become datagrams."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Protocol
+
+from aioquic.quic import events
+from aioquic.quic.connection import NetworkAddress
+
+from p2pnode import limits
+from p2pnode.errors import ConnectionLost, P2PNodeError, PeerTimeout, RemoteProtocolError, StreamReset
+from p2pnode.transport import multiaddr, ping
+from p2pnode.transport.identify import Identify
+from p2pnode.transport.multistream import Initiator, Responder
+from p2pnode.transport.port import ConnectionStats
+from p2pnode.transport.quic_core import QuicCore
+from p2pnode.transport.quic_socket import UdpSocket
+from p2pnode.transport.quic_stream import QuicPeerStream
+from p2pnode.units import PeerId
+
+CRYPTO_ERROR_FIRST, CRYPTO_ERROR_END = 0x100, 0x200
+"""RFC 9000 section 20.1: TLS alerts as QUIC errors."""
+
+PROBE_SIZES = (1452, 8952, 16_384)
+"""Ethernet, jumbo frames and loopback, less IPv6 and UDP headers (16,384: what the core can write)."""
+
+PROBE_ATTEMPTS_MAX = 3
+PROBE_AGAIN_S = 60.0
+"""After the path lost large datagrams; RFC 8899 PMTU_RAISE_TIMER is 600 s, home networks change faster."""
+
+
+class Host(Protocol):
+    """What a connection needs of its transport."""
+
+    random_bytes: Callable[[int], bytes]
+
+    def add_route(self, connection_id: bytes, connection: QuicPeerConnection) -> None: ...
+    def drop_route(self, connection_id: bytes) -> None: ...
+    def accepts(self, peer_id: PeerId, protocol: str) -> bool: ...
+    def serve(self, connection: QuicPeerConnection, stream: QuicPeerStream) -> None: ...
+    def established(self, connection: QuicPeerConnection) -> None: ...
+    def ended(self, connection: QuicPeerConnection) -> None: ...
+
+
+class QuicPeerConnection:
+    """Implements the Connection port over a QuicCore; driven by datagrams, timers and writers."""
+
+    def __init__(
+        self,
+        host: Host,
+        core: QuicCore,
+        udp: UdpSocket,
+        address: NetworkAddress,
+        *,
+        is_outbound: bool,
+        started_at: float,
+    ) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.core = core
+        self.is_outbound = is_outbound
+        self.started_at = started_at
+        self.established: asyncio.Future[None] = self.loop.create_future()
+        self.is_established = False
+        self.error: P2PNodeError | None = None
+        self.identified: Identify | None = None
+        """What the peer said of itself, once it did."""
+        self.waiting_writers: set[QuicPeerStream] = set()
+        self.socket = udp
+        """Where the peer was heard last; answers leave from there."""
+        self.address = address
+        """Where the connection began; the peer may have moved since."""
+        self.routes: set[bytes] = set()
+        self._host = host
+        self._streams: dict[int, QuicPeerStream] = {}
+        self._inbound_next = 1 if is_outbound else 0
+        self._inbound_unseen: set[int] = set()
+        self._stream_room: asyncio.Future[None] | None = None
+        self._bytes_sent = 0
+        self._bytes_received = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
+        self._keep_alive: asyncio.TimerHandle | None = None
+        self._flush_scheduled = False
+        self._flush_wanted = False
+        self._flushed_now = False
+        self._ping_uid = 0
+        self._probe_losses: dict[int, int] = {}
+
+    # --- port --------------------------------------------------------------------------------------
+    @property
+    def peer_id(self) -> PeerId:
+        assert self.core.peer is not None, "the peer is known once the handshake is done"
+        return self.core.peer.peer_id
+
+    @property
+    def remote_multiaddr(self) -> str:
+        host, port = (self.core.get_peer_address() or self.address)[:2]
+        return multiaddr.from_socket_address(host, port)
+
+    @property
+    def observed_multiaddr(self) -> str | None:
+        """How the peer sees this node (identify), without /p2p."""
+        return None if self.identified is None else self.identified.observed_multiaddr
+
+    @property
+    def is_closed(self) -> bool:
+        return self.error is not None
+
+    def stats(self) -> ConnectionStats:
+        return ConnectionStats(
+            rtt_s=self.core.rtt_s,
+            bytes_sent=self._bytes_sent,
+            bytes_received=self._bytes_received,
+            streams_open=len(self._streams),
+            datagram_bytes=self.core.datagram_bytes,
+        )
+
+    async def open_stream(self, protocol: str, *, timeout_s: float | None = None) -> QuicPeerStream:
+        timeout_s = limits.NEGOTIATION_TIMEOUT_S if timeout_s is None else timeout_s
+        stream: QuicPeerStream | None = None
+        try:
+            async with asyncio.timeout(timeout_s):
+                stream = await self._new_stream()
+                stream.protocol = protocol
+                initiator = Initiator(protocol)
+                await stream.write(initiator.opening())
+                while not initiator.done:
+                    data = await stream.read(limits.DATAGRAM_BYTES_MAX)
+                    if not data:
+                        raise RemoteProtocolError(
+                            f"the peer closed the stream instead of speaking {protocol}"
+                        )
+                    initiator.feed(data)
+                stream.unread(initiator.take_rest())
+                return stream
+        except TimeoutError as error:
+            if stream is not None:
+                stream.reset()
+            raise PeerTimeout(
+                f"{self.peer_id} did not answer {protocol} within {timeout_s:g} s", peer=self.peer_id
+            ) from error
+        except BaseException:
+            if stream is not None:
+                stream.reset()
+            raise
+
+    async def ping(self, *, timeout_s: float | None = None) -> float:
+        timeout_s = limits.PING_TIMEOUT_S if timeout_s is None else timeout_s
+        try:
+            async with asyncio.timeout(timeout_s):
+                stream = await self.open_stream(ping.PROTOCOL, timeout_s=timeout_s)
+                return await ping.measure(stream, self._host.random_bytes(ping.PAYLOAD_BYTES), self.loop.time)
+        except TimeoutError as error:
+            raise PeerTimeout(f"{self.peer_id} did not answer a ping within {timeout_s:g} s") from error
+
+    async def close(self, code: int = 0, reason: str = "") -> None:
+        self.close_now(code, reason)
+
+    def close_now(self, code: int = 0, reason: str = "") -> None:
+        """Tell the peer, once, and end; nothing is waited for."""
+        if self.error is None:
+            self.core.close(error_code=code, reason_phrase=reason)
+            self.flush()
+            self._end(f"closed by this node{': ' + reason if reason else ''}", code)
+
+    # --- streams -----------------------------------------------------------------------------------
+    async def _new_stream(self) -> QuicPeerStream:
+        while True:
+            if self.error is not None:
+                raise self.error
+            stream_id = self.core.open_stream_id()
+            if stream_id is not None:
+                stream = self._streams[stream_id] = QuicPeerStream(self, stream_id)
+                return stream
+            if self._stream_room is None:
+                self._stream_room = self.loop.create_future()
+            await asyncio.shield(self._stream_room)
+
+    async def negotiate_inbound(self, stream: QuicPeerStream) -> bool:
+        """Agree on a protocol; False when the peer gave up first."""
+        responder = Responder(lambda protocol: self._host.accepts(self.peer_id, protocol))
+        while responder.chosen is None:
+            data = await stream.read(limits.DATAGRAM_BYTES_MAX)
+            if not data:
+                return False
+            responder.feed(data)
+            if answer := responder.outgoing():
+                await stream.write(answer)
+        stream.protocol = responder.chosen
+        stream.unread(responder.take_rest())
+        return True
+
+    def consumed(self, stream_id: int, size: int) -> None:
+        if self.core.consume(stream_id, size):
+            self.flush_soon()
+
+    def forget_if_finished(self, stream: QuicPeerStream) -> None:
+        if stream.is_finished:
+            self._streams.pop(stream.stream_id, None)
+
+    # --- driven by the transport -------------------------------------------------------------------
+    def receive(self, data: bytes, address: NetworkAddress, now: float) -> None:
+        self._bytes_received += len(data)
+        self.core.receive_datagram(data, address, now)
+
+    def process(self) -> None:
+        """Turn what the machine learned into bytes for readers and news for the transport."""
+        core = self.core
+        while (event := core.next_event()) is not None:
+            if isinstance(event, events.StreamDataReceived):
+                stream = self._streams.get(event.stream_id)
+                if stream is None:
+                    stream = self._inbound(event.stream_id)
+                    if stream is None:
+                        self._discard(event)
+                        continue
+                stream.feed(event.data, event.end_stream)
+                if event.end_stream:
+                    core.end_of_reading(event.stream_id)
+                    self.forget_if_finished(stream)
+            else:
+                self._process_rare(event)
+        if core.handshake_confirmed and not self.is_established and core.closing is None:
+            self._establish()
+        if core.closing is not None and self.error is None:
+            self._ended_by_peer(*core.closing)
+        if core.probe_results:
+            self._judge_probes()
+        if self._stream_room is not None:
+            room, self._stream_room = self._stream_room, None
+            room.set_result(None)
+
+    def _process_rare(self, event: events.QuicEvent) -> None:
+        if isinstance(event, events.StreamReset):
+            stream = self._streams.get(event.stream_id)
+            highest = self.core.end_of_reading(event.stream_id)
+            if stream is not None:
+                stream.fail(
+                    StreamReset(f"the peer reset {stream.protocol or 'a stream'}", code=event.error_code)
+                )
+                self.core.consume(event.stream_id, max(0, highest - stream.delivered_bytes))
+                self.core.abort_stream(event.stream_id, event.error_code)
+                self.forget_if_finished(stream)
+        elif isinstance(event, events.StopSendingReceived):
+            stream = self._streams.get(event.stream_id)
+            if stream is not None:
+                stream.stop_writing()
+                self.forget_if_finished(stream)
+        elif isinstance(event, events.ConnectionIdIssued):
+            self._host.add_route(event.connection_id, self)
+        elif isinstance(event, events.ConnectionIdRetired):
+            self._host.drop_route(event.connection_id)
+
+    def _inbound(self, stream_id: int) -> QuicPeerStream | None:
+        """A stream the peer just opened; None for late bytes of one that is over."""
+        is_ours = (stream_id & 1 == 0) == self.is_outbound
+        if is_ours or stream_id & 2:
+            return None
+        if stream_id >= self._inbound_next:
+            # Opening a stream opens all lower ones (RFC 9000 section 2.1); their data may come later.
+            self._inbound_unseen.update(range(self._inbound_next, stream_id, 4))
+            self._inbound_next = stream_id + 4
+        elif stream_id in self._inbound_unseen:
+            self._inbound_unseen.discard(stream_id)
+        else:
+            return None
+        self.core.accept_stream(stream_id)
+        stream = self._streams[stream_id] = QuicPeerStream(self, stream_id)
+        self._host.serve(self, stream)
+        return stream
+
+    def _discard(self, event: events.StreamDataReceived) -> None:
+        self.consumed(event.stream_id, len(event.data))
+        if event.end_stream:
+            self.core.end_of_reading(event.stream_id)
+
+    def _establish(self) -> None:
+        self.is_established = True
+        if not self.established.done():
+            self.established.set_result(None)
+        self._schedule_keep_alive()
+        self._host.established(self)
+        self._probe(PROBE_SIZES)
+
+    # --- sending -----------------------------------------------------------------------------------
+    def wrote(self) -> None:
+        """The first write of a loop iteration goes out at once, further ones together at its end."""
+        if self._flushed_now:
+            self._flush_wanted = True
+            return
+        self._flushed_now = True
+        self._schedule()
+        self.flush()
+
+    def flush_soon(self) -> None:
+        """After the tasks that were just woken had their turn, so that answers ride with acknowledgements."""
+        self._flush_wanted = True
+        self._schedule()
+
+    def _schedule(self) -> None:
+        if not self._flush_scheduled:
+            self._flush_scheduled = True
+            self.loop.call_soon(self._end_of_iteration)
+
+    def _end_of_iteration(self) -> None:
+        self._flush_scheduled = self._flushed_now = False
+        if self._flush_wanted:
+            self.flush()
+
+    def flush(self) -> None:
+        self._flush_wanted = False
+        if self.error is not None:
+            return
+        datagrams = self.core.datagrams_to_send(now=self.loop.time())
+        if datagrams:
+            self._send(datagrams)
+        for stream in tuple(self.waiting_writers):
+            if self.core.unsent_bytes(stream.stream_id) <= limits.WRITE_UNSENT_BYTES_MAX // 4:
+                stream.wake_writer()
+        self._arm_timer()
+
+    def _send(self, datagrams: list[tuple[bytes, NetworkAddress]]) -> None:
+        for data, _ in datagrams:
+            self._bytes_sent += len(data)
+        self.socket.send_batch(datagrams)
+
+    def _arm_timer(self) -> None:
+        """Timers that would fire too early are left: firing checks again, re-arming costs more."""
+        at = self.core.get_timer()
+        if at is None or (self._timer is not None and self._timer_at <= at):
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_at = at
+        self._timer = self.loop.call_at(at, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        at = self.core.get_timer()
+        if self.error is not None or at is None:
+            return
+        now = self.loop.time()
+        if at <= now:
+            self.core.handle_timer(now=now)
+            self.process()
+            self._judge_path()
+        self.flush()
+
+    # --- keep-alive and datagram size --------------------------------------------------------------
+    def _schedule_keep_alive(self) -> None:
+        interval_s = min(limits.KEEP_ALIVE_S_MAX, self.core.idle_timeout_s / 3)
+        self._keep_alive = self.loop.call_later(interval_s, self._on_keep_alive)
+
+    def _on_keep_alive(self) -> None:
+        if self.error is None:
+            self._ping_uid += 1
+            self.core.send_ping(self._ping_uid)
+            self.flush()
+            self._schedule_keep_alive()
+
+    def _probe(self, sizes: tuple[int, ...]) -> None:
+        for size in sizes:
+            if (
+                self.core.datagram_bytes
+                < size
+                <= min(self.core.peer_datagram_bytes_max, limits.DATAGRAM_BYTES_MAX)
+            ):
+                self._send(self.core.probe_datagram(size, self.loop.time()))
+        self._arm_timer()
+
+    def _judge_probes(self) -> None:
+        """Larger datagrams once a probe showed that the path carries them."""
+        results, self.core.probe_results = self.core.probe_results, []
+        again: list[int] = []
+        for size, arrived in results:
+            if arrived:
+                if size > self.core.datagram_bytes:
+                    self.core.set_datagram_bytes(size)
+            else:
+                losses = self._probe_losses[size] = self._probe_losses.get(size, 0) + 1
+                if losses < PROBE_ATTEMPTS_MAX:
+                    again.append(size)
+        if again and self.error is None:
+            self._probe(tuple(again))
+
+    def _judge_path(self) -> None:
+        if self.core.path_swallows_datagrams:
+            self.core.set_datagram_bytes(limits.DATAGRAM_BYTES_MIN)
+            self._probe_losses.clear()
+            self.loop.call_later(PROBE_AGAIN_S, self._probe_again)
+
+    def _probe_again(self) -> None:
+        if self.error is None:
+            self._probe(PROBE_SIZES)
+
+    # --- the end -----------------------------------------------------------------------------------
+    def _ended_by_peer(self, code: int, reason: str, is_transport_error: bool) -> None:
+        if is_transport_error and reason == "Idle timeout":
+            self._end("the peer went silent", code)
+            return
+        # A close of our own making (a refused handshake) still has to be sent.
+        self.flush()
+        said = reason or (f"error 0x{code:x}" if code else "no reason given")
+        self._end(said, code)
+
+    def abandon(self) -> None:
+        """Drop a connection that never was one; nothing is sent."""
+        self._end("nothing in the first datagram could be read", 0)
+
+    def _end(self, reason: str, code: int) -> None:
+        peer = self.core.peer.peer_id if self.core.peer is not None else None
+        self.error = ConnectionLost(f"the connection ended: {reason}", peer=peer, code=code, reason=reason)
+        for timer in (self._timer, self._keep_alive):
+            if timer is not None:
+                timer.cancel()
+        if not self.established.done():
+            self.established.set_exception(self.error)
+            self.established.exception()
+        if self._stream_room is not None and not self._stream_room.done():
+            self._stream_room.set_result(None)
+        streams = list(self._streams.values())
+        self._streams.clear()
+        for stream in streams:
+            stream.fail(self.error)
+        self._host.ended(self)

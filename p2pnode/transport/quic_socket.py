@@ -1,0 +1,139 @@
+"""UDP sockets: one per listen address, shared by dialling and listening; drained and filled in batches."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import socket
+import sys
+from collections.abc import Callable
+
+from aioquic.quic.connection import NetworkAddress
+
+from p2pnode import limits
+from p2pnode.errors import ConfigError, PortTaken
+
+BATCH_DATAGRAMS = 64
+"""Per wake-up of the event loop: enough to amortise it, few enough to stay responsive (about 4 ms)."""
+
+DATAGRAM_BYTES_READ_MAX = 65_535
+
+# Linux numbers (linux/in.h, linux/in6.h, asm-generic/socket.h); Python does not name them.
+_IP_MTU_DISCOVER, _IPV6_MTU_DISCOVER, _PMTUDISC_PROBE = 10, 23, 3
+_SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33
+
+OnDatagram = Callable[["UdpSocket", bytes, NetworkAddress], None]
+
+logger = logging.getLogger(__name__)
+
+
+class UdpSocket:
+    """A bound, non-blocking UDP socket."""
+
+    def __init__(self, host: str, port: int) -> None:
+        is_ipv6 = ":" in host
+        self.family = socket.AF_INET6 if is_ipv6 else socket.AF_INET
+        self._socket = socket.socket(self.family, socket.SOCK_DGRAM)
+        try:
+            self._socket.setblocking(False)
+            if is_ipv6:
+                self._socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            self._set_buffers()
+            self._forbid_fragments(is_ipv6)
+            self._socket.bind(_resolve_zone(host, port) if is_ipv6 else (host, port))
+        except OSError as error:
+            self._socket.close()
+            if error.errno in (errno.EADDRINUSE, errno.EACCES):
+                raise PortTaken(f"UDP port {port} of {host} cannot be used: {error.strerror}") from error
+            raise ConfigError(
+                f"cannot listen on {host}: {error.strerror or error}",
+                hint="is this an address of this machine?",
+            ) from error
+        name = self._socket.getsockname()
+        self.host: str = name[0]
+        self.port: int = name[1]
+        self.datagrams_received = 0
+        self.datagrams_sent = 0
+        self.datagrams_dropped = 0
+
+    @property
+    def is_wildcard(self) -> bool:
+        return self.host in ("0.0.0.0", "::")  # noqa: S104  (compared, not bound)
+
+    @property
+    def is_loopback(self) -> bool:
+        return self.host.startswith("127.") or self.host == "::1"
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def _set_buffers(self) -> None:
+        options = ((socket.SO_SNDBUF, _SO_SNDBUFFORCE), (socket.SO_RCVBUF, _SO_RCVBUFFORCE))
+        for plain, forced in options:
+            if sys.platform == "linux":
+                try:
+                    self._socket.setsockopt(socket.SOL_SOCKET, forced, limits.SOCKET_BUFFER_BYTES)
+                    continue
+                except PermissionError:
+                    logger.debug("socket buffers stay within the system's maximum")
+            try:
+                self._socket.setsockopt(socket.SOL_SOCKET, plain, limits.SOCKET_BUFFER_BYTES)
+            except OSError as error:
+                logger.debug("socket buffer stays at the system's default: %s", error)
+
+    def _forbid_fragments(self, is_ipv6: bool) -> None:
+        """Probes must find the path's size, not the kernel's skill at fragmenting (RFC 9000 section 14)."""
+        if sys.platform != "linux":
+            return
+        if is_ipv6:
+            self._socket.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _PMTUDISC_PROBE)
+        else:
+            self._socket.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_PROBE)
+
+    def receive_batch(self, on_datagram: OnDatagram) -> None:
+        receive = self._socket.recvfrom
+        for _ in range(BATCH_DATAGRAMS):
+            try:
+                data, address = receive(DATAGRAM_BYTES_READ_MAX)
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError as error:
+                # An ICMP error of an earlier datagram; QUIC has its own timers.
+                logger.debug("receiving failed: %s", error)
+                return
+            self.datagrams_received += 1
+            on_datagram(self, data, address)
+
+    def send_batch(self, datagrams: list[tuple[bytes, NetworkAddress]]) -> None:
+        send = self._socket.sendto
+        for data, address in datagrams:
+            try:
+                send(data, address)
+            except (BlockingIOError, InterruptedError):
+                # The send buffer is full: loss recovery sends again, at the pace the path takes.
+                self.datagrams_dropped += 1
+            except OSError as error:
+                # Too large for the interface (a probe's answer), no route, or the address went away.
+                self.datagrams_dropped += 1
+                logger.debug("sending %d bytes failed: %s", len(data), error)
+            else:
+                self.datagrams_sent += 1
+
+
+def _resolve_zone(host: str, port: int) -> tuple[str, int, int, int]:
+    address, _, zone = host.partition("%")
+    if not zone:
+        return address, port, 0, 0
+    return address, port, 0, int(zone) if zone.isdigit() else socket.if_nametoindex(zone)
+
+
+def socket_address(host: str, port: int, family: socket.AddressFamily) -> NetworkAddress:
+    """The address in the exact form recvfrom reports it, so that paths compare equal."""
+    if family == socket.AF_INET6:
+        host_only, _, zone = host.partition("%")
+        full = _resolve_zone(host, port)
+        return (f"{host_only}%{zone}" if zone else host_only, port, 0, full[3])
+    return (host, port)
