@@ -1,10 +1,10 @@
-"""Engine processes of this node: each serves one purpose, and when it dies its owner starts it again."""
+"""Engine processes of this node: each serves one purpose, and when it dies it is started again."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 
 from p2pnode import limits
 from p2pnode.compute.engine_client import EngineClient
@@ -13,25 +13,27 @@ from p2pnode.errors import EngineUnavailable, P2PNodeError
 from p2pnode.node.tasks import Tasks
 
 LoadProgress = Callable[[float], None]
-Notice = Callable[[str, str, dict[str, object]], Awaitable[None]]
-"""(event name, what it served, details): EngineDied and EngineRestarted become facts."""
+Notice = Callable[[str, str, dict[str, int | str]], Awaitable[None]]
+"""("died" or "restarted", what it served, details): both become facts."""
 
 
 class EngineHost:
-    """One engine process and the units it must hold; reloads them after a crash."""
+    """One engine process and the units it holds by name; reloads all of them after a crash."""
 
     def __init__(self, purpose: str, *, tasks: Tasks, notice: Notice) -> None:
         self.purpose = purpose
         self._tasks = tasks
         self._notice = notice
         self._client: EngineClient | None = None
-        self._specs: tuple[UnitSpec, ...] = ()
+        self._specs: dict[str, UnitSpec] = {}
         self._deaths: deque[float] = deque(maxlen=limits.ENGINE_RESTARTS_MAX)
         self._closing = False
-        self.infos: tuple[UnitInfo, ...] = ()
+        self._starting = asyncio.Lock()
+        self._started = False
+        self.infos: dict[str, UnitInfo] = {}
         self.generation = 0
-        """Rises with every restart: sessions of an older one are gone."""
-        self.on_death: Callable[[str], None] = lambda reason: None
+        """Rises with every death: sessions of an older one are gone."""
+        self.listeners: list[Callable[[str], None]] = []
 
     @property
     def client(self) -> EngineClient:
@@ -49,51 +51,65 @@ class EngineHost:
     def is_up(self) -> bool:
         return self._client is not None
 
-    async def load(
-        self, specs: Sequence[UnitSpec], on_progress: LoadProgress | None = None
-    ) -> tuple[UnitInfo, ...]:
-        """Start the process if there is none and load these units, in order."""
-        self._specs = tuple(specs)
-        client = await EngineClient.start(on_exit=self._exited)
-        try:
-            infos = []
-            for number, spec in enumerate(self._specs):
+    def unit(self, name: str) -> int:
+        """The engine's number of a loaded unit."""
+        if name not in self.infos:
+            raise EngineUnavailable(f"the engine for {self.purpose} has not loaded {name} yet")
+        return self.infos[name].unit_id
 
-                def part(fraction: float, number: int = number) -> None:
-                    if on_progress is not None:
-                        on_progress((number + fraction) / len(self._specs))
+    async def ensure(self, name: str, spec: UnitSpec, on_progress: LoadProgress | None = None) -> UnitInfo:
+        """Start the process if there is none, load the unit if it is not there as asked."""
+        async with self._starting:
+            if self._client is None:
+                if self._started and self._specs.get(name) == spec:
+                    raise EngineUnavailable(f"the engine for {self.purpose} died and is being restarted")
+                self._client = await EngineClient.start(on_exit=self._exited)
+                self._started = True
+            if self._specs.get(name) == spec and name in self.infos:
+                return self.infos[name]
+            if name in self.infos:
+                await self._client.unload(self.infos.pop(name).unit_id)
+            info = await self._client.load(spec, progress=on_progress)
+            self._specs[name] = spec
+            self.infos[name] = info
+            return info
 
-                infos.append(await client.load(spec, on_progress=part))
-        except BaseException:
-            await client.close()
-            raise
-        self._client = client
-        self.infos = tuple(infos)
-        return self.infos
+    async def drop(self, name: str) -> None:
+        """Unload a unit; the process stays."""
+        async with self._starting:
+            self._specs.pop(name, None)
+            info = self.infos.pop(name, None)
+            if info is not None and self._client is not None:
+                await self._client.unload(info.unit_id)
 
-    def _exited(self, reason: str) -> None:
+    def _exited(self, code: int) -> None:
         if self._closing or self._client is None:
             return
         self._client = None
-        self.on_death(reason)
-        self._tasks.spawn(f"restart engine {self.purpose}", self._restart(reason))
+        self.infos = {}
+        self.generation += 1
+        reason = f"signal {-code}" if code < 0 else f"exit code {code}"
+        for listener in list(self.listeners):
+            listener(reason)
+        self._tasks.spawn(f"restart engine {self.purpose}", self._restart(code, reason))
 
-    async def _restart(self, reason: str) -> None:
+    async def _restart(self, code: int, reason: str) -> None:
         now_s = asyncio.get_running_loop().time()
-        await self._notice("died", self.purpose, {"reason": reason})
-        too_often = (
-            len(self._deaths) == self._deaths.maxlen
-            and now_s - self._deaths[0] < limits.ENGINE_RESTART_WINDOW_S
-        )
+        await self._notice("died", self.purpose, {"exit_code": code, "reason": reason})
+        recent = [at_s for at_s in self._deaths if now_s - at_s < limits.ENGINE_RESTART_WINDOW_S]
         self._deaths.append(now_s)
-        if too_often or self._closing:
+        if len(recent) >= limits.ENGINE_RESTARTS_MAX or self._closing:
             return
         try:
-            await self.load(self._specs)
+            async with self._starting:
+                client = await EngineClient.start(on_exit=self._exited)
+                infos = {name: await client.load(spec) for name, spec in self._specs.items()}
+                self._client, self.infos = client, infos
         except P2PNodeError as error:
-            await self._notice("died", self.purpose, {"reason": f"restart failed: {error.message}"})
+            await self._notice(
+                "died", self.purpose, {"exit_code": 0, "reason": f"restart failed: {error.message}"}
+            )
             return
-        self.generation += 1
         duration_ms = int((asyncio.get_running_loop().time() - now_s) * 1000)
         await self._notice(
             "restarted", self.purpose, {"attempt": self.generation, "duration_ms": duration_ms}

@@ -28,6 +28,7 @@ from p2pnode.transport.port import Stream, Transport
 from p2pnode.units import ContentId, PeerId
 
 STAGE = "/p2pnode/stage/1"
+UNIT = "stage"
 RETURN = -1
 """Stage number of the head's end of a ring."""
 
@@ -59,7 +60,6 @@ class HostedStage:
     engine: EngineHost
     bytes_fetched: int
     bytes_wanted: int
-    unit_id: int = 0
     servers: int = 0
 
     @property
@@ -124,7 +124,7 @@ class Hosting:
         if order.head != peer:
             raise RequestError("only the head itself can ask for its stages")
         hosted = await self.prepare(order, progress)
-        info = hosted.engine.infos[0]
+        info = hosted.engine.infos[UNIT]
         return {
             "layers": list(hosted.layers),
             "bytes_fetched": hosted.bytes_fetched,
@@ -168,11 +168,11 @@ class Hosting:
             index, paths, part, options, model_id=self._catalog.model_id(content_id), is_last=order.is_last
         )
         engine = self._new_engine(f"{order.model_name} layers {order.layer_first}–{order.layer_end - 1}")
-        infos = await engine.load(
-            [spec], lambda f: progress({"state": "loading", "done": int(f * 1000), "total": 1000})
+        await engine.ensure(
+            UNIT, spec, lambda f: progress({"state": "loading", "done": int(f * 1000), "total": 1000})
         )
         wanted = sum(manifest.tensors[name].size for name in tensors)
-        return HostedStage(order, engine, fetched.bytes_on_wire, wanted, infos[0].unit_id)
+        return HostedStage(order, engine, fetched.bytes_on_wire, wanted)
 
     async def _release(
         self, peer: PeerId, arguments: Mapping[str, Any], _: ProgressCallback
@@ -245,7 +245,7 @@ class Hosting:
         """Frames forward, trouble backward, until either side ends."""
         await messages.send_message(inbound, messages.Answer(data={}))
         out = OutboundFrames(onward)
-        server = StageServer(hosted.engine.client, hosted.unit_id, out.send)
+        server = StageServer(hosted.engine.client, hosted.engine.unit(UNIT), out.send)
         hosted.servers += 1
         watcher = asyncio.ensure_future(self._pass_trouble_back(hosted, inbound, onward))
         try:
