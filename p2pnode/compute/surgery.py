@@ -139,7 +139,8 @@ def _small_type(width: int) -> TensorType:
 def _matrices(row: Architecture, index: ModelIndex, part: Part) -> Iterator[_Tensor]:
     """The embedding and the output matrix, or what llama.cpp accepts in their place."""
     width = index.parameter_int("embedding_length")
-    rows = vocabulary_size(index) if part.embedding or part.output else 1
+    vocabulary = vocabulary_size(index)
+    rows = vocabulary if part.embedding or part.output else 1
     filler = _small_type(width) if rows > 1 else F32
     embedding, matrix = index.tensors[_EMBEDDING], index.tensors.get(_OUTPUT)
     moved = part.output and not part.embedding and matrix is not None and not row.output_required

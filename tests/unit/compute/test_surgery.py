@@ -1,0 +1,208 @@
+"""Cuts as bytes and facts: what is chosen, what is refused and why, and that the virtual file is one file."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from p2pnode.compute.architectures import ARCHITECTURES, REFUSED
+from p2pnode.compute.embedding import embed_rows
+from p2pnode.compute.gguf import ModelIndex, ValueType, parse, scalar
+from p2pnode.compute.part import Part, Shard, Source, real_layer_count, whole
+from p2pnode.compute.surgery import cut, needed_tensors
+from p2pnode.errors import ArchitectureUnsupported, BadModelFile, PlanError, ShapeMismatch
+from tests.kit.llama_runner import index_of, materialise, reader_of
+from tests.kit.toy_models import TOYS, Toy, model_bytes
+
+LLAMA = model_bytes(TOYS["llama"])
+INDEX = index_of(LLAMA)
+
+
+def changed(index: ModelIndex, **parameters: int) -> ModelIndex:
+    metadata = dict(index.metadata)
+    for key, value in parameters.items():
+        name = f"{index.architecture}.{key}"
+        metadata[name] = scalar(name, ValueType.UINT32, value)
+    return replace(index, metadata=metadata)
+
+
+def renamed(architecture: str) -> ModelIndex:
+    metadata = dict(INDEX.metadata)
+    metadata["general.architecture"] = scalar("general.architecture", ValueType.STRING, architecture)
+    for key, entry in INDEX.metadata.items():
+        if key.startswith("llama."):
+            name = architecture + key.removeprefix("llama")
+            metadata[name] = replace(entry, key=name)
+    return replace(INDEX, metadata=metadata)
+
+
+def test_the_whole_is_the_file_itself() -> None:
+    made = cut(INDEX, whole(INDEX))
+    assert materialise(made, LLAMA) == LLAMA
+    assert made.facts.tap is None
+    assert (made.facts.input, made.facts.output, made.facts.tokenizer) == ("tokens", "logits", True)
+
+
+def test_a_middle_slice_has_no_vocabulary_and_only_its_layers() -> None:
+    made = cut(INDEX, Part(1, 3))
+    local = parse(materialise(made, LLAMA))
+    assert {name.split(".")[1] for name in local.tensors if name.startswith("blk.")} == {"0", "1"}
+    assert local.metadata["llama.block_count"].value() == 2
+    assert local.metadata["tokenizer.ggml.model"].value() == "no_vocab"
+    assert not any("tokens" in key for key in local.metadata)
+    assert local.tensors["token_embd.weight"].shape == (64, 1)
+    assert (made.facts.tap, made.facts.layer_count) == ("l_out-1", 2)
+    for name, tensor in local.tensors.items():
+        if name.startswith("blk.0."):
+            original = INDEX.tensors[name.replace("blk.0.", "blk.1.")]
+            assert (tensor.shape, tensor.type) == (original.shape, original.type)
+
+
+def test_a_node_needs_the_tensors_of_its_share_only() -> None:
+    names = needed_tensors(INDEX, Part(1, 3))
+    assert {name.split(".")[1] for name in names} == {"1", "2"}
+    assert set(needed_tensors(INDEX, Part(5, 5, output=True))) == {"output.weight", "output_norm.weight"}
+    assert set(needed_tensors(INDEX, whole(INDEX))) == set(INDEX.tensors)
+    tied = index_of(model_bytes(TOYS["llama-tied-q8_0"]))
+    assert "token_embd.weight" in needed_tensors(tied, Part(3, 5, output=True))
+    ranges = {
+        (piece.offset, piece.size) for piece in cut(INDEX, Part(1, 3)).pieces if isinstance(piece, Source)
+    }
+    assert ranges == {(INDEX.tensors[name].offset, INDEX.tensors[name].size) for name in names}
+
+
+@pytest.mark.parametrize(
+    ("part", "reason"),
+    [
+        (Part(-1, 2), r"layers \[-1, 2\)"),
+        (Part(2, 6), r"layers \[2, 6\)"),
+        (Part(3, 2), r"layers \[3, 2\)"),
+        (Part(1, 2, embedding=True), "before layer 0"),
+        (Part(1, 2, output=True), "behind layer 5"),
+        (Part(2, 2), "without layers"),
+        (Part(0, 0, embedding=True), "without layers"),
+        (Part(0, 5, shard=Shard(2, (1, 1))), "rank 2"),
+        (Part(0, 5, shard=Shard(0, (1, 0))), "rank 0"),
+    ],
+)
+def test_parts_that_cannot_be_are_refused(part: Part, reason: str) -> None:
+    with pytest.raises(PlanError, match=reason) as caught:
+        cut(INDEX, part)
+    assert caught.value.hint
+    with pytest.raises(PlanError):
+        needed_tensors(INDEX, part)
+
+
+@pytest.mark.parametrize("name", sorted(REFUSED))
+def test_architectures_that_cannot_be_cut_say_why_and_still_run_whole(name: str) -> None:
+    index = renamed(name)
+    with pytest.raises(ArchitectureUnsupported) as caught:
+        cut(index, Part(0, 2))
+    assert REFUSED[name] in caught.value.message
+    assert cut(index, whole(index)).facts.architecture == name
+
+
+def test_an_architecture_nobody_proved_is_not_cut() -> None:
+    with pytest.raises(ArchitectureUnsupported, match="not in the table"):
+        needed_tensors(renamed("hopeful"), Part(0, 2))
+    assert not set(REFUSED) & set(ARCHITECTURES)
+
+
+@pytest.mark.parametrize(("name", "layers"), [("gemma2", 46), ("gemma3", 62)])
+def test_models_whose_attention_scale_follows_the_layer_count_are_not_cut(name: str, layers: int) -> None:
+    index = index_of(model_bytes(replace(TOYS[name], layers=layers, width=32, ff=32)))
+    with pytest.raises(ArchitectureUnsupported, match="attention scale"):
+        cut(index, Part(0, 2))
+
+
+def test_deepstack_models_are_not_cut() -> None:
+    toy = replace(TOYS["granite"], parameters={"deepstack_mapping": [0, 1, 2, 3, 4]})
+    with pytest.raises(ArchitectureUnsupported, match="deepstack"):
+        cut(index_of(model_bytes(toy)), Part(0, 2))
+
+
+def test_a_deepseek_slice_is_never_as_long_as_the_lite_model() -> None:
+    toy = replace(TOYS["deepseek2"], layers=30, width=32, ff=32)
+    index = index_of(model_bytes(toy))
+    with pytest.raises(ArchitectureUnsupported, match="lite"):
+        cut(index, Part(0, 26))
+    assert cut(index, Part(0, 25)).facts.layer_count == 25
+
+
+def test_layers_that_predict_further_tokens_are_left_out() -> None:
+    index = changed(INDEX, nextn_predict_layers=1)
+    assert real_layer_count(index) == 4
+    made = parse(materialise(cut(index, Part(2, 4, output=True)), LLAMA))
+    assert made.metadata["llama.nextn_predict_layers"].value() == 0
+    assert not any(name.startswith("blk.2.") for name in made.tensors)
+    assert len(needed_tensors(index, whole(index))) == len(INDEX.tensors)
+    with pytest.raises(PlanError, match="no layer"):
+        cut(changed(INDEX, nextn_predict_layers=5), Part(0, 1))
+
+
+def test_models_with_holes_are_refused() -> None:
+    missing = replace(INDEX, tensors={n: t for n, t in INDEX.tensors.items() if not n.startswith("blk.1.")})
+    with pytest.raises(BadModelFile, match="no layer 1"):
+        cut(missing, Part(0, 2))
+    headless = replace(INDEX, tensors={n: t for n, t in INDEX.tensors.items() if n != "token_embd.weight"})
+    with pytest.raises(BadModelFile, match="no token embedding"):
+        cut(headless, Part(0, 2))
+
+
+def test_fingerprints_tell_units_apart() -> None:
+    parts = [Part(0, 2), Part(0, 2, embedding=True), Part(1, 3), Part(2, 5), Part(2, 5, output=True)]
+    prints = {cut(INDEX, part).facts.fingerprint for part in parts}
+    prints |= {cut(INDEX, Part(0, 2), model_id=b"another").facts.fingerprint}
+    assert len(prints) == len(parts) + 1
+    assert cut(INDEX, Part(0, 2)).facts.fingerprint in prints
+
+
+def test_a_long_window_replaces_the_missing_sliding_layer() -> None:
+    index = index_of(model_bytes(TOYS["gpt-oss"]))
+    made = cut(index, Part(1, 2))
+    assert not made.facts.sliding
+    metadata = parse(materialise(made, model_bytes(TOYS["gpt-oss"]))).metadata
+    assert metadata["gpt-oss.attention.sliding_window"].value() == 1 << 22
+    assert metadata["gpt-oss.attention.sliding_window_pattern"].value() == [True]
+    assert cut(index, Part(0, 1)).facts.sliding
+
+
+@settings(max_examples=40)
+@given(st.data())
+def test_reads_of_the_virtual_file_agree_with_the_file(data: st.DataObject) -> None:
+    first = data.draw(st.integers(0, 4))
+    made = cut(INDEX, Part(first, data.draw(st.integers(first + 1, 5))))
+    real = materialise(made, LLAMA)
+    assert len(real) == made.size
+    reader = made.reader(reader_of(LLAMA))
+    offset = data.draw(st.integers(0, made.size + 10))
+    size = data.draw(st.integers(0, 5000))
+    assert reader.read(offset, size) == real[offset : offset + size]
+
+
+@pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q4_0", "Q8_0", "Q4_K", "Q6_K"])
+def test_embedding_rows_are_what_llama_cpp_looks_up(kind: str) -> None:
+    """The rows are compared through the first layer: equal input, equal output, bit for bit."""
+    from tests.kit.llama_runner import Engine, engine_for
+
+    toy = Toy("llama", type=kind, width=256, head_width=64, layers=1)
+    data = model_bytes(toy)
+    index = index_of(data)
+    tokens = [5, 0, 127, 5]
+    rows = embed_rows(index, reader_of(data), tokens)
+    assert rows.shape == (4, 256)
+    made, full = engine_for(cut(index, Part(0, 1, output=True)), data), Engine(data)
+    assert np.array_equal(made.decode(range(4), rows=rows), full.decode(range(4), tokens=tokens))
+    made.close()
+    full.close()
+
+
+def test_embedding_lookup_refuses_what_it_cannot() -> None:
+    with pytest.raises(ShapeMismatch, match="token 320"):
+        embed_rows(INDEX, reader_of(LLAMA), [320])
+    with pytest.raises(ArchitectureUnsupported, match="not in the table"):
+        embed_rows(renamed("hopeful"), reader_of(LLAMA), [1])
