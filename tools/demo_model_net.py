@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,9 @@ class NetShape:
 def rope_table(shape: NetShape) -> tuple[Tensor, Tensor]:
     """Cosine and sine for every position: two [context, head_size / 2] tensors."""
     half = torch.arange(0, shape.head_size, 2, dtype=torch.float32)
-    angle = torch.outer(torch.arange(shape.context_count).float(), shape.rope_base ** (-half / shape.head_size))
+    angle = torch.outer(
+        torch.arange(shape.context_count).float(), shape.rope_base ** (-half / shape.head_size)
+    )
     return torch.cos(angle), torch.sin(angle)
 
 
@@ -70,10 +72,10 @@ class Block(nn.Module):
         v = self.attn_v(x).view(b, s, -1, size).transpose(1, 2)
         share = self.shape.head_count // self.shape.kv_head_count
         k, v = k.repeat_interleave(share, dim=1), v.repeat_interleave(share, dim=1)
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
         h = h + self.attn_output(mixed.transpose(1, 2).reshape(b, s, d))
         x = self.ffn_norm(h)
-        return h + self.ffn_down(F.silu(self.ffn_gate(x)) * self.ffn_up(x))
+        return h + self.ffn_down(functional.silu(self.ffn_gate(x)) * self.ffn_up(x))
 
 
 class DemoNet(nn.Module):
@@ -109,7 +111,7 @@ class DemoNet(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden: [..., D] -> [..., V]."""
-        return F.linear(hidden, self.token_embd.weight)
+        return functional.linear(hidden, self.token_embd.weight)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """tokens: [B, S] -> logits [B, S, V]."""
