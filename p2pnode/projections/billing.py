@@ -1,0 +1,408 @@
+"""Billing: double entry in whole micro-units; a balance is the sum of its postings and nothing else.
+
+Accounts that hold credit (`local`, API keys, peers) are never negative. Three kinds may be, because they
+say where credit came from: `mint/...` (given by the owner), and `due/<peer>` (earned at a peer, who owes
+it). `held/<account>` is credit set aside for running requests. Rules: specs/09-billing.md
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final
+
+import msgspec
+
+from p2pnode import limits
+from p2pnode.errors import CorruptRecord
+from p2pnode.events import types as facts
+from p2pnode.events.codec import Record
+from p2pnode.projections.fold import Handlers, forget_oldest, in_order
+
+MINT_WELCOME: Final = "mint/welcome"
+MINT_TOPUP: Final = "mint/topup"
+HELD: Final = "held/"
+DUE: Final = "due/"
+MAY_BE_NEGATIVE: Final = ("mint/", DUE)
+SYSTEM: Final = ("mint/", HELD, DUE)
+
+Postings = tuple[tuple[str, int], ...]
+HOUR_MS: Final = 3_600_000
+DAY_MS: Final = 24 * HOUR_MS
+
+
+class Account(msgspec.Struct, array_like=True):
+    """What is known of an account beside its balance."""
+
+    index: int
+    opened_ms: int
+    granted: int = 0
+    topped_up: int = 0
+    spent: int = 0
+    earned: int = 0
+    requests: int = 0
+    holds_open: int = 0
+    welcomed: bool = False
+    ended: str = ""
+    """Why this account gets no credit any more; empty while it does."""
+    quota: int | None = None
+    quota_period_ms: int = 0
+    quota_window: int = 0
+    """Number of the period that `quota_used` counts."""
+    quota_used: int = 0
+
+
+class Hold(msgspec.Struct, array_like=True):
+    index: int
+    payer: str
+    request_id: str
+    amount: int
+    quoted: int
+    expires_ms: int
+    free: bool
+    quota_window: int = -1
+    """The period whose quota it uses; -1 for none."""
+
+
+class Resolution(msgspec.Struct, array_like=True):
+    """How a hold ended: `settled`, `voided` or `expired`."""
+
+    index: int
+    kind: str
+    payer: str
+    request_id: str
+    amount: int
+    shares: tuple[tuple[str, int], ...] = ()
+
+
+class TopUpMade(msgspec.Struct, array_like=True):
+    index: int
+    account: str
+    amount: int
+
+
+class Channel(msgspec.Struct, array_like=True):
+    """Receipts between this node and one peer, one direction."""
+
+    index: int
+    peer: str
+    sequence: int = 0
+    """Of the newest receipt signed by the provider; the first is 1."""
+    receipt: bytes = b""
+    signature: bytes = b""
+    layer_tokens: int = 0
+    microunits: int = 0
+    agreed_sequence: int = 0
+    """Of the newest receipt that both signed."""
+    agreed_layer_tokens: int = 0
+    agreed_microunits: int = 0
+
+
+class Billing(msgspec.Struct):
+    own_account: str = ""
+    """This node's peer id, from KeysBound."""
+    balances: dict[str, int] = {}
+    accounts: dict[str, Account] = {}
+    holds: dict[str, Hold] = {}
+    resolved: dict[str, Resolution] = {}
+    topups: dict[str, TopUpMade] = {}
+    """Idempotency key to what it did."""
+    given: dict[str, Channel] = {}
+    """Consumer to the channel of receipts this node gave it."""
+    received: dict[str, Channel] = {}
+    """Provider to the channel of receipts this node signed."""
+    welcome_hour: int = 0
+    welcomes_in_hour: int = 0
+    welcome_day: int = 0
+    welcomes_by_network: dict[str, int] = {}
+
+    def __post_init__(self) -> None:
+        self.holds = in_order(self.holds)
+        self.resolved = in_order(self.resolved)
+        self.topups = in_order(self.topups)
+
+
+def initial() -> Billing:
+    return Billing()
+
+
+def is_system(account: str) -> bool:
+    return account.startswith(SYSTEM)
+
+
+def available(state: Billing, account: str) -> int:
+    """Credit that is neither spent nor held."""
+    return state.balances.get(account, 0)
+
+
+def held(state: Billing, account: str) -> int:
+    return state.balances.get(HELD + account, 0)
+
+
+def balances(state: Billing) -> Mapping[str, int]:
+    """Read-only: every account with a balance; the sum is 0."""
+    return MappingProxyType(state.balances)
+
+
+def quota_left(state: Billing, account: str, now_ms: int) -> int | None:
+    """Micro-units the account may still use in this period by list price; None without a quota."""
+    entry = state.accounts.get(account)
+    if entry is None or entry.quota is None:
+        return None
+    used = entry.quota_used if now_ms // entry.quota_period_ms <= entry.quota_window else 0
+    return max(entry.quota - used, 0)
+
+
+def exposure(state: Billing, consumer: str) -> int:
+    """Micro-units this node signed a receipt for that `consumer` has not signed yet."""
+    channel = state.given.get(consumer)
+    return 0 if channel is None else channel.microunits - channel.agreed_microunits
+
+
+# --- postings --------------------------------------------------------------------------------------
+def postings_held(event: facts.CreditHeld) -> Postings:
+    return ((event.payer, -event.amount_microunits), (HELD + event.payer, event.amount_microunits))
+
+
+def postings_settled(event: facts.CreditSettled, held_microunits: int) -> Postings:
+    return (
+        (HELD + event.payer, -held_microunits),
+        (event.payer, held_microunits - event.amount_microunits),
+        *event.shares,
+    )
+
+
+def postings_released(payer: str, held_microunits: int) -> Postings:
+    return ((HELD + payer, -held_microunits), (payer, held_microunits))
+
+
+def postings_minted(mint: str, account: str, amount_microunits: int) -> Postings:
+    return ((mint, -amount_microunits), (account, amount_microunits))
+
+
+def postings_earned(state: Billing, event: facts.ReceiptGiven) -> Postings:
+    """A receipt that both signed: the difference to the one agreed before is due from the consumer."""
+    channel = state.given.get(event.peer)
+    earned = event.cumulative_microunits - (0 if channel is None else channel.agreed_microunits)
+    if event.countersignature is None or not earned:
+        return ()
+    return ((DUE + event.peer, -earned), (state.own_account, earned))
+
+
+def _post(state: Billing, record: Record, postings: Postings) -> None:
+    """The one place where balances change."""
+    table = state.balances
+    total = 0
+    for account, amount in postings:
+        total += amount
+        balance = table.get(account, 0) + amount
+        if balance:
+            table[account] = balance
+        else:
+            table.pop(account, None)
+    _require(total == 0, record, "its postings do not sum to zero")
+    for account, _ in postings:
+        if table.get(account, 0) < 0 and not account.startswith(MAY_BE_NEGATIVE):
+            raise CorruptRecord(f"event {record.index} overdraws {account}", index=record.index)
+
+
+def _require(true: bool, record: Record, what: str) -> None:
+    if not true:
+        raise CorruptRecord(f"event {record.index} breaks the ledger: {what}", index=record.index)
+
+
+def _account(state: Billing, record: Record, account: str) -> Account:
+    entry = state.accounts.get(account)
+    if entry is None:
+        _require(not is_system(account), record, f"{account} is not an account of anybody")
+        entry = state.accounts[account] = Account(record.index, record.wall_ms)
+    return entry
+
+
+# --- facts -----------------------------------------------------------------------------------------
+def _keys_bound(state: Billing, record: Record, event: facts.KeysBound) -> None:
+    state.own_account = event.peer
+
+
+def _welcome_granted(state: Billing, record: Record, event: facts.WelcomeGranted) -> None:
+    entry = _account(state, record, event.account)
+    _require(not entry.welcomed, record, f"{event.account} was welcomed before")
+    entry.welcomed = True
+    entry.granted += event.amount_microunits
+    hour, day = record.wall_ms // HOUR_MS, record.wall_ms // DAY_MS
+    if hour > state.welcome_hour:
+        state.welcome_hour, state.welcomes_in_hour = hour, 0
+    if day > state.welcome_day:
+        state.welcome_day, state.welcomes_by_network = day, {}
+    state.welcomes_in_hour += 1
+    if event.network:
+        state.welcomes_by_network[event.network] = state.welcomes_by_network.get(event.network, 0) + 1
+    _post(state, record, postings_minted(MINT_WELCOME, event.account, event.amount_microunits))
+
+
+def _credit_topped_up(state: Billing, record: Record, event: facts.CreditToppedUp) -> None:
+    _account(state, record, event.account).topped_up += event.amount_microunits
+    if record.idempotency_key is not None:
+        state.topups[record.idempotency_key] = TopUpMade(record.index, event.account, event.amount_microunits)
+        forget_oldest(state.topups, limits.TOPUPS_KEPT_MAX)
+    _post(state, record, postings_minted(MINT_TOPUP, event.account, event.amount_microunits))
+
+
+def _credit_held(state: Billing, record: Record, event: facts.CreditHeld) -> None:
+    hold_id = event.hold_id
+    _require(hold_id not in state.holds and hold_id not in state.resolved, record, "a hold is made once")
+    entry = _account(state, record, event.payer)
+    entry.holds_open += 1
+    state.holds[hold_id] = Hold(
+        record.index,
+        event.payer,
+        event.request_id,
+        event.amount_microunits,
+        event.quoted_microunits,
+        event.expires_ms,
+        event.free,
+        _use_quota(entry, record.wall_ms, event.quoted_microunits),
+    )
+    if event.amount_microunits:
+        _post(state, record, postings_held(event))
+
+
+def _use_quota(entry: Account, now_ms: int, quoted: int) -> int:
+    if entry.quota is None:
+        return -1
+    window = now_ms // entry.quota_period_ms
+    if window > entry.quota_window:
+        entry.quota_window, entry.quota_used = window, 0
+    entry.quota_used += quoted
+    return entry.quota_window
+
+
+def _give_back_quota(entry: Account, hold: Hold, quoted: int) -> None:
+    """Only within the period it was taken from: a hold across midnight does not lengthen tomorrow."""
+    if entry.quota is not None and hold.quota_window == entry.quota_window:
+        entry.quota_used -= max(hold.quoted - quoted, 0)
+
+
+def _resolve(state: Billing, record: Record, hold_id: str, payer: str) -> tuple[Hold, Account]:
+    hold = state.holds.pop(hold_id, None)
+    if hold is None or hold.payer != payer:
+        raise CorruptRecord(f"event {record.index} resolves a hold that is not open", index=record.index)
+    entry = state.accounts[payer]
+    entry.holds_open -= 1
+    return hold, entry
+
+
+def _remember(state: Billing, hold_id: str, resolution: Resolution) -> None:
+    state.resolved[hold_id] = resolution
+    forget_oldest(state.resolved, limits.HOLDS_RESOLVED_KEPT_MAX)
+
+
+def _credit_settled(state: Billing, record: Record, event: facts.CreditSettled) -> None:
+    hold, entry = _resolve(state, record, event.hold_id, event.payer)
+    amount = event.amount_microunits
+    _require(amount <= hold.amount, record, "it settles more than was held")
+    entry.requests += 1
+    entry.spent += amount
+    _give_back_quota(entry, hold, event.quoted_microunits)
+    if hold.amount:
+        for account, share in event.shares:
+            _account(state, record, account).earned += share
+        _post(state, record, postings_settled(event, hold.amount))
+    else:
+        _require(not event.shares, record, "it shares out credit that nobody held")
+    _remember(
+        state,
+        event.hold_id,
+        Resolution(record.index, "settled", event.payer, event.request_id, amount, event.shares),
+    )
+
+
+def _release(state: Billing, record: Record, hold_id: str, payer: str, kind: str) -> None:
+    hold, entry = _resolve(state, record, hold_id, payer)
+    _give_back_quota(entry, hold, 0)
+    if hold.amount:
+        _post(state, record, postings_released(payer, hold.amount))
+    _remember(state, hold_id, Resolution(record.index, kind, payer, hold.request_id, hold.amount))
+
+
+def _credit_voided(state: Billing, record: Record, event: facts.CreditVoided) -> None:
+    _release(state, record, event.hold_id, event.payer, "voided")
+
+
+def _credit_expired(state: Billing, record: Record, event: facts.CreditExpired) -> None:
+    _release(state, record, event.hold_id, event.payer, "expired")
+
+
+def _quota_set(state: Billing, record: Record, event: facts.QuotaSet) -> None:
+    entry = _account(state, record, event.account)
+    if event.unlimited:
+        entry.quota, entry.quota_period_ms, entry.quota_window, entry.quota_used = None, 0, 0, 0
+        return
+    _require(event.period_ms > 0, record, "a quota needs a period")
+    if event.period_ms != entry.quota_period_ms:  # holds of another period must not count as this one's
+        for hold in state.holds.values():
+            if hold.payer == event.account:
+                hold.quota_window = -1
+        entry.quota_window, entry.quota_used = record.wall_ms // event.period_ms, 0
+    entry.quota, entry.quota_period_ms = event.limit_microunits, event.period_ms
+
+
+def _receipt_given(state: Billing, record: Record, event: facts.ReceiptGiven) -> None:
+    channel = state.given.get(event.peer)
+    if channel is None:
+        channel = state.given[event.peer] = Channel(record.index, event.peer)
+    if event.sequence == channel.sequence:
+        _require(event.receipt == channel.receipt, record, "one sequence has two receipts")
+    else:
+        _newest(channel, record, event)
+    if event.countersignature is None:
+        return
+    postings = postings_earned(state, event)
+    _agree(channel)
+    if postings:
+        own, earned = postings[1]
+        _account(state, record, own).earned += earned
+        _post(state, record, postings)
+
+
+def _receipt_received(state: Billing, record: Record, event: facts.ReceiptReceived) -> None:
+    channel = state.received.get(event.peer)
+    if channel is None:
+        channel = state.received[event.peer] = Channel(record.index, event.peer)
+    _newest(channel, record, event)
+    _agree(channel)
+
+
+def _newest(channel: Channel, record: Record, event: facts.ReceiptGiven | facts.ReceiptReceived) -> None:
+    _require(event.sequence == channel.sequence + 1, record, "its receipt is out of order")
+    _require(event.cumulative_layer_tokens >= channel.layer_tokens, record, "work can not be undone")
+    _require(event.cumulative_microunits >= channel.microunits, record, "earnings can not be undone")
+    channel.sequence = event.sequence
+    channel.receipt, channel.signature = event.receipt, event.signature
+    channel.layer_tokens = event.cumulative_layer_tokens
+    channel.microunits = event.cumulative_microunits
+
+
+def _agree(channel: Channel) -> None:
+    channel.agreed_sequence = channel.sequence
+    channel.agreed_layer_tokens = channel.layer_tokens
+    channel.agreed_microunits = channel.microunits
+
+
+def _peer_equivocated(state: Billing, record: Record, event: facts.PeerEquivocated) -> None:
+    _account(state, record, event.peer).ended = "equivocated"
+
+
+HANDLERS: Final[Handlers] = {
+    facts.KeysBound: _keys_bound,
+    facts.WelcomeGranted: _welcome_granted,
+    facts.CreditToppedUp: _credit_topped_up,
+    facts.CreditHeld: _credit_held,
+    facts.CreditSettled: _credit_settled,
+    facts.CreditVoided: _credit_voided,
+    facts.CreditExpired: _credit_expired,
+    facts.QuotaSet: _quota_set,
+    facts.ReceiptGiven: _receipt_given,
+    facts.ReceiptReceived: _receipt_received,
+    facts.PeerEquivocated: _peer_equivocated,
+}
