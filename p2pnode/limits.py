@@ -119,6 +119,9 @@ LOG_READ_EVENTS_MAX = 10_000
 LOG_PUBLISH_MS_MIN = 1_000
 """Between two writes of the published checkpoint, when blocks fill faster than that."""
 
+LOG_SNAPSHOT_EVENTS = 100_000
+"""Between two snapshots of what is folded; replaying so many takes about a second."""
+
 LOG_DISK_RESERVE_BYTES = 256 * 1024 * 1024
 """Below this much free disk no paid work is taken on."""
 
@@ -274,6 +277,11 @@ SESSIONS_QUEUED_MAX = 512
 SESSIONS_ACTIVE_MAX = 16
 """Sequences of one llama.cpp context; more wait in the queue."""
 
+CONTEXT_TOKENS_MIN = 2048
+CONTEXT_TOKENS_MAX = 16_384
+KV_BYTES_DEFAULT = 48 * 1024 * 1024
+"""Without a wish for more context a plan's key-value cache stays this small over all its devices."""
+
 PREFILL_CHUNK_TOKENS = 256
 """Large enough for full speed of the matrix kernels, small enough that decoding sessions wait little."""
 
@@ -305,6 +313,26 @@ PENALTY_TOKENS_MAX = 8192
 
 # --- planner ---------------------------------------------------------------------------------------
 PLAN_DEVICES_MAX = 64
+PLAN_REASONS_MAX = 200
+PLAN_TEXT_CHARS_MAX = 1000
+PREFILL_CHUNK_TOKENS = 512
+PREFILL_GAIN_ASSUMED = 4.0
+"""Prompt tokens against decoded ones per second on two CPU cores; used until a device has measured it."""
+
+RTT_ASSUMED_S = 0.01
+LINK_ASSUMED_BYTES_PER_S = 10e6
+"""A link nobody has timed is taken for slow Wi-Fi: an unknown one must not look attractive."""
+
+HOP_PROCESSING_S = 0.0008
+"""Node, engine pipe and QUIC on both sides of a hop, measured on loopback."""
+
+REDUCE_PROCESSING_S = 0.0003
+STEP_OVERHEAD_S = 0.0005
+"""Batch set-up and taps of one engine step."""
+
+UNIT_BUFFER_BYTES = 48 * 1024 * 1024
+"""Compute buffers and code of one engine unit beside weights and KV cache."""
+
 
 # --- api -------------------------------------------------------------------------------------------
 API_BODY_BYTES_MAX = 4 * 1024 * 1024
@@ -358,6 +386,7 @@ CONSOLE_OUTPUT_BYTES_MAX = 256 * 1024
 # --- node ------------------------------------------------------------------------------------------
 PEER_ADDRESSES_MAX = 16
 HOSTED_STAGES_MAX = 32
+TROUBLE_GRACE_S = 0.2
 PREPARE_SILENCE_S_MAX = 60.0
 """Fetching and loading report progress; a device silent for a minute has stopped."""
 

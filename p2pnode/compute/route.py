@@ -87,6 +87,7 @@ class PipelineRoute:
 
     `send` puts a frame on the stream to the first remote stage; frames of the last stage are handed to
     `arrived`. Results are matched by sequence, so any number of sessions and chunks may be under way.
+    Without `send` all layers are in the first unit: what is left of a ring when every other device went.
     """
 
     def __init__(
@@ -95,7 +96,7 @@ class PipelineRoute:
         *,
         first_unit: int | None,
         output_unit: int,
-        send: SendFrame,
+        send: SendFrame | None,
     ) -> None:
         self._engine = engine
         self._first_unit = first_unit
@@ -112,7 +113,6 @@ class PipelineRoute:
         return len(self._waiting)
 
     async def open(self, session: int, params: SamplingParams, prompt_tokens: Sequence[int]) -> None:
-        self._order[session] = asyncio.Lock()
         await self._engine.open_session(self._output_unit, session, params, prompt_tokens)
 
     async def feed(self, feed: Feed) -> Sampled | None:
@@ -132,7 +132,10 @@ class PipelineRoute:
                     frame = replace(
                         frame, kind=Kind.ROWS, dtype=rows.dtype, columns=rows.columns, payload=rows.payload
                     )
-                await self._send(frame)
+                if self._send is None:
+                    result.set_result(frame)
+                else:
+                    await self._send(frame)
             async with asyncio.timeout(limits.STAGE_ANSWER_S_MAX):
                 back = await result
         except TimeoutError:
@@ -168,7 +171,7 @@ class PipelineRoute:
             if self._first_unit is not None:
                 await self._engine.free_session(self._first_unit, session)
         finally:
-            if self._lost is None:
+            if self._lost is None and self._send is not None:
                 await self._send(free_frame(session, epoch))
 
 

@@ -1,0 +1,405 @@
+"""Plans made real, as their head sees them: units loaded, ring attached, probed, and given up when broken."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from p2pnode import limits
+from p2pnode.compute.gguf import ModelIndex
+from p2pnode.compute.part import Part, real_layer_count, whole
+from p2pnode.compute.route import Feed, LocalRoute, PipelineRoute, Route
+from p2pnode.compute.scheduler import Cells
+from p2pnode.errors import P2PNodeError, PlanError, StageLost
+from p2pnode.facade import SamplingParams
+from p2pnode.frame import FrameReader
+from p2pnode.node.catalog import Catalog, KnownModel
+from p2pnode.node.engines import EngineHost
+from p2pnode.node.hosting import RETURN, Hosting, OutboundFrames, StageOrder
+from p2pnode.node.links import Links
+from p2pnode.node.tasks import Tasks
+from p2pnode.node.units import UnitOptions, output_part, part_of_stage, unit_spec, wanted_tensors
+from p2pnode.transport import messages
+from p2pnode.transport.port import Stream
+from p2pnode.units import ContentId, PeerId
+
+OUTPUT, FIRST, WHOLE = "output", "first", "whole"
+PROBE_SESSION = 2**63
+Say = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class StagePart:
+    peer: PeerId
+    layer_first: int
+    layer_end: int
+
+
+@dataclass(slots=True)
+class Active:
+    """A plan that answered its probe."""
+
+    plan_id: str
+    model: KnownModel
+    mode: str
+    stages: list[dict[str, Any]]
+    route: Route
+    engine: EngineHost
+    vocabulary_unit: int
+    cells: Cells
+    session_tokens: int
+    probe_s: float = 0.0
+    lost: P2PNodeError | None = None
+    on_lost: list[Callable[[P2PNodeError], None]] = field(default_factory=list)
+    close: list[Callable[[], Any]] = field(default_factory=list)
+
+    def lose(self, error: P2PNodeError) -> None:
+        if self.lost is None:
+            self.lost = error
+            for tell in self.on_lost:
+                tell(error)
+
+
+class Routing:
+    """Active plans of this head; one engine process per model holds its own units."""
+
+    def __init__(
+        self,
+        *,
+        me: PeerId,
+        my_addresses: Callable[[], Sequence[str]],
+        catalog: Catalog,
+        links: Links,
+        hosting: Hosting,
+        tasks: Tasks,
+        threads: int,
+        new_engine: Callable[[str], EngineHost],
+        name_of: Callable[[PeerId], str],
+    ) -> None:
+        self._me = me
+        self._my_addresses = my_addresses
+        self._catalog = catalog
+        self._links = links
+        self._hosting = hosting
+        self._tasks = tasks
+        self._threads = threads
+        self._new_engine = new_engine
+        self._name_of = name_of
+        self._engines: dict[tuple[ContentId, str], EngineHost] = {}
+        self._locks: dict[str, asyncio.Lock] = {}
+        self.active: dict[str, Active] = {}
+
+    # --- lookups -------------------------------------------------------------------------------------
+    def of_model(self, content_id: ContentId, mode: str | None = None) -> Active | None:
+        """The newest live plan of a model, plans over several devices before local ones."""
+        found = [
+            a
+            for a in self.active.values()
+            if a.model.content_id == content_id and a.lost is None and (mode is None or a.mode == mode)
+        ]
+        return max(found, key=lambda a: (a.mode != "local", a.plan_id), default=None)
+
+    def _engine(self, model: KnownModel, purpose: str) -> EngineHost:
+        key = (model.content_id, purpose)
+        if key not in self._engines:
+            self._engines[key] = self._new_engine(f"{model.name} ({purpose})")
+        return self._engines[key]
+
+    # --- local ---------------------------------------------------------------------------------------
+    async def local(self, model: KnownModel, say: Say) -> Active:
+        """The whole model on this device, loaded on first use."""
+        plan_id = f"local-{model.content_id[-12:]}"
+        async with self._locks.setdefault(plan_id, asyncio.Lock()):
+            active = self.active.get(plan_id)
+            if active is not None and active.lost is None and active.engine.is_up:
+                return active
+            self.active[plan_id] = active = await self._load_local(plan_id, model, say)
+            return active
+
+    async def _load_local(self, plan_id: str, model: KnownModel, say: Say) -> Active:
+        index = await self._bring(model, whole, say)
+        part = whole(index)
+        options = self._options(index)
+        engine = self._engine(model, "local")
+        spec = unit_spec(
+            index,
+            self._paths(model),
+            part,
+            options,
+            model_id=self._catalog.model_id(model.content_id),
+            is_last=True,
+        )
+        info = await engine.ensure(WHOLE, spec, lambda f: say({"state": "loading", "progress": f}))
+        active = Active(
+            plan_id=plan_id,
+            model=model,
+            mode="local",
+            stages=[self._stage_view(self._me, 0, part.layer_end, {"model_bytes": info.model_bytes})],
+            route=LocalRoute(engine.client, info.unit_id),
+            engine=engine,
+            vocabulary_unit=info.unit_id,
+            cells=Cells(cells=options.context_tokens, sessions=options.sessions),
+            session_tokens=info.session_tokens,
+        )
+        self._watch_engine(active)
+        return active
+
+    # --- pipelines -----------------------------------------------------------------------------------
+    async def pipeline(self, plan_id: str, model: KnownModel, parts: Sequence[StagePart], say: Say) -> Active:
+        """Prepare every device side by side, attach the ring, probe it."""
+        async with self._locks.setdefault(plan_id, asyncio.Lock()):
+            active = self.active.get(plan_id)
+            if active is not None and active.lost is None:
+                return active
+            active = await self._build(plan_id, model, parts, say)
+            try:
+                await self._probe(active)
+            except BaseException:
+                await self._end(active)
+                raise
+            self.active[plan_id] = active
+            return active
+
+    async def _build(self, plan_id: str, model: KnownModel, parts: Sequence[StagePart], say: Say) -> Active:
+        index = await self._bring(model, output_part, say)
+        if [0, *[p.layer_end for p in parts]] != [*[p.layer_first for p in parts], real_layer_count(index)]:
+            raise PlanError("the stages do not cover every layer exactly once")
+        mine_first = parts[0].peer == self._me
+        remote = list(parts[1:] if mine_first else parts)
+        if any(part.peer == self._me for part in remote):
+            raise PlanError("this device can only hold the first stage of its own plan")
+        options = self._options(index)
+        orders = self._orders(plan_id, model, remote, first_stage=1 if mine_first else 0, options=options)
+        views: dict[int, dict[str, Any]] = {}
+        async with asyncio.TaskGroup() as group:
+            head = group.create_task(
+                self._load_head(model, parts[0] if mine_first else None, options, not remote, say)
+            )
+            for part, order in zip(remote, orders, strict=True):
+                group.create_task(self._prepare(part, order, views, say))
+        engine, first, output = head.result()
+        stages = [views[number] for number in sorted(views)]
+        if mine_first:
+            info = engine.infos[FIRST]
+            extra = {"model_bytes": info.model_bytes + engine.infos[OUTPUT].model_bytes}
+            stages.insert(0, self._stage_view(self._me, parts[0].layer_first, parts[0].layer_end, extra))
+        send = None
+        stream: Stream | None = None
+        if remote:
+            arrived: asyncio.Future[Stream] = asyncio.get_running_loop().create_future()
+            finished = asyncio.Event()
+
+            async def take_return(back: Stream) -> None:
+                if arrived.done():
+                    raise PlanError("this plan's ring is closed already")
+                await messages.send_message(back, messages.Answer(data={}))
+                arrived.set_result(back)
+                await finished.wait()
+
+            self._hosting.returns[plan_id] = take_return
+            stream = await self._hosting.attach(remote[0].peer, plan_id, orders[0].stage, [])
+            send = OutboundFrames(stream).send
+        route = PipelineRoute(engine.client, first_unit=first, output_unit=output, send=send)
+        active = Active(
+            plan_id=plan_id,
+            model=model,
+            mode="pipeline",
+            stages=stages,
+            route=route,
+            engine=engine,
+            vocabulary_unit=output,
+            cells=Cells(cells=options.context_tokens, sessions=options.sessions),
+            session_tokens=min(options.context_tokens, int(model.summary.get("context_length") or 2**31)),
+        )
+        active.on_lost.append(route.lost)
+        if stream is not None:
+            active.close += [stream.reset, finished.set, lambda: self._hosting.returns.pop(plan_id, None)]
+            self._tasks.spawn(f"ring {plan_id}", self._read_ring(active, route, await arrived))
+            self._tasks.spawn(f"trouble {plan_id}", self._hear_trouble(active, stream))
+        self._watch_engine(active)
+        return active
+
+    def _orders(
+        self,
+        plan_id: str,
+        model: KnownModel,
+        remote: Sequence[StagePart],
+        *,
+        first_stage: int,
+        options: UnitOptions,
+    ) -> list[StageOrder]:
+        orders = []
+        for number, part in enumerate(remote):
+            is_last = number == len(remote) - 1
+            following = self._me if is_last else remote[number + 1].peer
+            link = None if is_last else self._links.links.get(following)
+            orders.append(
+                StageOrder(
+                    plan_id=plan_id,
+                    stage=first_stage + number,
+                    model=model.content_id,
+                    model_name=model.name,
+                    layer_first=part.layer_first,
+                    layer_end=part.layer_end,
+                    is_last=is_last,
+                    context_tokens=options.context_tokens,
+                    sessions=options.sessions,
+                    head=self._me,
+                    next_peer=following,
+                    next_stage=RETURN if is_last else first_stage + number + 1,
+                    next_addresses=list(self._my_addresses())
+                    if is_last
+                    else list(link.addresses)
+                    if link
+                    else [],
+                )
+            )
+        return orders
+
+    async def _prepare(
+        self, part: StagePart, order: StageOrder, views: dict[int, dict[str, Any]], say: Say
+    ) -> None:
+        name = self._name_of(part.peer)
+        answer = await self._links.call(
+            part.peer,
+            "stage.prepare",
+            msgspec.to_builtins(order),
+            on_progress=lambda data: say({"peer": part.peer, "name": name, **data}),
+            timeout_s=limits.PREPARE_SILENCE_S_MAX,
+        )
+        views[order.stage] = self._stage_view(part.peer, part.layer_first, part.layer_end, answer)
+
+    async def _load_head(
+        self, model: KnownModel, first: StagePart | None, options: UnitOptions, is_whole: bool, say: Say
+    ) -> tuple[EngineHost, int | None, int]:
+        """The head's own units: always the output, and the first layers when they are here."""
+        model_id = self._catalog.model_id(model.content_id)
+        index, _ = await self._catalog.index(model.content_id, vocabulary=True)
+        engine = self._engine(model, "head")
+        paths = self._paths(model)
+        output_spec = unit_spec(index, paths, output_part(index), options, model_id=model_id, is_last=True)
+        output = await engine.ensure(OUTPUT, output_spec)
+        if first is None:
+            await engine.drop(FIRST)
+            return engine, None, output.unit_id
+        part = part_of_stage(index, first.layer_first, first.layer_end)
+        await self._bring(model, lambda _: part, say)
+        spec = unit_spec(index, paths, part, options, model_id=model_id, is_last=is_whole)
+        info = await engine.ensure(FIRST, spec, lambda f: say({"state": "loading", "progress": f}))
+        return engine, info.unit_id, output.unit_id
+
+    async def _read_ring(self, active: Active, route: PipelineRoute, stream: Stream) -> None:
+        reader = FrameReader(stream.read_exactly)
+        try:
+            while True:
+                route.arrived(await reader.read())
+        except P2PNodeError as error:
+            # The way forward usually knows better who is missing: give its word a moment.
+            await asyncio.sleep(limits.TROUBLE_GRACE_S)
+            await self._lose(active, StageLost(f"the last stage went away: {error.message}"))
+
+    async def _hear_trouble(self, active: Active, stream: Stream) -> None:
+        try:
+            notice = await messages.receive_message(stream)
+            reason = (
+                notice.message
+                if isinstance(notice, messages.Refused)
+                else "the first stage left the protocol"
+            )
+        except P2PNodeError as error:
+            reason = f"the way to {active.stages[-1]['name'] if len(active.stages) < 2 else active.stages[1]['name']} broke: {error.message}"
+        await self._lose(active, StageLost(reason))
+
+    async def _probe(self, active: Active) -> None:
+        """One token through every stage: only then is a plan ready."""
+        started_s = time.perf_counter()
+        async with asyncio.timeout(limits.STAGE_ANSWER_S_MAX):
+            await active.route.open(PROBE_SESSION, SamplingParams(temperature=0.0), [])
+            try:
+                await active.route.feed(Feed(PROBE_SESSION, 0, 0, [0], sample=True))
+            finally:
+                await active.route.free(PROBE_SESSION)
+        active.probe_s = time.perf_counter() - started_s
+
+    # --- shared --------------------------------------------------------------------------------------
+    async def _bring(self, model: KnownModel, part_of: Callable[[ModelIndex], Part], say: Say) -> ModelIndex:
+        """Fetch what a part on this device needs; returns the index with its vocabulary."""
+        await self._catalog.manifest(model.content_id, name=model.name)
+        slim, _ = await self._catalog.index(model.content_id, vocabulary=False)
+        await self._catalog.fetch(
+            model.content_id,
+            wanted_tensors(slim, part_of(slim)),
+            vocabulary=True,
+            on_progress=lambda done, total: say({"state": "fetching", "done": done, "total": total}),
+        )
+        index, _ = await self._catalog.index(model.content_id, vocabulary=True)
+        return index
+
+    def _paths(self, model: KnownModel) -> list[Any]:
+        return list(self._catalog.store.paths(model.content_id))
+
+    def _options(self, index: ModelIndex) -> UnitOptions:
+        kv_bytes = 4 * real_layer_count(index) * index.parameter_int("embedding_length", 1024)
+        heads, kv_heads = (
+            index.parameter_int("attention.head_count", 1),
+            index.parameter_int("attention.head_count_kv", 0),
+        )
+        kv_bytes = kv_bytes * (kv_heads or heads) // max(heads, 1)
+        cells = max(
+            limits.CONTEXT_TOKENS_MIN,
+            min(limits.CONTEXT_TOKENS_MAX, limits.KV_BYTES_DEFAULT // max(kv_bytes, 1)),
+        )
+        return UnitOptions(cells // 256 * 256, limits.SESSIONS_ACTIVE_MAX, self._threads)
+
+    def _stage_view(self, peer: PeerId, first: int, end: int, extra: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "peer": peer,
+            "name": self._name_of(peer),
+            "layers": [first, end],
+            **{k: v for k, v in extra.items() if k != "layers"},
+        }
+
+    def _watch_engine(self, active: Active) -> None:
+        def died(reason: str) -> None:
+            active.lose(StageLost(f"the engine on {self._name_of(self._me)} died ({reason})"))
+            active.engine.listeners.remove(died)
+
+        active.engine.listeners.append(died)
+
+    async def _lose(self, active: Active, error: P2PNodeError) -> None:
+        active.lose(error)
+        await self._end(active)
+
+    async def _end(self, active: Active) -> None:
+        for close in active.close:
+            close()
+        active.close.clear()
+
+    async def release(self, plan_id: str, *, reason: str) -> None:
+        """Give a plan up and tell its devices."""
+        active = self.active.pop(plan_id, None)
+        if active is None:
+            return
+        await self._lose(active, StageLost(f"the plan was ended: {reason}"))
+        for stage in active.stages:
+            if stage["peer"] != self._me:
+                try:
+                    await self._links.call(stage["peer"], "stage.release", {"plan_id": plan_id})
+                except P2PNodeError:
+                    continue  # it is gone, and with it what it held
+        purpose = "local" if active.mode == "local" else "head"
+        if not any(a.engine is active.engine for a in self.active.values()):
+            engine = self._engines.pop((active.model.content_id, purpose), None)
+            if engine is not None:
+                await engine.close()
+
+    async def close(self) -> None:
+        for active in self.active.values():
+            await self._lose(active, StageLost("this device is stopping"))
+        for engine in self._engines.values():
+            await engine.close()
