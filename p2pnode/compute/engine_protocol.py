@@ -177,7 +177,9 @@ class UnitSpec:
         values = {item.name: getattr(self, item.name) for item in fields(self)}
         inline = [piece.data for piece in self.pieces if isinstance(piece, InlinePiece)]
         values["pieces"] = [
-            [piece.path, piece.offset, piece.size] if isinstance(piece, FilePiece) else piece.size
+            [piece.path, piece.offset, piece.size, piece.count, piece.stride]
+            if isinstance(piece, FilePiece)
+            else piece.total
             for piece in self.pieces
         ]
         values["token_table"] = asdict(self.token_table) if self.token_table else None

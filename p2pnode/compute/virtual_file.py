@@ -24,11 +24,22 @@ COPY_BYTES = 4 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class FilePiece:
-    """Bytes `[offset, offset + size)` of a file."""
+    """`size` bytes of a file at `offset`, `count` times at a distance of `stride` (columns of a matrix)."""
 
     path: str
     offset: int
     size: int
+    count: int = 1
+    stride: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.size * self.count
+
+    @property
+    def end(self) -> int:
+        """First byte of the file behind this piece."""
+        return self.offset + (self.count - 1) * self.stride + self.size
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +49,7 @@ class InlinePiece:
     data: bytes
 
     @property
-    def size(self) -> int:
+    def total(self) -> int:
         return len(self.data)
 
 
@@ -51,8 +62,8 @@ class PieceReader:
     def __init__(self, pieces: Sequence[Piece]) -> None:
         if not 0 < len(pieces) <= ENGINE_PIECES_MAX:
             raise BadModelFile(f"a model of {len(pieces)} pieces, at most {ENGINE_PIECES_MAX}")
-        self._pieces = [piece for piece in pieces if piece.size]
-        self._ends = list(accumulate(piece.size for piece in self._pieces))
+        self._pieces = [piece for piece in pieces if piece.total]
+        self._ends = list(accumulate(piece.total for piece in self._pieces))
         self._files: dict[str, int] = {}
         self.size = self._ends[-1] if self._ends else 0
         try:
@@ -69,13 +80,11 @@ class PieceReader:
                 self._files[piece.path] = os.open(piece.path, os.O_RDONLY | os.O_CLOEXEC)
             except OSError as exc:
                 raise BadModelFile(f"cannot read {piece.path}: {exc.strerror}") from exc
-        if (
-            piece.offset < 0
-            or piece.size < 0
-            or piece.offset + piece.size > os.fstat(self._files[piece.path]).st_size
-        ):
+        if min(piece.offset, piece.size, piece.count, piece.stride) < 0:
+            raise BadModelFile("a model piece with negative bounds")
+        if piece.end > os.fstat(self._files[piece.path]).st_size:
             raise BadModelFile(
-                f"{piece.path} ends before byte {piece.offset + piece.size}: truncated?",
+                f"{piece.path} ends before byte {piece.end}: truncated?",
                 hint="fetch the model again",
             )
 
@@ -85,20 +94,30 @@ class PieceReader:
         index = bisect.bisect_right(self._ends, position)
         while done < len(target) and index < len(self._pieces):
             piece = self._pieces[index]
-            start = position - (self._ends[index] - piece.size)
-            count = min(len(target) - done, piece.size - start)
+            start = position - (self._ends[index] - piece.total)
+            count = min(len(target) - done, piece.total - start)
             if isinstance(piece, InlinePiece):
                 target[done : done + count] = piece.data[start : start + count]
-                got = count
-            else:
-                got = os.preadv(self._files[piece.path], [target[done : done + count]], piece.offset + start)
-                if got <= 0:
-                    break
-            done += got
-            position += got
-            if start + got == piece.size:
+            elif not self._read_file(piece, start, target[done : done + count]):
+                break
+            done += count
+            position += count
+            if start + count == piece.total:
                 index += 1
         return done
+
+    def _read_file(self, piece: FilePiece, start: int, target: memoryview) -> bool:
+        """Fill `target` from `start` of a piece; False when the file became shorter meanwhile."""
+        file, done = self._files[piece.path], 0
+        while done < len(target):
+            number, inside = divmod(start + done, piece.size)
+            count = min(piece.size - inside, len(target) - done)
+            at = piece.offset + number * piece.stride + inside
+            got = os.preadv(file, [target[done : done + count]], at)
+            if got <= 0:
+                return False
+            done += got
+        return True
 
     def close(self) -> None:
         while self._files:
@@ -176,7 +195,7 @@ def cookies_supported() -> bool:
 
 
 def joined_file(reader: PieceReader, folder: str | None = None) -> tuple[Path, int]:
-    """The pieces as one real file (in memory where the system can): its path and the descriptor that keeps it."""
+    """The pieces as one real file, in memory where the system can: its path and the descriptor keeping it."""
     if hasattr(os, "memfd_create") and folder is None:
         descriptor = os.memfd_create("p2pnode-model")
         path = Path(f"/proc/self/fd/{descriptor}")
