@@ -315,6 +315,9 @@ PENALTY_TOKENS_MAX = 8192
 PLAN_DEVICES_MAX = 64
 PLAN_REASONS_MAX = 200
 PLAN_TEXT_CHARS_MAX = 1000
+TENSOR_RTT_MAX_S = 0.002
+"""Two all-reduces a layer: beyond 2 ms the network alone costs more than most layers."""
+
 PREFILL_CHUNK_TOKENS = 512
 PREFILL_GAIN_ASSUMED = 4.0
 """Prompt tokens against decoded ones per second on two CPU cores; used until a device has measured it."""
@@ -361,9 +364,6 @@ API_LOGPROBS_MAX = 20
 API_MESSAGES_MAX = 4096
 API_TOOLS_MAX = 128
 API_EMBEDDING_INPUTS_MAX = 256
-API_JSON_DEPTH_MAX = 64
-"""Deeper than any honest request; parsers recurse."""
-
 API_REQUESTS_CONCURRENT_MAX = 512
 """Generations in flight through one API; more get 503 with Retry-After."""
 
