@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +32,18 @@ from p2pnode.units import ContentId, PeerId
 OUTPUT, FIRST, WHOLE = "output", "first", "whole"
 PROBE_SESSION = 2**63
 Say = Callable[[dict[str, Any]], None]
+
+
+@asynccontextmanager
+async def first_condition() -> AsyncIterator[None]:
+    """Around a task group: the first device's reason, not a group of groups."""
+    try:
+        yield
+    except* P2PNodeError as group:
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        raise error from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +189,7 @@ class Routing:
         options = self._options(index)
         orders = self._orders(plan_id, model, remote, first_stage=1 if mine_first else 0, options=options)
         views: dict[int, dict[str, Any]] = {}
-        async with asyncio.TaskGroup() as group:
+        async with first_condition(), asyncio.TaskGroup() as group:
             head = group.create_task(
                 self._load_head(model, parts[0] if mine_first else None, options, not remote, say)
             )
@@ -304,15 +317,10 @@ class Routing:
             await self._lose(active, StageLost(f"the last stage went away: {error.message}"))
 
     async def _hear_trouble(self, active: Active, stream: Stream) -> None:
+        first_remote = next((s["name"] for s in active.stages if s["peer"] != self._me), "the next device")
         try:
             notice = await messages.receive_message(stream)
-            reason = (
-                notice.message
-                if isinstance(notice, messages.Refused)
-                else "the first stage left the protocol"
-            )
-        except P2PNodeError as error:
-            reason = f"the way to {active.stages[-1]['name'] if len(active.stages) < 2 else active.stages[1]['name']} broke: {error.message}"
+            reason = f"the way to {first_remote} broke: {error.message}"
         await self._lose(active, StageLost(reason))
 
     async def _probe(self, active: Active) -> None:
