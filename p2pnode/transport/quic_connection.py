@@ -218,7 +218,7 @@ class QuicPeerConnection:
                         continue
                 stream.feed(event.data, event.end_stream)
                 if event.end_stream:
-                    core.end_of_reading(event.stream_id)
+                    core.end_of_reading(event.stream_id, was_reset=False)
                     self.forget_if_finished(stream)
             else:
                 self._process_rare(event)
@@ -235,14 +235,13 @@ class QuicPeerConnection:
     def _process_rare(self, event: events.QuicEvent) -> None:
         if isinstance(event, events.StreamReset):
             stream = self._streams.get(event.stream_id)
-            highest = self.core.end_of_reading(event.stream_id)
             if stream is not None:
                 stream.fail(
                     StreamReset(f"the peer reset {stream.protocol or 'a stream'}", code=event.error_code)
                 )
-                self.core.consume(event.stream_id, max(0, highest - stream.delivered_bytes))
                 self.core.abort_stream(event.stream_id, event.error_code)
                 self.forget_if_finished(stream)
+            self.core.end_of_reading(event.stream_id, was_reset=True)
         elif isinstance(event, events.StopSendingReceived):
             stream = self._streams.get(event.stream_id)
             if stream is not None:
@@ -274,7 +273,7 @@ class QuicPeerConnection:
     def _discard(self, event: events.StreamDataReceived) -> None:
         self.consumed(event.stream_id, len(event.data))
         if event.end_stream:
-            self.core.end_of_reading(event.stream_id)
+            self.core.end_of_reading(event.stream_id, was_reset=False)
 
     def _establish(self) -> None:
         self.is_established = True

@@ -236,9 +236,10 @@ class QuicCore(QuicConnection):
 
     def abort_stream(self, stream_id: int, code: int) -> None:
         """RESET_STREAM and STOP_SENDING, for whatever is left of the stream."""
-        if stream_id in self._streams:
+        stream = self._streams.get(stream_id)
+        if stream is not None:
             self.reset_stream(stream_id, code)
-            self.stop_stream(stream_id, code)
+            self.stop_reading(stream_id, code)
 
     def stop_reading(self, stream_id: int, code: int) -> None:
         stream = self._streams.get(stream_id)
@@ -260,11 +261,12 @@ class QuicCore(QuicConnection):
             due = True
         return due
 
-    def end_of_reading(self, stream_id: int) -> int:
-        """The peer ended its side: no more windows for the stream. -> highest offset seen."""
-        self._read_offsets.pop(stream_id, None)
+    def end_of_reading(self, stream_id: int, *, was_reset: bool) -> None:
+        """The peer ended its side: no more windows; bytes that will never come count as read."""
+        offset = self._read_offsets.pop(stream_id, None)
         stream = self._streams.get(stream_id)
-        return 0 if stream is None else stream.receiver.highest_offset
+        if was_reset and offset is not None and stream is not None:
+            self._consumed_bytes += max(0, stream.receiver.highest_offset - offset)
 
     def _write_connection_limits(self, builder: QuicPacketBuilder, space: QuicPacketSpace) -> None:
         limit = self._local_max_data

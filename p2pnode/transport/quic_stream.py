@@ -39,7 +39,6 @@ class QuicPeerStream:
         "_stopped",
         "_unread",
         "_writer",
-        "delivered_bytes",
         "protocol",
         "stream_id",
     )
@@ -48,7 +47,6 @@ class QuicPeerStream:
         self._connection = connection
         self.stream_id = stream_id
         self.protocol = ""
-        self.delivered_bytes = 0
         self._chunks: deque[bytes] = deque()
         self._unread = 0
         self._fin_received = False
@@ -76,7 +74,6 @@ class QuicPeerStream:
     # --- fed by the connection ---------------------------------------------------------------------
     def feed(self, data: bytes, fin: bool) -> None:
         size = len(data)
-        self.delivered_bytes += size
         if self._discarding:
             self._connection.consumed(self.stream_id, size)
         elif size:
