@@ -320,6 +320,12 @@ class Routing:
         first_remote = next((s["name"] for s in active.stages if s["peer"] != self._me), "the next device")
         try:
             notice = await messages.receive_message(stream)
+            reason = (
+                notice.message
+                if isinstance(notice, messages.Refused)
+                else "the first stage left the protocol"
+            )
+        except P2PNodeError as error:
             reason = f"the way to {first_remote} broke: {error.message}"
         await self._lose(active, StageLost(reason))
 
