@@ -151,6 +151,11 @@ def decode_trusted(
     )
 
 
+def fingerprint(event: Event) -> bytes:
+    """Kind and fields of an event, to tell a repeated command from another one."""
+    return _encode((type(event).__name__, event))
+
+
 def is_canonical(raw: bytes) -> bool:
     """Whether these bytes are the subset's one encoding of some value; never raises."""
     try:

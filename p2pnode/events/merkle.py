@@ -108,9 +108,14 @@ class Edge:
             if level == len(self._levels):
                 self._levels.append(bytearray())
 
-    def partial(self, level: int) -> bytes:
-        """The hashes in the unfinished tile of a level."""
-        return bytes(self._levels[level]) if level < len(self._levels) else b""
+    def partial(self, level: int, index: int) -> bytes:
+        """The hashes in the unfinished tile of a level, if that is its index."""
+        at_edge = level < len(self._levels) and index == self.size >> TILE_HEIGHT * (level + 1)
+        return bytes(self._levels[level]) if at_edge else b""
+
+    def upper(self) -> tuple[bytes, ...]:
+        """The unfinished tiles of levels 1 and up, as they stand."""
+        return tuple(bytes(partial) for partial in self._levels[1:])
 
     def root(self) -> bytes:
         """Root of the tree so far. Cost: at most 255 hashes a level."""

@@ -1,0 +1,270 @@
+"""The writer's inside, without its thread: opens a log, proves that it is whole, folds it, commits batches.
+
+Any error while committing is final for this object: memory is ahead of the disk by an unknown amount, and
+only opening the log again tells. Source: specs/08-log.md#store
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from hashlib import sha256
+from typing import Any, Generic
+
+from p2pnode.errors import CorruptRecord, IdempotencyConflict, LogFailed
+from p2pnode.events.assembler import Assembler, Draft, Position
+from p2pnode.events.block import GENESIS, Block
+from p2pnode.events.codec import Record, decode_trusted
+from p2pnode.events.database import Connection, IdempotencyRow, SecretRow, Tables, write_draft
+from p2pnode.events.ids import IdState, state_after
+from p2pnode.events.keys import LogKeys, is_binding_valid, origin_of
+from p2pnode.events.log import Decide, Fold, NewEvent, Outcome, State
+from p2pnode.events.merkle import Edge, leaf_hash, root_at
+from p2pnode.events.types import KeysBound, SubjectForgotten
+from p2pnode.identity import Identity
+from p2pnode.limits import LOG_SNAPSHOT_EVENTS
+from p2pnode.units import EventIndex
+
+_CHUNK = 5_000
+
+
+class StoredTree:
+    """Tiles from the tables, the unfinished upper ones from the edge."""
+
+    def __init__(self, tables: Tables, edge: Edge) -> None:
+        self._tables, self._edge = tables, edge
+
+    def tile(self, level: int, index: int) -> bytes:
+        return self._tables.tile(level, index) or self._edge.partial(level, index)
+
+
+class Committer(Generic[State]):
+    """One log, one connection, one thread."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        identity: Identity,
+        fold: Fold[State],
+        now_ms: Callable[[], int],
+        rng: Callable[[int], bytes],
+    ) -> None:
+        self.tables = Tables(connection)
+        self.now_ms, self.rng = now_ms, rng
+        self._connection, self._identity, self._fold = connection, identity, fold
+        self._keys_batch: dict[tuple[str, str], IdempotencyRow] = {}
+        self._secrets: list[SecretRow] = []
+        self._also: list[Callable[[Connection], None]] = []
+        self._snapshot_size = 0
+        self.previous_origin = ""
+        """The name this log went by before a refused rollback."""
+        size = self.tables.size()
+        position = self._position(size)
+        self.replayed_count = 0
+        state = self._fold_stored(size, position)
+        self.assembler = Assembler(self._bound_keys(size), fold, state, position, rng)
+        if size == 0:
+            self.assembler.rotate_into_new_log(now_ms())
+            self.flush()
+
+    @property
+    def state(self) -> State:
+        return self.assembler.state
+
+    def run(self, jobs: Sequence[Callable[[Committer[State]], Any]]) -> tuple[list[Any], Draft]:
+        """Do the jobs in order and commit what they came to; a job's condition is its result.
+
+        Raises: LogFailed when the commit failed or a fold broke; this object is then of no more use.
+        """
+        results: list[Any] = []
+        for job in jobs:
+            try:
+                results.append(job(self))
+            except Exception as error:
+                if self.assembler.is_broken:
+                    raise LogFailed(f"an event could not be folded: {error!r}") from error
+                results.append(error)
+        self._seal_if_due()
+        return results, self.flush()
+
+    def flush(self) -> Draft:
+        """Commit what was taken in since the last flush."""
+        draft = self.assembler.take()
+        keys, secrets, also = list(self._keys_batch.values()), self._secrets, self._also
+        if draft.entries or draft.blocks or keys or secrets or also:
+            try:
+                write_draft(self._connection, draft, keys, secrets, also)
+            except Exception as error:
+                raise LogFailed(f"the log could not be written: {error}") from error
+        self._keys_batch, self._secrets, self._also = {}, [], []
+        return draft
+
+    # --- jobs ---------------------------------------------------------------------------------------
+    def submit(self, decide: Decide[State], actor: str, key: str | None, fingerprint: bytes) -> Outcome:
+        """Decide, unless the key was used before."""
+        if key is not None:
+            row = self._keys_batch.get((actor, key)) or self.tables.idempotency(actor, key)
+            if row is not None:
+                return self._repeat(row, fingerprint)
+        decision, records = self.assembler.decide(decide, actor, key, self.now_ms())
+        if key is not None and records:
+            end = records[-1].index + 1
+            self._keys_batch[actor, key] = IdempotencyRow(actor, key, fingerprint, records[0].index, end)
+        return Outcome(tuple(records), decision.result)
+
+    def seal(self) -> Block | None:
+        return self.assembler.seal(self.now_ms())
+
+    def rotate(self) -> LogKeys:
+        old = self.assembler.keys
+        new = LogKeys.derive(self._identity, old.generation + 1, old.origin)
+        self.assembler.rotate(new, self.now_ms())
+        return new
+
+    def restart_origin(self) -> LogKeys:
+        """Go on under a new name and new keys, after it became known that the old name has signed more."""
+        old = self.assembler.keys
+        generation = old.generation + 1
+        new = LogKeys.derive(self._identity, generation, origin_of(self._identity.peer_id, generation))
+        self.assembler.rotate(new, self.now_ms(), previous_origin=old.origin)
+        return new
+
+    def keep_secret(self, row: SecretRow) -> None:
+        self._secrets.append(row)
+
+    def forget(self, subject: str, actor: str) -> int:
+        """Delete salts; a text in the write-ahead log goes with the next checkpoint of the database."""
+        rows = self.tables.secrets_of(subject)
+        waiting = [row for row in self._secrets if subject in (row.subject, row.owner)]
+        self._secrets = [row for row in self._secrets if row not in waiting]
+        commitments = [row.commitment for row in (*rows, *waiting)]
+        for first in range(0, len(commitments), 1024):
+            part = tuple(commitments[first : first + 1024])
+            event = SubjectForgotten(subject=subject, commitments=part)
+            self.assembler.add([NewEvent(event)], actor, None, self.now_ms())
+        self._also.append(
+            lambda c: c.execute("DELETE FROM secrets WHERE subject = ? OR owner = ?", (subject, subject))
+        )
+        return len(commitments)
+
+    def add_cosignature(self, size: int, line: str) -> None:
+        self._also.append(
+            lambda c: c.execute("INSERT OR IGNORE INTO cosignatures VALUES (?, ?)", (size, line))
+        )
+
+    def snapshot(self) -> None:
+        """Keep the folded state, if everything it holds is sealed."""
+        size = self.assembler.size
+        if self.assembler.unsealed_count or size == self._snapshot_size:
+            return
+        state = self._fold.dump(self.state)
+        row = ("state", size, self.assembler.edge.root(), self._fold.version, sha256(state).digest(), state)
+        self._also.append(lambda c: c.execute("INSERT OR REPLACE INTO snapshots VALUES (?,?,?,?,?,?)", row))
+        self._snapshot_size = size
+
+    # --- opening ------------------------------------------------------------------------------------
+    def _position(self, size: int) -> Position:
+        """Rebuild the right edge and check it against the newest seal, before anything is signed again."""
+        edge = Edge.load(StoredTree(self.tables, Edge()), size)
+        block = self.tables.last_block()
+        sealed = 0 if block is None else block.header.end
+        if sealed > size:
+            raise CorruptRecord(f"the log ends at {size}, but {sealed} events were sealed", index=size)
+        if block is not None and root_at(StoredTree(self.tables, edge), sealed) != block.header.log_root:
+            raise CorruptRecord(
+                f"the first {sealed} events are not those that were sealed",
+                hint="p2pnode log verify names the first one that differs",
+                index=block.header.first,
+            )
+        unsealed = []
+        for index, body, leaf in self.tables.events(sealed, size):
+            if leaf_hash(body) != leaf:
+                raise CorruptRecord(f"event {index} is not what was written", index=index)
+            unsealed.append(leaf)
+        last_id = self.tables.last_event_id()
+        return Position(
+            edge=edge,
+            ids=IdState() if last_id is None else state_after(last_id),
+            lamport=self._last_lamport(size),
+            block_number=0 if block is None else block.header.number + 1,
+            previous_hash=GENESIS if block is None else block.hash,
+            unsealed=unsealed,
+            unsealed_since_ms=self.now_ms(),
+        )
+
+    def _last_lamport(self, size: int) -> int:
+        return self._record(size - 1).lamport if size else 0
+
+    def _record(self, index: int) -> Record:
+        return decode_trusted(self.tables.bodies(index, index + 1)[0], EventIndex(index))
+
+    def _bound_keys(self, size: int) -> LogKeys:
+        """The newest keys bound in the log; they must be this node's."""
+        if size == 0:
+            return LogKeys.derive(self._identity)
+        row = self._connection.execute("SELECT max(seq) FROM bindings").fetchone()
+        index = 0 if row[0] is None else int(row[0])
+        event = self._record(index).event
+        if not isinstance(event, KeysBound) or not is_binding_valid(event):
+            raise CorruptRecord(f"event {index} does not bind this log's keys", index=index)
+        keys = LogKeys.derive(self._identity, event.generation, event.origin)
+        if keys.bound(event.previous_origin) != event:
+            raise CorruptRecord(
+                f"the log belongs to {event.peer}, the identity key to {self._identity.peer_id}",
+                hint="put the identity key and the log of one node together",
+                index=index,
+            )
+        self.previous_origin = event.previous_origin
+        return keys
+
+    def _fold_stored(self, size: int, position: Position) -> State:
+        """From the newest good snapshot, or from the beginning; every replayed body is checked."""
+        state, first = self._load_snapshot(size, position.edge)
+        self._snapshot_size = first
+        while first < size:
+            end = min(first + _CHUNK, size)
+            for index, body, leaf in self.tables.events(first, end):
+                if index != first or leaf_hash(body) != leaf:
+                    raise CorruptRecord(f"event {first} is not what was written", index=first)
+                state = self._fold.apply(state, decode_trusted(body, EventIndex(index)))
+                first += 1
+            if first != end:
+                raise CorruptRecord(f"event {first} is missing", index=first)
+            self.replayed_count = first - self._snapshot_size
+        return state
+
+    def _load_snapshot(self, size: int, edge: Edge) -> tuple[State, int]:
+        """A snapshot counts only if code, log and its own hash agree with it; else as if there were none."""
+        row = self._connection.execute(
+            "SELECT size, log_root, version, state_hash, state FROM snapshots WHERE name = 'state'"
+        ).fetchone()
+        if row is not None:
+            snapshot_size, log_root, version, state_hash, state = row
+            fits = version == self._fold.version and 0 < snapshot_size <= size
+            if (
+                fits
+                and sha256(state).digest() == state_hash
+                and root_at(StoredTree(self.tables, edge), snapshot_size) == log_root
+            ):
+                return self._fold.load(state), int(snapshot_size)
+        return self._fold.initial(), 0
+
+    def _repeat(self, row: IdempotencyRow, fingerprint: bytes) -> Outcome:
+        if row.fingerprint != fingerprint:
+            raise IdempotencyConflict(
+                f"the idempotency key {row.key!r} was used for something else",
+                hint="use a new key for a new request",
+            )
+        stored = self.tables.size()
+        if row.end <= stored:
+            bodies = enumerate(self.tables.bodies(row.first, row.end), start=row.first)
+            records = tuple(decode_trusted(body, EventIndex(index)) for index, body in bodies)
+        else:
+            records = self.assembler.drafted(row.first, row.end)
+        return Outcome(records, None, repeated=True)
+
+    def _seal_if_due(self) -> None:
+        now_ms, due_ms = self.now_ms(), self.assembler.seal_due_ms
+        if due_ms is not None and now_ms >= due_ms:
+            self.assembler.seal(now_ms)
+        if self.assembler.size - self._snapshot_size >= LOG_SNAPSHOT_EVENTS:
+            self.snapshot()

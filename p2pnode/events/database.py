@@ -1,0 +1,309 @@
+"""The log's SQLite file: tables, the one connection that writes, and reading without disturbing it.
+
+WAL with synchronous=FULL; exactly one connection ever writes or checkpoints (SQLite before 3.51.3 can
+corrupt a WAL that two connections reset together), all others are read-only. Source: specs/08-log.md#store
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from p2pnode.errors import CorruptRecord, DataDirError, DiskFull, P2PNodeError
+from p2pnode.events.assembler import Draft
+from p2pnode.events.block import Block, parse_header
+from p2pnode.events.merkle import HASH_BYTES, TILE_WIDTH
+from p2pnode.events.types import KeysBound
+
+SCHEMA_VERSION: Final = 1
+
+_APPEND_ONLY: Final = ("events", "bindings", "idempotency", "tiles", "blocks")
+_TABLES: Final = """
+CREATE TABLE events (
+  seq INTEGER PRIMARY KEY, id BLOB NOT NULL UNIQUE, correlation TEXT, body BLOB NOT NULL, leaf BLOB NOT NULL
+) STRICT;
+CREATE INDEX events_correlation ON events (correlation) WHERE correlation IS NOT NULL;
+CREATE TABLE idempotency (
+  actor TEXT NOT NULL, key TEXT NOT NULL, fingerprint BLOB NOT NULL, first INTEGER NOT NULL, end INTEGER NOT NULL,
+  PRIMARY KEY (actor, key)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE bindings (seq INTEGER PRIMARY KEY) STRICT;
+CREATE TABLE tiles (place INTEGER PRIMARY KEY, hashes BLOB NOT NULL) STRICT;
+CREATE TABLE blocks (
+  number INTEGER PRIMARY KEY, first INTEGER NOT NULL, end INTEGER NOT NULL UNIQUE, header BLOB NOT NULL,
+  signature BLOB NOT NULL, checkpoint TEXT NOT NULL
+) STRICT;
+CREATE TABLE cosignatures (
+  size INTEGER NOT NULL, line TEXT NOT NULL, PRIMARY KEY (size, line)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE snapshots (
+  name TEXT PRIMARY KEY, size INTEGER NOT NULL, log_root BLOB NOT NULL, version TEXT NOT NULL,
+  state_hash BLOB NOT NULL, state BLOB NOT NULL
+) STRICT;
+CREATE TABLE witnessed (
+  origin TEXT PRIMARY KEY, size INTEGER NOT NULL, root BLOB NOT NULL, note TEXT NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE TABLE secrets (
+  commitment BLOB PRIMARY KEY, subject TEXT NOT NULL, owner TEXT NOT NULL, salt BLOB NOT NULL, text BLOB
+) STRICT, WITHOUT ROWID;
+CREATE INDEX secrets_subject ON secrets (subject);
+CREATE INDEX secrets_owner ON secrets (owner) WHERE owner <> '';
+"""
+
+
+class Cursor(Protocol):
+    def fetchone(self) -> Any: ...
+    def fetchall(self) -> list[Any]: ...
+    def __iter__(self) -> Iterator[Any]: ...
+
+
+class Connection(Protocol):
+    """What is used of a database connection (sqlite3's; the power-cut tests bring apsw's)."""
+
+    def execute(self, sql: str, parameters: Sequence[Any] = ..., /) -> Any: ...
+    def executemany(self, sql: str, parameters: Iterable[Sequence[Any]], /) -> Any: ...
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class IdempotencyRow:
+    """Where the events recorded under a key are."""
+
+    actor: str
+    key: str
+    fingerprint: bytes
+    first: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class SecretRow:
+    """A salt behind a commitment, and the text when it is to be kept."""
+
+    commitment: bytes
+    subject: str
+    owner: str
+    salt: bytes
+    text: bytes | None
+
+
+def connect_writer(path: Path) -> Connection:
+    """The connection that writes; durable at every commit."""
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5.0)
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("PRAGMA fullfsync = 1")
+    connection.execute("PRAGMA checkpoint_fullfsync = 1")
+    connection.execute("PRAGMA secure_delete = ON")
+    return connection
+
+
+def connect_reader(path: Path) -> sqlite3.Connection:
+    """A connection that can only read; of a folder that cannot be written, as it stands."""
+    plain = f"{path.resolve().as_uri()}?mode=ro"
+    for uri in (plain, f"{plain}&immutable=1"):
+        connection = sqlite3.connect(
+            uri, uri=True, isolation_level=None, check_same_thread=False, timeout=5.0
+        )
+        try:
+            connection.execute("PRAGMA query_only = 1")
+            connection.execute("PRAGMA wal_autocheckpoint = 0")
+            connection.execute("SELECT 1 FROM sqlite_schema").fetchone()
+        except sqlite3.OperationalError as error:
+            connection.close()
+            if uri is plain and _may_be_read_only(path):
+                continue
+            raise as_condition(error, path) from error
+        return connection
+    raise AssertionError("the second way answers or raises")
+
+
+def create_schema(connection: Connection) -> None:
+    """Make the tables of a new log, or check that an old one's are known."""
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version == SCHEMA_VERSION:
+        return
+    if version != 0:
+        raise DataDirError(
+            f"the log has format {version}, and this version of p2pnode knows {SCHEMA_VERSION}",
+            hint="use the version of p2pnode that wrote it",
+        )
+    connection.execute("BEGIN IMMEDIATE")
+    for statement in _TABLES.split(";"):
+        if statement.strip():
+            connection.execute(statement)
+    for table in _APPEND_ONLY:
+        for verb in ("UPDATE", "DELETE"):
+            connection.execute(
+                f"CREATE TRIGGER {table}_no_{verb.lower()} BEFORE {verb} ON {table} "
+                f"BEGIN SELECT RAISE(ABORT, '{table} is append-only'); END"
+            )
+    connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+    connection.execute("COMMIT")
+
+
+def write_draft(
+    connection: Connection,
+    draft: Draft,
+    keys: Sequence[IdempotencyRow] = (),
+    secrets: Sequence[SecretRow] = (),
+    also: Sequence[Callable[[Connection], None]] = (),
+) -> None:
+    """Everything of one batch in one transaction; after any error the caller must stop and replay."""
+    connection.execute("BEGIN IMMEDIATE")
+    if draft.entries:
+        connection.executemany(
+            "INSERT INTO events VALUES (?, ?, ?, ?, ?)",
+            [(e.record.index, e.record.id, e.record.correlation, e.body, e.leaf) for e in draft.entries],
+        )
+        bound = [(e.record.index,) for e in draft.entries if type(e.record.event) is KeysBound]
+        if bound:
+            connection.executemany("INSERT INTO bindings VALUES (?)", bound)
+    if draft.tiles:
+        connection.executemany(
+            "INSERT INTO tiles VALUES (?, ?)", [(_place(level, index), h) for level, index, h in draft.tiles]
+        )
+    if draft.blocks:
+        connection.executemany(
+            "INSERT INTO blocks VALUES (?, ?, ?, ?, ?, ?)",
+            [
+                (b.header.number, b.header.first, b.header.end, b.header_bytes, b.signature, b.checkpoint)
+                for b in draft.blocks
+            ],
+        )
+    if keys:
+        connection.executemany(
+            "INSERT INTO idempotency VALUES (?, ?, ?, ?, ?)",
+            [(k.actor, k.key, k.fingerprint, k.first, k.end) for k in keys],
+        )
+    if secrets:
+        connection.executemany(
+            "INSERT INTO secrets VALUES (?, ?, ?, ?, ?)",
+            [(s.commitment, s.subject, s.owner, s.salt, s.text) for s in secrets],
+        )
+    for action in also:
+        action(connection)
+    connection.execute("COMMIT")
+
+
+class Tables:
+    """Queries over one connection, the writer's or a reader's."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+
+    def size(self) -> int:
+        return int(self._one("SELECT coalesce(max(seq) + 1, 0) FROM events")[0])
+
+    def bodies(self, first: int, end: int) -> list[bytes]:
+        rows = self.connection.execute(
+            "SELECT body FROM events WHERE seq >= ? AND seq < ? ORDER BY seq", (first, end)
+        )
+        return [row[0] for row in rows]
+
+    def events(self, first: int, end: int) -> Iterator[tuple[int, bytes, bytes]]:
+        """(seq, body, leaf) in order, streamed."""
+        yield from self.connection.execute(
+            "SELECT seq, body, leaf FROM events WHERE seq >= ? AND seq < ? ORDER BY seq", (first, end)
+        )
+
+    def leaves(self, first: int, end: int) -> list[bytes]:
+        rows = self.connection.execute(
+            "SELECT leaf FROM events WHERE seq >= ? AND seq < ? ORDER BY seq", (first, end)
+        )
+        return [row[0] for row in rows]
+
+    def last_event_id(self) -> bytes | None:
+        row = self._one("SELECT id FROM events ORDER BY seq DESC LIMIT 1")
+        return None if row is None else bytes(row[0])
+
+    def find_event(self, event_id: bytes) -> int | None:
+        row = self._one("SELECT seq FROM events WHERE id = ?", event_id)
+        return None if row is None else int(row[0])
+
+    def correlated(self, correlation: str, limit: int) -> list[int]:
+        rows = self.connection.execute(
+            "SELECT seq FROM events WHERE correlation = ? ORDER BY seq LIMIT ?", (correlation, limit)
+        )
+        return [row[0] for row in rows]
+
+    def tile(self, level: int, index: int) -> bytes:
+        """A full tile; level 0's last one is made of the leaves."""
+        row = self._one("SELECT hashes FROM tiles WHERE place = ?", _place(level, index))
+        if row is not None:
+            return bytes(row[0])
+        if level:
+            return b""
+        hashes = self.leaves(index * TILE_WIDTH, (index + 1) * TILE_WIDTH)
+        if any(len(value) != HASH_BYTES for value in hashes):
+            raise CorruptRecord("a leaf is not a hash")
+        return b"".join(hashes)
+
+    def block_count(self) -> int:
+        return int(self._one("SELECT coalesce(max(number) + 1, 0) FROM blocks")[0])
+
+    def blocks(self, first: int, end: int) -> list[Block]:
+        rows = self.connection.execute(
+            "SELECT header, signature, checkpoint FROM blocks WHERE number >= ? AND number < ? ORDER BY number",
+            (first, end),
+        )
+        return [Block(parse_header(raw), raw, signature, text) for raw, signature, text in rows]
+
+    def last_block(self) -> Block | None:
+        count = self.block_count()
+        found = self.blocks(count - 1, count)
+        return found[0] if found else None
+
+    def block_of(self, index: int) -> Block | None:
+        """The block an event is sealed in."""
+        row = self._one("SELECT number FROM blocks WHERE end > ? ORDER BY end LIMIT 1", index)
+        return None if row is None else self.blocks(row[0], row[0] + 1)[0]
+
+    def cosignatures(self, size: int) -> list[str]:
+        rows = self.connection.execute("SELECT line FROM cosignatures WHERE size = ? ORDER BY line", (size,))
+        return [row[0] for row in rows]
+
+    def idempotency(self, actor: str, key: str) -> IdempotencyRow | None:
+        row = self._one(
+            "SELECT fingerprint, first, end FROM idempotency WHERE actor = ? AND key = ?", actor, key
+        )
+        return None if row is None else IdempotencyRow(actor, key, *row)
+
+    def secrets_of(self, subject: str) -> list[SecretRow]:
+        """Those of a subject or an owner."""
+        rows = self.connection.execute(
+            "SELECT commitment, subject, owner, salt, text FROM secrets WHERE subject = ? OR owner = ?",
+            (subject, subject),
+        )
+        return [SecretRow(*row) for row in rows]
+
+    def _one(self, sql: str, *parameters: Any) -> Any:
+        return self.connection.execute(sql, parameters).fetchone()
+
+
+def as_condition(error: Exception, path: Path) -> P2PNodeError:
+    """What a database error means to the operator, in a line."""
+    text = str(error)
+    if "full" in text:
+        return DiskFull(f"the disk of {path.parent} is full: {text}")
+    if "malformed" in text or "not a database" in text:
+        return CorruptRecord(
+            f"{path} is damaged: {text}", hint="p2pnode log verify says where; restore it from a copy"
+        )
+    if "unable to open" in text or "readonly" in text or "permission" in text.lower():
+        return DataDirError(
+            f"the log {path} cannot be opened: {text}", hint="check that the folder is there and is yours"
+        )
+    return DataDirError(f"the log {path} cannot be used: {text}")
+
+
+def _may_be_read_only(path: Path) -> bool:
+    return path.exists()
+
+
+def _place(level: int, index: int) -> int:
+    assert index < 1 << 56, "a tile index fits 56 bits"
+    return level << 56 | index

@@ -1,0 +1,118 @@
+"""The log's folder: who may write it, and the checkpoint last published from it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Final
+
+from p2pnode.errors import DataDirError, DiskFull
+
+LOG_DIR: Final = "log"
+DATABASE: Final = "log.db"
+LOCK: Final = "lock"
+CHECKPOINT: Final = "checkpoint"
+
+
+def database_path(data_dir: Path) -> Path:
+    """Where the log of a data folder is."""
+    return data_dir / LOG_DIR / DATABASE
+
+
+class FolderLock:
+    """Held while a process writes the log; the system lets go of it when the process ends, however it ends."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / LOCK
+        self._descriptor: int | None = None
+
+    def acquire(self) -> None:
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise folder_condition(error, self._path.parent) from error
+        if not _lock(descriptor):
+            os.close(descriptor)
+            raise DataDirError(
+                f"another p2pnode already uses {self._path.parent.parent}",
+                hint="stop it first, or choose another folder with --data",
+            )
+        self._descriptor = descriptor
+
+    def release(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+def publish_checkpoint(folder: Path, note: str) -> None:
+    """Replace the published checkpoint, durably and in one step."""
+    target = folder / CHECKPOINT
+    temporary = folder / f".{CHECKPOINT}.tmp"
+    try:
+        with temporary.open("w", encoding="utf-8", newline="\n") as file:
+            file.write(note)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+        sync_folder(folder)
+    except OSError as error:
+        raise folder_condition(error, folder) from error
+
+
+def published_checkpoint(folder: Path) -> str | None:
+    """The checkpoint others may have seen; None before the first."""
+    try:
+        return (folder / CHECKPOINT).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataDirError(f"the published checkpoint in {folder} cannot be read: {error}") from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename durable; Windows does this by itself."""
+    if sys.platform == "win32":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def free_bytes(folder: Path) -> int:
+    """Free space for this user on the folder's disk."""
+    return shutil.disk_usage(folder).free
+
+
+def folder_condition(error: OSError, folder: Path) -> DataDirError:
+    """An operating system's error as one line for the operator."""
+    reason = error.strerror or str(error)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DiskFull(f"the disk of {folder} is full: {reason}")
+    return DataDirError(
+        f"the data folder {folder} cannot be written: {reason}",
+        hint="choose a folder you may write to with --data",
+    )
+
+
+def _lock(descriptor: int) -> bool:
+    if sys.platform == "win32":
+        import msvcrt
+
+        with contextlib.suppress(OSError):
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+            return True
+        return False
+    import fcntl
+
+    with contextlib.suppress(BlockingIOError):
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    return False

@@ -1,0 +1,133 @@
+"""Reading a log folder, whether its node runs or not: never writes, never locks."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+from p2pnode.errors import DataDirError, NotFound
+from p2pnode.events import merkle
+from p2pnode.events.block import Block
+from p2pnode.events.codec import Record, decode_trusted
+from p2pnode.events.database import Tables, connect_reader
+from p2pnode.events.folder import database_path
+from p2pnode.events.merkle import Edge
+from p2pnode.events.note import parse_note, parse_signature_line
+from p2pnode.limits import LOG_READ_EVENTS_MAX
+from p2pnode.units import EventIndex, LogSize
+
+
+class LogReader:
+    """Records, blocks, tiles and proofs of what was committed when asked."""
+
+    def __init__(self, path: Path) -> None:
+        if not path.exists():
+            raise DataDirError(f"there is no log at {path}", hint="point --data at a node's data folder")
+        self.tables = Tables(connect_reader(path))
+        self._lock = threading.Lock()
+        self._upper: tuple[bytes, ...] = ()
+        self._upper_size = -1
+
+    @classmethod
+    def of_folder(cls, data_dir: Path) -> LogReader:
+        return cls(database_path(data_dir))
+
+    @property
+    def size(self) -> LogSize:
+        with self._lock:
+            return LogSize(self.tables.size())
+
+    def entries(self, first: int, end: int) -> list[bytes]:
+        with self._lock:
+            return self.tables.bodies(first, min(end, first + LOG_READ_EVENTS_MAX))
+
+    def read(self, first: int, end: int) -> list[Record]:
+        return [
+            decode_trusted(body, EventIndex(index))
+            for index, body in enumerate(self.entries(first, end), start=first)
+        ]
+
+    def record(self, index: int) -> Record:
+        found = self.read(index, index + 1) if index >= 0 else []
+        if not found:
+            raise NotFound(f"there is no event {index}; the log has {self.size}")
+        return found[0]
+
+    def find(self, what: str) -> list[Record]:
+        """Events by index, by id in hexadecimal, or by the request they belong to."""
+        if what.isascii() and what.isdigit():
+            return [self.record(int(what))]
+        with self._lock:
+            hexadecimal = what.replace("-", "").lower()
+            is_id = len(hexadecimal) == 32 and all(char in "0123456789abcdef" for char in hexadecimal)
+            index = self.tables.find_event(bytes.fromhex(hexadecimal)) if is_id else None
+            indexes = self.tables.correlated(what, LOG_READ_EVENTS_MAX) if index is None else [index]
+        if not indexes:
+            raise NotFound(f"no event has the index, id or request {what!r}")
+        return [self.record(index) for index in indexes]
+
+    @property
+    def block_count(self) -> int:
+        with self._lock:
+            return self.tables.block_count()
+
+    def blocks(self, first: int, end: int) -> list[Block]:
+        with self._lock:
+            return self.tables.blocks(first, min(end, first + LOG_READ_EVENTS_MAX))
+
+    def block_of(self, index: int) -> Block | None:
+        with self._lock:
+            return self.tables.block_of(index)
+
+    def checkpoint(self) -> str | None:
+        """The newest checkpoint, with the cosignatures gathered for it."""
+        with self._lock:
+            block = self.tables.last_block()
+            lines = [] if block is None else self.tables.cosignatures(block.header.end)
+        if block is None:
+            return None
+        return str(parse_note(block.checkpoint).with_signatures(*map(parse_signature_line, lines)))
+
+    def tile(self, level: int, index: int) -> bytes:
+        with self._lock:
+            stored = self.tables.tile(level, index)
+            return stored or self._upper_tile(level, index)
+
+    def root(self, size: int) -> bytes:
+        self._check_size(size)
+        return merkle.root_at(self, size)
+
+    def inclusion_proof(self, index: int, size: int) -> list[bytes]:
+        self._check_size(size)
+        if not 0 <= index < size:
+            raise NotFound(f"event {index} is not among the first {size}")
+        return merkle.inclusion_proof(self, index, size)
+
+    def consistency_proof(self, size_first: int, size_second: int) -> list[bytes]:
+        self._check_size(size_second)
+        if not 0 < size_first <= size_second:
+            raise NotFound(f"there is no proof from size {size_first} to {size_second}")
+        return merkle.consistency_proof(self, size_first, size_second)
+
+    def close(self) -> None:
+        with self._lock:
+            self.tables.connection.close()
+
+    def set_upper(self, size: int, upper: tuple[bytes, ...]) -> None:
+        """Take over the upper edge from the writer, which has it at hand."""
+        with self._lock:
+            self._upper_size, self._upper = size, upper
+
+    def _check_size(self, size: int) -> None:
+        if not 0 <= size <= self.size:
+            raise NotFound(f"the log has {self.size} events, not {size}")
+
+    def _upper_tile(self, level: int, index: int) -> bytes:
+        """The unfinished tile of an upper level; it changes only when a tile below is completed."""
+        if level == 0:
+            return b""
+        size = self.tables.size()
+        if self._upper_size >> merkle.TILE_HEIGHT != size >> merkle.TILE_HEIGHT:
+            self._upper, self._upper_size = Edge.load(self.tables, size).upper(), size
+        at_edge = level <= len(self._upper) and index == size >> merkle.TILE_HEIGHT * (level + 1)
+        return self._upper[level - 1] if at_edge else b""
