@@ -386,6 +386,7 @@ CONSOLE_OUTPUT_BYTES_MAX = 256 * 1024
 # --- node ------------------------------------------------------------------------------------------
 PEER_ADDRESSES_MAX = 16
 HOSTED_STAGES_MAX = 32
+LOOPBACK_WINDOW_BYTES = 4 * 1024 * 1024
 TROUBLE_GRACE_S = 0.2
 PREPARE_SILENCE_S_MAX = 60.0
 """Fetching and loading report progress; a device silent for a minute has stopped."""

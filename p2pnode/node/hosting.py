@@ -21,6 +21,7 @@ from p2pnode.frame import Frame, FrameReader, encode
 from p2pnode.node.catalog import Catalog
 from p2pnode.node.engines import EngineHost
 from p2pnode.node.links import Links, ProgressCallback
+from p2pnode.node.loopback import LoopbackStream
 from p2pnode.node.tasks import Tasks
 from p2pnode.node.units import UnitOptions, part_of_stage, unit_spec, wanted_tensors
 from p2pnode.transport import messages
@@ -100,6 +101,7 @@ class Hosting:
     ) -> None:
         self._catalog = catalog
         self._links = links
+        self._me = transport.peer_id
         self._tasks = tasks
         self._threads = threads
         self._new_engine = new_engine
@@ -225,21 +227,29 @@ class Hosting:
 
     async def attach(self, peer: PeerId, plan_id: str, stage: int, addresses: list[str]) -> Stream:
         """Open the stream to the next stage; returns once everything behind it is attached too."""
-        link = self._links.know(peer, addresses=addresses)
+        name = self._links.name_of(peer)
         try:
             async with asyncio.timeout(limits.CONTROL_TIMEOUT_S):
-                while not link.is_up or link.connection is None:
-                    await self._links.wait_for_change()
-                stream = await link.connection.open_stream(STAGE)
+                stream = await self._open(peer, addresses)
                 call = messages.Call(method="attach", arguments={"plan_id": plan_id, "stage": stage})
                 await messages.send_message(stream, call)
                 answer = await messages.receive_message(stream)
         except TimeoutError:
-            raise StageLost(f"{link.name or peer[-6:]} did not attach in time", peer=peer) from None
+            raise StageLost(f"{name} did not attach in time", peer=peer) from None
         if isinstance(answer, messages.Refused):
             stream.reset()
             raise messages.refusal_error(answer)
         return stream
+
+    async def _open(self, peer: PeerId, addresses: list[str]) -> Stream:
+        if peer == self._me:
+            near, far = LoopbackStream.pair(peer, STAGE)
+            self._tasks.spawn(f"loopback {STAGE}", self._serve_stream(far))
+            return near
+        link = self._links.know(peer, addresses=addresses)
+        while not link.is_up or link.connection is None:
+            await self._links.wait_for_change()
+        return await link.connection.open_stream(STAGE)
 
     async def _run(self, hosted: HostedStage, inbound: Stream, onward: Stream) -> None:
         """Frames forward, trouble backward, until either side ends."""
@@ -260,7 +270,7 @@ class Hosting:
         try:
             notice = await messages.receive_message(onward)
         except P2PNodeError as error:
-            name = self._links.links[PeerId(hosted.order.next_peer)].name or hosted.order.next_peer[-6:]
+            name = self._links.name_of(PeerId(hosted.order.next_peer))
             notice = messages.Refused(code="stage_lost", message=f"the way to {name} broke: {error.message}")
         await messages.send_message(inbound, notice)
         inbound.reset()

@@ -89,6 +89,13 @@ class Links:
             self._tasks.spawn(f"dial {peer_id[-6:]}", self._keep_dialing(link))
         return link
 
+    def name_of(self, peer_id: PeerId) -> str:
+        """What people call a device; the end of its id when nobody said."""
+        if peer_id == self._transport.peer_id:
+            return self._my_status().name
+        link = self.links.get(peer_id)
+        return (link.name if link else "") or peer_id[-6:]
+
     def forget(self, peer_id: PeerId) -> None:
         self.links.pop(peer_id, None)
 
@@ -192,6 +199,8 @@ class Links:
         timeout_s: float = limits.CONTROL_TIMEOUT_S,
     ) -> dict[str, Any]:
         """Ask a member; the silence between two progress messages is at most `timeout_s`."""
+        if peer_id == self._transport.peer_id:
+            return await self._methods[method](peer_id, dict(arguments), on_progress or (lambda _: None))
         link = self.links.get(peer_id)
         if link is None or not link.is_up or link.connection is None:
             name = (link.name if link else "") or peer_id[-6:]

@@ -92,7 +92,6 @@ class Routing:
         tasks: Tasks,
         threads: int,
         new_engine: Callable[[str], EngineHost],
-        name_of: Callable[[PeerId], str],
     ) -> None:
         self._me = me
         self._my_addresses = my_addresses
@@ -102,7 +101,7 @@ class Routing:
         self._tasks = tasks
         self._threads = threads
         self._new_engine = new_engine
-        self._name_of = name_of
+        self._name_of = links.name_of
         self._engines: dict[tuple[ContentId, str], EngineHost] = {}
         self._locks: dict[str, asyncio.Lock] = {}
         self.active: dict[str, Active] = {}
@@ -184,8 +183,6 @@ class Routing:
             raise PlanError("the stages do not cover every layer exactly once")
         mine_first = parts[0].peer == self._me
         remote = list(parts[1:] if mine_first else parts)
-        if any(part.peer == self._me for part in remote):
-            raise PlanError("this device can only hold the first stage of its own plan")
         options = self._options(index)
         orders = self._orders(plan_id, model, remote, first_stage=1 if mine_first else 0, options=options)
         views: dict[int, dict[str, Any]] = {}
@@ -401,7 +398,7 @@ class Routing:
             return
         await self._lose(active, StageLost(f"the plan was ended: {reason}"))
         for stage in active.stages:
-            if stage["peer"] != self._me:
+            if active.mode != "local":
                 try:
                     await self._links.call(stage["peer"], "stage.release", {"plan_id": plan_id})
                 except P2PNodeError:
