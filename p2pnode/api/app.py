@@ -1,0 +1,85 @@
+"""The HTTP face of a node: routes, who may use them, one error envelope."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+
+from quart import Quart, Response, g, request
+
+from p2pnode.api.chat import chat_routes
+from p2pnode.api.completions import completion_routes
+from p2pnode.api.context import ApiContext
+from p2pnode.api.envelope import error_response
+from p2pnode.api.infer import infer_routes
+from p2pnode.api.live import live_routes
+from p2pnode.api.mesh import mesh_routes, view_routes
+from p2pnode.api.panel import POLICY, find_panel, panel_routes
+from p2pnode.api.security import ApiSecurity
+from p2pnode.facade import NodeFacade
+from p2pnode.limits import API_BODY_BYTES_MAX, API_BODY_TIMEOUT_S, API_RESPONSE_TIMEOUT_S
+
+_OPEN_PREFIXES = ("/web/",)
+_OPEN_PATHS = ("/", "/health", "/favicon.ico")
+_SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
+
+
+def create_app(
+    node: NodeFacade,
+    security: ApiSecurity | None = None,
+    *,
+    closing: asyncio.Event | None = None,
+    panel: Path | None = None,
+) -> Quart:
+    """The application for one node; `closing` set ends every stream."""
+    context = ApiContext(node, security or ApiSecurity(), closing or asyncio.Event())
+    app = Quart(__name__, static_folder=None, template_folder=None)
+    app.config.update(
+        MAX_CONTENT_LENGTH=API_BODY_BYTES_MAX,
+        BODY_TIMEOUT=API_BODY_TIMEOUT_S,
+        RESPONSE_TIMEOUT=API_RESPONSE_TIMEOUT_S,
+        PROPAGATE_EXCEPTIONS=False,
+    )
+    app.extensions["p2pnode"] = context
+    for routes in (
+        view_routes(context),
+        completion_routes(context),
+        chat_routes(context),
+        infer_routes(context),
+        mesh_routes(context),
+        live_routes(context),
+        panel_routes(panel or find_panel()),
+    ):
+        app.register_blueprint(routes)
+
+    @app.before_request
+    async def guard() -> None:
+        g.caller = None
+        guarded = context.security
+        guarded.check_host(request.headers.get("Host", ""))
+        is_open = request.path in _OPEN_PATHS or request.path.startswith(_OPEN_PREFIXES)
+        guarded.check_origin(request.headers, navigable=is_open and request.method in _SAFE_METHODS)
+        if is_open:
+            return
+        g.caller = guarded.authenticate(
+            request.headers.get("Authorization", ""), request.remote_addr or "", time.monotonic()
+        )
+
+    @app.after_request
+    async def protect(response: Response) -> Response:
+        headers = response.headers
+        headers["X-Content-Type-Options"] = "nosniff"
+        headers["X-Frame-Options"] = "DENY"
+        headers["Referrer-Policy"] = "no-referrer"
+        headers["Cross-Origin-Resource-Policy"] = "same-origin"
+        headers["Cross-Origin-Opener-Policy"] = "same-origin"
+        headers["Content-Security-Policy"] = POLICY
+        headers.setdefault("Cache-Control", "no-store")
+        return response
+
+    @app.errorhandler(Exception)
+    async def failed(error: Exception) -> Response:
+        return error_response(error)
+
+    return app

@@ -1,0 +1,219 @@
+"""POST /v1/completions and what chat shares with it: streaming one answer as SSE."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from typing import Any
+
+from quart import Blueprint, Response
+
+from p2pnode.api.context import ApiContext, body, caller
+from p2pnode.api.envelope import condition_of, envelope, json_bytes, json_response
+from p2pnode.api.generation import (
+    MAX_TOKENS_DEFAULT,
+    Indexed,
+    choices_of,
+    collect,
+    extension,
+    first_then,
+    new_id,
+    run_choices,
+    sampling_of,
+    stop_list,
+    usage,
+)
+from p2pnode.api.grammar import grammar_of
+from p2pnode.api.reply import Reply, completion_choice, completion_logprobs, finish_reason
+from p2pnode.api.schemas import CompletionRequest, check_fields, parse
+from p2pnode.api.sse import close, sse_data, stream_response, until_closed
+from p2pnode.errors import EngineUnavailable, RequestError
+from p2pnode.facade import Finished, GenerateEvent, GenerateRequest, PrefillProgress, TextDelta
+from p2pnode.limits import API_CHOICES_MAX
+
+Render = Callable[[int, GenerateEvent], list[dict[str, Any]]]
+DONE = b"data: [DONE]\n\n"
+
+
+class StreamBody:
+    """Chunks of one answer; closing it at any moment ends the work and gives the slot back."""
+
+    def __init__(
+        self,
+        context: ApiContext,
+        events: AsyncIterator[Indexed],
+        render: Render,
+        tail: Callable[[list[Finished]], list[dict[str, Any]]],
+    ) -> None:
+        self._context = context
+        self._events = events
+        self._render = render
+        self._tail = tail
+        self._chunks = self._run()
+        self._open = True
+
+    def __aiter__(self) -> StreamBody:
+        return self
+
+    async def __anext__(self) -> bytes:
+        try:
+            return await anext(self._chunks)
+        except BaseException:
+            self._release()
+            raise
+
+    async def aclose(self) -> None:
+        self._release()
+        await self._chunks.aclose()
+        await close(self._events)
+
+    def _release(self) -> None:
+        if self._open:
+            self._open = False
+            self._context.generating -= 1
+
+    async def _run(self) -> AsyncGenerator[bytes, None]:
+        ends: list[Finished] = []
+        items = until_closed(self._events, self._context.closing)
+        try:
+            async for item in items:
+                if item is None:
+                    yield b": still here\n\n"
+                    continue
+                index, event = item
+                if isinstance(event, Finished):
+                    ends.append(event)
+                for chunk in self._render(index, event):
+                    yield sse_data(json_bytes(chunk))
+            if self._context.closing.is_set():
+                raise EngineUnavailable("the node is stopping", hint="try again when it is back")
+            if not ends:
+                raise EngineUnavailable("the generation ended without a result", hint="try again")
+            for chunk in self._tail(ends):
+                yield sse_data(json_bytes(chunk))
+            yield DONE
+        except Exception as error:
+            yield sse_data(json_bytes(envelope(condition_of(error))))
+        finally:
+            await items.aclose()
+
+
+async def stream_answer(
+    context: ApiContext,
+    requests: list[GenerateRequest],
+    render: Render,
+    reply: Reply,
+    *,
+    include_usage: bool,
+    headers: dict[str, str],
+) -> Response:
+    context.take_slot()
+    try:
+        events = await first_then(run_choices(context.node, requests))
+    except BaseException:
+        context.generating -= 1
+        raise
+
+    def tail(ends: list[Finished]) -> list[dict[str, Any]]:
+        if not include_usage:
+            return []
+        return [reply.chunk([], usage=usage(ends), p2pnode=extension(ends))]
+
+    response = stream_response(StreamBody(context, events, render, tail))
+    response.headers.extend(headers)
+    return response
+
+
+def answer_headers(reply: Reply, ignored: list[str]) -> dict[str, str]:
+    headers = {"x-request-id": reply.identity, "X-P2PNode-Session": reply.identity}
+    if ignored:
+        headers["X-P2PNode-Ignored"] = ", ".join(ignored)
+    return headers
+
+
+def prompts_of(value: str | list[Any]) -> list[str | list[int]]:
+    """OpenAI's four forms of a prompt as a list of texts or token lists."""
+    if isinstance(value, str):
+        return [value]
+    if not value:
+        raise RequestError("the prompt is empty", param="prompt")
+    if all(isinstance(item, int) and not isinstance(item, bool) for item in value):
+        return [value]
+    for item in value:
+        whole = isinstance(item, list) and all(
+            isinstance(token, int) and 0 <= token < 1 << 31 for token in item
+        )
+        if not isinstance(item, str) and not whole:
+            raise RequestError("a prompt is text, token ids, or a list of these", param="prompt")
+    return list(value)
+
+
+def completion_routes(context: ApiContext) -> Blueprint:
+    routes = Blueprint("completions", __name__)
+    node = context.node
+
+    @routes.post("/v1/completions")
+    async def completions() -> Response:
+        who = caller("use")
+        asked = parse(CompletionRequest, await body())
+        ignored = check_fields("completion", asked)
+        count = asked.n or 1
+        if asked.best_of is not None and asked.best_of != count:
+            raise RequestError("best_of other than n is not supported", param="best_of")
+        prompts = prompts_of(asked.prompt)
+        if len(prompts) * count > API_CHOICES_MAX:
+            raise RequestError(f"one request makes at most {API_CHOICES_MAX} choices", param="n")
+        model = node.resolve_model(asked.model)
+        reply = Reply(new_id("cmpl"), model, "text_completion")
+        sampling = sampling_of(asked, grammar=grammar_of(asked), logprobs=asked.logprobs)
+        requests = [
+            choice
+            for number, prompt in enumerate(prompts)
+            for choice in choices_of(
+                GenerateRequest(
+                    model=model,
+                    prompt=prompt,
+                    max_tokens=asked.max_tokens or MAX_TOKENS_DEFAULT,
+                    stop=stop_list(asked),
+                    sampling=sampling,
+                    mode=asked.mode or "auto",
+                    caller=who.account,
+                    request_id=reply.identity if number == 0 else f"{reply.identity}-p{number}",
+                ),
+                count,
+            )
+        ]
+        echoes = [""] * len(requests)
+        if asked.echo:
+            texts = [p if isinstance(p, str) else await node.detokenize(model, p) for p in prompts]
+            echoes = [texts[index // count] for index in range(len(requests))]
+        headers = answer_headers(reply, ignored)
+        if not asked.stream:
+            with context.slot():
+                outcomes = await collect(node, requests)
+            choices = [completion_choice(i, outcome, echoes[i]) for i, outcome in enumerate(outcomes)]
+            return json_response(
+                reply.whole(choices, [o.end for o in outcomes], len(prompts)), headers=headers
+            )
+        offsets = [len(echo) for echo in echoes]
+        begun: set[int] = set()
+
+        def render(index: int, event: GenerateEvent) -> list[dict[str, Any]]:
+            choice: dict[str, Any] = {"index": index, "text": "", "finish_reason": None, "logprobs": None}
+            if isinstance(event, PrefillProgress):
+                return [reply.progress(index, event)] if asked.return_progress else []
+            if isinstance(event, Finished):
+                choice["finish_reason"] = finish_reason(event)
+                return [reply.chunk([choice], p2pnode=extension([event]))]
+            assert isinstance(event, TextDelta)
+            choice["text"] = event.text if index in begun else echoes[index] + event.text
+            begun.add(index)
+            choice["logprobs"] = completion_logprobs(event.logprobs, offsets[index])
+            offsets[index] += len(event.text)
+            return [reply.chunk([choice])]
+
+        wants_usage = bool(asked.stream_options and asked.stream_options.include_usage)
+        return await stream_answer(
+            context, requests, render, reply, include_usage=wants_usage, headers=headers
+        )
+
+    return routes

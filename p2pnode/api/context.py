@@ -1,0 +1,57 @@
+"""What every route shares: the node, who may ask, and the end of the server."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from quart import g, request
+
+from p2pnode.api.keys import Scope
+from p2pnode.api.security import ApiSecurity, Caller, require
+from p2pnode.errors import Busy
+from p2pnode.facade import NodeFacade
+from p2pnode.limits import API_REQUESTS_CONCURRENT_MAX
+
+
+@dataclass(slots=True)
+class ApiContext:
+    node: NodeFacade
+    security: ApiSecurity
+    closing: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when the server stops: every stream ends then."""
+    generating: int = 0
+    live_readers: int = 0
+
+    @contextmanager
+    def slot(self) -> Iterator[None]:
+        """One generation in flight, within the limit."""
+        self.take_slot()
+        try:
+            yield
+        finally:
+            self.generating -= 1
+
+    def take_slot(self) -> None:
+        if self.generating >= API_REQUESTS_CONCURRENT_MAX:
+            raise Busy(
+                f"{API_REQUESTS_CONCURRENT_MAX} answers are being written already", hint="try again soon"
+            )
+        self.generating += 1
+
+
+def caller(scope: Scope) -> Caller:
+    """The caller of this request, who must have the scope."""
+    return require(g.caller, scope)
+
+
+async def body() -> bytes:
+    data = await request.get_data()
+    return data if isinstance(data, bytes) else data.encode()
+
+
+def now_ms() -> int:
+    return time.time_ns() // 1_000_000

@@ -1,0 +1,265 @@
+"""A NodeFacade whose answers are fixed: the API's tests look at words, not at weights."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any
+
+from p2pnode import __version__
+from p2pnode.errors import ModelUnknown, NotFound, P2PNodeError, RequestError
+from p2pnode.facade import (
+    Finished,
+    GenerateEvent,
+    GenerateRequest,
+    JsonObject,
+    PrefillProgress,
+    TextDelta,
+    TokenLogprob,
+)
+from p2pnode.units import PeerId
+
+PEER = PeerId("12D3KooWFakeNodeFakeNodeFakeNodeFakeNodeFakeNodeFake1")
+PEER_TWO = PeerId("12D3KooWFakeNodeFakeNodeFakeNodeFakeNodeFakeNodeFake2")
+MODEL = "p2pnode-demo"
+STAGES = (
+    {"peer": PEER, "name": "studio", "layers": [0, 4]},
+    {"peer": PEER_TWO, "name": "kitchen", "layers": [4, 8]},
+)
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if tools is defined and tools %}TOOLS {{ tools | tojson }}\n{% endif %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def words(text: str) -> list[str]:
+    """Tokens of the fake: words with the space before them."""
+    parts = text.split(" ")
+    return [part if index == 0 else " " + part for index, part in enumerate(parts)]
+
+
+class FakeNode:
+    """Answers with `reply`, one word a token; remembers what it was asked."""
+
+    def __init__(self, reply: str = "The quick brown fox jumps.") -> None:
+        self.reply = reply
+        self.replies: dict[int, str] = {}
+        """By choice number, where choices must differ."""
+        self.requests: list[GenerateRequest] = []
+        self.commands: list[tuple[str, dict[str, Any]]] = []
+        self.plans_asked: list[dict[str, Any]] = []
+        self.cancelled = 0
+        self.running = 0
+        self.fail_before: P2PNodeError | Exception | None = None
+        self.fail_after: tuple[int, P2PNodeError | Exception] | None = None
+        self.hold = asyncio.Event()
+        """Cleared: every generation waits after its first word."""
+        self.hold.set()
+        self.metadata: JsonObject = {
+            "name": "demo",
+            "chat_template": CHATML,
+            "bos_token": "<s>",
+            "eos_token": "<|im_end|>",
+            "add_bos": True,
+            "architecture": "llama",
+            "context_length": 2048,
+        }
+        self.live_items: list[JsonObject] = [{"kind": "event", "index": 7, "data": {"type": "NodeStarted"}}]
+
+    @property
+    def peer_id(self) -> PeerId:
+        return PEER
+
+    @property
+    def name(self) -> str:
+        return "studio"
+
+    def health(self) -> JsonObject:
+        return {"status": "ok", "ready": True, "peer_id": PEER, "version": __version__}
+
+    def status(self) -> JsonObject:
+        return {
+            **self.health(),
+            "name": "studio",
+            "mesh": "home",
+            "peer_count": 2,
+            "log_size": 42,
+            "tokens_per_s": 41.5,
+        }
+
+    def peers(self) -> JsonObject:
+        base = {"state": "connected", "role": "worker", "addresses": ["/ip4/127.0.0.1/udp/9481/quic-v1"]}
+        return {
+            "peers": [
+                {
+                    **base,
+                    "peer": PEER,
+                    "name": "studio",
+                    "self": True,
+                    "rtt_ms": 0.0,
+                    "path": "self",
+                    "last_seen_ms": 0,
+                },
+                {
+                    **base,
+                    "peer": PEER_TWO,
+                    "name": "kitchen",
+                    "self": False,
+                    "rtt_ms": 2.4,
+                    "path": "lan",
+                    "last_seen_ms": 1,
+                },
+            ]
+        }
+
+    def models(self) -> JsonObject:
+        return {
+            "models": [
+                {
+                    "name": MODEL,
+                    "architecture": "llama",
+                    "size_bytes": 9_000_000,
+                    "layers": 8,
+                    "quantisation": "Q8_0",
+                    "context_length": 2048,
+                    "holders": [PEER, PEER_TWO],
+                    "default": True,
+                }
+            ]
+        }
+
+    def sessions(self) -> JsonObject:
+        return {"sessions": []}
+
+    def plans(self) -> JsonObject:
+        stages = [{**stage, "bytes": 4_000_000, "memory_bytes": 8_000_000} for stage in STAGES]
+        return {
+            "plans": [
+                {"plan_id": "p1", "model": MODEL, "mode": "pipeline", "state": "active", "stages": stages}
+            ]
+        }
+
+    def billing(self) -> JsonObject:
+        return {"accounts": [{"account": "local", "balance_microunits": 5_000_000, "held_microunits": 0}]}
+
+    def settings(self) -> JsonObject:
+        return {"settings": [{"name": "mdns", "value": True, "origin": "default"}]}
+
+    def resolve_model(self, name: str | None) -> str:
+        if name in (None, MODEL, "/models/demo.gguf"):
+            return MODEL
+        raise ModelUnknown(f"no model is called {name!r}")
+
+    def model_metadata(self, name: str) -> JsonObject:
+        assert name == MODEL
+        return self.metadata
+
+    async def tokenize(self, model: str, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        return [int.from_bytes(hashlib.sha256(word.encode()).digest()[:2], "big") for word in words(text)]
+
+    async def detokenize(self, model: str, tokens: Sequence[int]) -> str:
+        return "".join(f"<{token}>" for token in tokens)
+
+    async def embed(self, model: str, inputs: Sequence[Sequence[int]]) -> list[list[float]]:
+        return [[1.0, 0.0, float(len(tokens))] for tokens in inputs]
+
+    def _answer(self, request: GenerateRequest) -> tuple[str, str | None]:
+        last = request.request_id.rpartition("-")[2]
+        number = int(last) if last.isdecimal() and len(last) < 4 else 0
+        text = self.replies.get(number, self.reply)
+        for stop in request.stop:
+            position = text.find(stop)
+            if position >= 0:
+                return text[:position], stop
+        return text, None
+
+    async def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateEvent]:
+        self.requests.append(request)
+        if self.fail_before is not None:
+            raise self.fail_before
+        prompt_tokens = (
+            len(request.prompt) if not isinstance(request.prompt, str) else len(words(request.prompt))
+        )
+        text, stop = self._answer(request)
+        tokens = words(text)
+        self.running += 1
+        done = 0
+        try:
+            yield PrefillProgress(prompt_tokens, prompt_tokens, 0)
+            for token in tokens[: request.max_tokens]:
+                if self.fail_after is not None and done >= self.fail_after[0]:
+                    raise self.fail_after[1]
+                yield TextDelta(token, 1, self._logprobs(request, token))
+                done += 1
+                await self.hold.wait()
+                await asyncio.sleep(0)
+            reason = "length" if done < len(tokens) else "stop"
+            yield Finished(
+                reason=reason,  # type: ignore[arg-type]
+                prompt_tokens=prompt_tokens,
+                completion_tokens=done,
+                cached_tokens=0,
+                mode="pipeline",
+                stages=STAGES,
+                prefill_s=0.25,
+                decode_s=0.5,
+                request_id=request.request_id,
+                cost_microunits=done * 3,
+                stop_sequence=stop,
+            )
+        except (GeneratorExit, asyncio.CancelledError):
+            self.cancelled += 1
+            raise
+        finally:
+            self.running -= 1
+
+    @staticmethod
+    def _logprobs(request: GenerateRequest, token: str) -> tuple[TokenLogprob, ...]:
+        if request.sampling.logprobs is None:
+            return ()
+        top = tuple((f"alt{n}", -1.0 - n, f"alt{n}".encode()) for n in range(request.sampling.logprobs))
+        return (TokenLogprob(token, -0.5, token.encode(), top),)
+
+    async def plan(self, request: Mapping[str, Any]) -> JsonObject:
+        self.plans_asked.append(dict(request))
+        self.resolve_model(request.get("model"))
+        plan = {**self.plans()["plans"][0], "state": "active" if request.get("apply") else "proposed"}
+        return {
+            "plan": plan,
+            "reasons": ["fits on two devices"],
+            "rejections": [],
+            "applied": bool(request.get("apply")),
+        }
+
+    async def invite(self, *, uses: int, expires_s: int, role: str, label: str) -> JsonObject:
+        return {
+            "ticket": "p2p1-TEST",
+            "expires_ms": expires_s * 1000,
+            "uses": uses,
+            "role": role,
+            "invite_id": "i1",
+        }
+
+    async def command(self, name: str, arguments: Mapping[str, Any]) -> JsonObject:
+        if name == "unknown":
+            raise RequestError(f"there is no command {name!r}")
+        self.commands.append((name, dict(arguments)))
+        return {"done": name}
+
+    def log_query(self, name: str, arguments: Mapping[str, Any]) -> Any:
+        if name == "size":
+            return {"size": 42}
+        if name == "entries":
+            return {"entries": [{"index": 0, "type": "NodeStarted"}], "arguments": dict(arguments)}
+        raise NotFound(f"there is no view {name!r} of the log")
+
+    async def live(self, after_index: int | None) -> AsyncIterator[JsonObject]:
+        self.running += 1
+        try:
+            for item in self.live_items:
+                yield item
+            await asyncio.Event().wait()
+        finally:
+            self.running -= 1
