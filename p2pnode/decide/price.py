@@ -1,0 +1,36 @@
+"""What work costs and who gets it: whole micro-units, nothing lost in rounding. Source: specs/09-billing.md"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from p2pnode.limits import OUTPUT_TOKENS_PER_UNIT
+from p2pnode.units import MICRO_PER_UNIT
+
+
+def price_microunits(output_tokens: int) -> int:
+    """One unit for each begun thousand of output tokens, and one at least."""
+    assert output_tokens >= 0, "tokens are counted up"
+    return max(-(-output_tokens // OUTPUT_TOKENS_PER_UNIT), 1) * MICRO_PER_UNIT
+
+
+def divide(amount: int, weights: Sequence[tuple[str, int]]) -> tuple[tuple[str, int], ...]:
+    """Split `amount` in proportion to weights by largest remainder; the parts sum to it exactly.
+
+    Weights of one name are added up; equal remainders go to the smaller name; parts of 0 are left out.
+    An empty or all-zero list gives (): the caller has to say who gets it.
+    """
+    assert amount >= 0, "credit is divided, not debt"
+    merged: dict[str, int] = {}
+    for name, weight in weights:
+        assert weight >= 0, "work is not negative"
+        merged[name] = merged.get(name, 0) + weight
+    total = sum(merged.values())
+    if total == 0:
+        return ()
+    parts = {name: amount * weight // total for name, weight in merged.items()}
+    left = amount - sum(parts.values())
+    by_remainder = sorted(merged, key=lambda name: (-(amount * merged[name] % total), name))
+    for name in by_remainder[:left]:
+        parts[name] += 1
+    return tuple((name, part) for name, part in sorted(parts.items()) if part)
