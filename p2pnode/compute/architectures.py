@@ -51,11 +51,12 @@ class Architecture:
     output_norm: str = "output_norm"
     output_required: bool = False
     """llama.cpp insists on `output.weight`."""
-    output_bias_required: bool = False
     leading_dense: bool = False
     recurrent: Literal["", "head_count_kv", "interval"] = ""
     """How recurrent layers are told from attention layers."""
     shardable: bool = False
+    shard_as: str = ""
+    """A shard is written as this architecture: the same graph, but its attention need not be as wide as the model."""
     shard_refusal: str = "its tensors have not been proved to be cut by heads"
     inert_ones: tuple[str, ...] = ()
     """Tensors of an inert layer that are one instead of zero, because the graph divides by what they give."""
@@ -76,34 +77,46 @@ def _deepstack(index: ModelIndex) -> str:
     return "its deepstack inputs belong to fixed layers" if index.parameter("deepstack_mapping") else ""
 
 
+_SQUARE = "llama.cpp wants its attention as wide as the model"
+_STATE = "its recurrent layers keep one state over all heads"
+
 _TABLE = (
     Architecture("llama", shardable=True),
-    Architecture("qwen2", shardable=True),
+    Architecture("qwen2", shardable=True, shard_as="pangu-embedded"),
     Architecture(
-        "qwen2moe", output_required=True, inert_ones=("ffn_norm.weight", "ffn_gate_inp_shexp.weight")
+        "qwen2moe",
+        output_required=True,
+        inert_ones=("ffn_norm.weight", "ffn_gate_inp_shexp.weight"),
+        shard_refusal=_SQUARE,
     ),
-    Architecture("qwen2vl", positions=4),
+    Architecture("qwen2vl", positions=4, shard_refusal=_SQUARE),
     Architecture("qwen3", shardable=True),
     Architecture("qwen3moe", shardable=True),
-    Architecture("gemma", scale="width"),
-    Architecture("gemma2", scale="width", sliding=Sliding(2), check=_special_count(46)),
-    Architecture("gemma3", scale="width_tokens", sliding=Sliding(6, optional=True), check=_special_count(62)),
+    Architecture("gemma", scale="width", shardable=True),
+    Architecture("gemma2", scale="width", sliding=Sliding(2), shardable=True, check=_special_count(46)),
+    Architecture(
+        "gemma3",
+        scale="width_tokens",
+        sliding=Sliding(6, optional=True),
+        shardable=True,
+        check=_special_count(62),
+    ),
     Architecture("phi3", shard_refusal="its query, key and value are one tensor"),
-    Architecture("granite", scale="key", check=_deepstack),
-    Architecture("granitemoe", scale="key"),
+    Architecture("granite", scale="key", shardable=True, check=_deepstack),
+    Architecture("granitemoe", scale="key", shardable=True),
     Architecture(
         "olmo2",
         sliding=Sliding(4, optional=True),
         output_required=True,
         shard_refusal="its query and key norms span all heads",
     ),
-    Architecture("starcoder2"),
-    Architecture("gpt-oss", sliding=Sliding(2), output_required=True),
+    Architecture("starcoder2", shard_refusal=_SQUARE),
+    Architecture("gpt-oss", sliding=Sliding(2), output_required=True, shardable=True),
     Architecture(
         "deepseek2", leading_dense=True, shard_refusal="latent attention (MLA) shares one key over all heads"
     ),
-    Architecture("lfm2", output_norm="token_embd_norm", recurrent="head_count_kv"),
-    Architecture("qwen3next", recurrent="interval"),
+    Architecture("lfm2", output_norm="token_embd_norm", recurrent="head_count_kv", shard_refusal=_STATE),
+    Architecture("qwen3next", recurrent="interval", shard_refusal=_STATE),
 )
 
 ARCHITECTURES: dict[str, Architecture] = {row.name: row for row in _TABLE}

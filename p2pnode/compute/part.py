@@ -143,7 +143,8 @@ class CutFacts:
     recurrent: bool
     """Some layers keep a state: it cannot be rolled back partly, and speculation is off."""
     reduce: tuple[str, ...]
-    """Tensors whose partial sums all ranks of a tensor group add up."""
+    """Partial sums that all ranks of a tensor group add up, in order: the name of a tensor (`ffn_moe_out-0`), or
+    of the weight (`blk.0.ffn_down.weight`) that is its first operand, where graphs give the product no name."""
     fingerprint: str
     """Equal for equal units only: put before KV blobs."""
 

@@ -62,6 +62,11 @@ class Rewriter:
         self._row = row
         self._index = index
         self._replaced: dict[str, Entry | None] = {}
+        self._name = ""
+
+    def rename(self, architecture: str) -> None:
+        """Write the file as another architecture, keys and all."""
+        self._name = architecture
 
     def put(self, key: str, kind: ValueType, value: Any) -> None:
         name = f"{self._index.architecture}.{key}"
@@ -146,7 +151,15 @@ class Rewriter:
                 out.append(kept)
         known = self._index.metadata
         out += [entry for name, entry in self._replaced.items() if entry is not None and name not in known]
-        return out
+        return [self._renamed(entry) for entry in out] if self._name else out
+
+    def _renamed(self, entry: Entry) -> Entry:
+        if entry.key == "general.architecture":
+            return scalar(entry.key, ValueType.STRING, self._name)
+        prefix = f"{self._index.architecture}."
+        if entry.key.startswith(prefix):
+            return Entry(f"{self._name}.{entry.key.removeprefix(prefix)}", entry.type, entry.raw)
+        return entry
 
 
 def vocabulary_size(index: ModelIndex) -> int:

@@ -8,26 +8,22 @@ from __future__ import annotations
 
 import hashlib
 import re
-import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import prod
 
-from p2pnode.compute.architectures import ARCHITECTURES, Architecture, architecture_of, refusal, row_scale
-from p2pnode.compute.ggml_types import F32, TENSOR_TYPES, TensorType
-from p2pnode.compute.gguf_values import ModelIndex, TensorInfo, align_up, header_bytes
-from p2pnode.compute.part import (
-    Cut,
-    CutFacts,
-    Inline,
-    Part,
-    Piece,
-    Source,
-    Zeros,
-    check_part,
-    real_layer_count,
+from p2pnode.compute.architectures import (
+    ARCHITECTURES,
+    Architecture,
+    architecture_of,
+    refusal,
+    row_scale,
 )
+from p2pnode.compute.ggml_types import F32, TENSOR_TYPES, TensorType
+from p2pnode.compute.gguf_values import Entry, ModelIndex, TensorInfo, align_up, header_bytes
+from p2pnode.compute.new_tensor import NewTensor, ones, original, zeros
+from p2pnode.compute.part import Cut, CutFacts, Part, Piece, Zeros, check_part, real_layer_count
 from p2pnode.compute.rewrite import Rewriter, recurrent_layers, sliding_pattern, vocabulary_size
+from p2pnode.compute.shard import ShardPlan, reduce_names
 from p2pnode.errors import BadModelFile
 
 _LAYER_TENSOR = re.compile(r"^blk\.(\d+)\.(.+)$")
@@ -36,39 +32,7 @@ _EMBEDDING = "token_embd.weight"
 _SHARED = ("rope_freqs.", "rope_factors_long.", "rope_factors_short.")
 _FINGERPRINT_BYTES = 16
 
-
-@dataclass(frozen=True, slots=True)
-class _Tensor:
-    """One tensor of the new file: its bytes come from `source`, or from `filler`."""
-
-    name: str
-    shape: tuple[int, ...]
-    type: TensorType
-    source: TensorInfo | None = None
-    filler: Piece | None = None
-
-    @property
-    def size(self) -> int:
-        return prod(self.shape) // self.type.block_elements * self.type.block_bytes
-
-    def pieces(self) -> Piece:
-        if self.source is not None:
-            return Source(self.source.file, self.source.offset, self.source.size)
-        assert self.filler is not None
-        return self.filler
-
-
-def _original(tensor: TensorInfo, name: str | None = None) -> _Tensor:
-    return _Tensor(name or tensor.name, tensor.shape, tensor.type, source=tensor)
-
-
-def _zeros(name: str, shape: tuple[int, ...], kind: TensorType) -> _Tensor:
-    tensor = _Tensor(name, shape, kind)
-    return _Tensor(name, shape, kind, filler=Zeros(tensor.size))
-
-
-def _ones(name: str, shape: tuple[int, ...]) -> _Tensor:
-    return _Tensor(name, shape, F32, filler=Inline(struct.pack("<f", 1.0) * prod(shape)))
+LayerTensors = dict[int, list[tuple[str, TensorInfo]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,14 +41,19 @@ class _Layer:
     inert: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class _Content:
+    """What goes into the new file."""
+
+    row: Architecture
+    entries: list[Entry]
+    tensors: list[NewTensor]
+    layer_count: int
+    reduce: tuple[str, ...] = ()
+
+
 def _is_whole(index: ModelIndex, part: Part) -> bool:
-    return (
-        part.embedding
-        and part.output
-        and part.shard is None
-        and part.layer_first == 0
-        and part.layer_end == real_layer_count(index)
-    )
+    return part == Part(0, real_layer_count(index), embedding=True, output=True)
 
 
 def _layers(row: Architecture, index: ModelIndex, part: Part) -> list[_Layer]:
@@ -109,24 +78,36 @@ def _check_boundaries(row: Architecture, index: ModelIndex, part: Part) -> None:
         raise refusal(row.name, f"llama.cpp takes {part.layer_count} layers for the lite model; move the cut")
 
 
-def _inert(row: Architecture, name: str, suffix: str, tensor: TensorInfo) -> _Tensor:
-    if suffix in row.inert_ones:
-        return _ones(name, tensor.shape)
-    return _zeros(name, tensor.shape, tensor.type)
-
-
-def _layer_tensors(row: Architecture, index: ModelIndex, layers: Sequence[_Layer]) -> Iterator[_Tensor]:
-    by_layer: dict[int, list[tuple[str, TensorInfo]]] = {}
+def _tensors_by_layer(index: ModelIndex, layers: Sequence[_Layer]) -> LayerTensors:
+    found: LayerTensors = {layer.source: [] for layer in layers}
     for tensor in index.tensors.values():
         match = _LAYER_TENSOR.match(tensor.name)
-        if match:
-            by_layer.setdefault(int(match[1]), []).append((match[2], tensor))
+        if match and int(match[1]) in found:
+            found[int(match[1])].append((match[2], tensor))
+    for number, tensors in found.items():
+        if not tensors:
+            raise BadModelFile(f"the model has no layer {number}", hint="fetch it again")
+    return found
+
+
+def _inert(row: Architecture, name: str, suffix: str, tensor: TensorInfo) -> NewTensor:
+    if suffix in row.inert_ones:
+        return ones(name, tensor.shape)
+    return zeros(name, tensor.shape, tensor.type)
+
+
+def _layer_tensors(
+    row: Architecture, layers: Sequence[_Layer], found: LayerTensors, shard: ShardPlan | None
+) -> Iterator[NewTensor]:
     for number, layer in enumerate(layers):
-        if layer.source not in by_layer:
-            raise BadModelFile(f"the model has no layer {layer.source}", hint="fetch it again")
-        for suffix, tensor in by_layer[layer.source]:
+        for suffix, tensor in found[layer.source]:
             name = f"blk.{number}.{suffix}"
-            yield _inert(row, name, suffix, tensor) if layer.inert else _original(tensor, name)
+            if layer.inert:
+                yield _inert(row, name, suffix, tensor)
+            elif shard is None:
+                yield original(tensor, name)
+            else:
+                yield shard.tensor(layer.source, suffix, tensor, name)
 
 
 def _small_type(width: int) -> TensorType:
@@ -136,7 +117,7 @@ def _small_type(width: int) -> TensorType:
     )
 
 
-def _matrices(row: Architecture, index: ModelIndex, part: Part) -> Iterator[_Tensor]:
+def _matrices(row: Architecture, index: ModelIndex, part: Part) -> Iterator[NewTensor]:
     """The embedding and the output matrix, or what llama.cpp accepts in their place."""
     width = index.parameter_int("embedding_length")
     vocabulary = vocabulary_size(index)
@@ -145,59 +126,79 @@ def _matrices(row: Architecture, index: ModelIndex, part: Part) -> Iterator[_Ten
     embedding, matrix = index.tensors[_EMBEDDING], index.tensors.get(_OUTPUT)
     moved = part.output and not part.embedding and matrix is not None and not row.output_required
     if part.embedding or (part.output and matrix is None):
-        yield _original(embedding)
+        yield original(embedding)
     elif moved and matrix is not None:
-        yield _original(matrix, _EMBEDDING)
+        yield original(matrix, _EMBEDDING)
     else:
-        yield _zeros(_EMBEDDING, (width, rows), filler)
+        yield zeros(_EMBEDDING, (width, rows), filler)
     if part.output and matrix is not None and not moved:
-        yield _original(matrix)
+        yield original(matrix)
     elif row.output_required and not part.output:
-        yield _zeros(_OUTPUT, (width, rows), filler)
+        yield zeros(_OUTPUT, (width, rows), filler)
 
 
-def _global_tensors(row: Architecture, index: ModelIndex, part: Part) -> Iterator[_Tensor]:
+def _global_tensors(row: Architecture, index: ModelIndex, part: Part) -> Iterator[NewTensor]:
     """Embedding, output, and what all layers share."""
     yield from _matrices(row, index, part)
     for name, tensor in index.tensors.items():
         if name in (_OUTPUT, _EMBEDDING) or _LAYER_TENSOR.match(name):
             continue
         if name.startswith(_SHARED) or part.output:
-            yield _original(tensor)
+            yield original(tensor)
         elif name == f"{row.output_norm}.weight":
-            yield _ones(name, tensor.shape)
+            yield ones(name, tensor.shape)
         elif name.startswith(f"{row.output_norm}."):
-            yield _zeros(name, tensor.shape, tensor.type)
-        elif name == "output.bias" and row.output_bias_required:
-            yield _zeros(name, (vocabulary_size(index) if part.embedding else 1,), F32)
+            yield zeros(name, tensor.shape, tensor.type)
 
 
-def _tensors(row: Architecture, index: ModelIndex, part: Part) -> list[_Tensor]:
+def _content(index: ModelIndex, part: Part) -> _Content:
+    check_part(index, part)
+    if _is_whole(index, part):
+        row = ARCHITECTURES.get(index.architecture, Architecture(index.architecture))
+        tensors = [original(each) for each in index.tensors.values()]
+        return _Content(row, list(index.metadata.values()), tensors, index.layer_count)
+    row = architecture_of(index)
+    _check_boundaries(row, index, part)
     layers = _layers(row, index, part)
-    return [*_global_tensors(row, index, part), *_layer_tensors(row, index, layers)]
+    sources = [layer.source for layer in layers]
+    found = _tensors_by_layer(index, layers)
+    rewriter = Rewriter(row, index)
+    rewriter.layers(sources)
+    if not part.embedding:
+        rewriter.rows_input()
+    if not part.output:
+        rewriter.without_tokenizer(vocabulary_size(index) if part.embedding else 1)
+    shard = None
+    if part.shard is not None and part.layer_count:
+        shard = ShardPlan(row, index, part.shard, found)
+        shard.rewrite(rewriter, sources)
+    tensors = [*_global_tensors(row, index, part), *_layer_tensors(row, layers, found, shard)]
+    if shard is not None:
+        tensors += shard.additions(len(layers))
+        rewriter.rename(row.shard_as)
+    reduce = reduce_names(found, sources) if shard else ()
+    return _Content(row, rewriter.entries(), tensors, len(layers), reduce)
 
 
-def _lay_out(tensors: Sequence[_Tensor], alignment: int) -> Iterator[Piece]:
+def _lay_out(tensors: Sequence[NewTensor], alignment: int) -> Iterator[Piece]:
     for tensor in tensors:
-        piece = tensor.pieces()
-        assert piece.total == tensor.size, tensor.name
-        if piece.total:
-            yield piece
+        assert tensor.piece.total == tensor.size, tensor.name
+        if tensor.size:
+            yield tensor.piece
         padding = align_up(tensor.size, alignment) - tensor.size
         if padding:
             yield Zeros(padding)
 
 
-def _facts(
-    row: Architecture, index: ModelIndex, part: Part, layer_count: int, header: bytes, model_id: bytes
-) -> CutFacts:
+def _facts(index: ModelIndex, part: Part, content: _Content, header: bytes, model_id: bytes) -> CutFacts:
+    row = content.row
     digest = hashlib.blake2b(header, digest_size=_FINGERPRINT_BYTES, person=b"p2pnode-unit-1")
     digest.update(repr(part).encode() + model_id)
     layers = range(part.layer_first, part.layer_end)
     sliding, recurrent = sliding_pattern(row, index), recurrent_layers(row, index)
     return CutFacts(
         architecture=index.architecture,
-        layer_count=layer_count,
+        layer_count=content.layer_count,
         width=index.parameter_int("embedding_length"),
         vocabulary=vocabulary_size(index),
         input="tokens" if part.embedding else "rows",
@@ -208,7 +209,7 @@ def _facts(
         tokenizer=part.output,
         sliding=any(sliding[layer] for layer in layers),
         recurrent=any(recurrent[layer] for layer in layers),
-        reduce=(),
+        reduce=content.reduce,
         fingerprint=digest.hexdigest(),
     )
 
@@ -218,42 +219,17 @@ def cut(index: ModelIndex, part: Part, model_id: bytes = b"") -> Cut:
 
     Raises: PlanError for a part that cannot be, ArchitectureUnsupported with the reason, BadModelFile
     """
-    check_part(index, part)
-    if _is_whole(index, part):
-        row = _row_or_plain(index)
-        entries, tensors = list(index.metadata.values()), [_original(each) for each in index.tensors.values()]
-        layer_count = index.layer_count
-    else:
-        row = architecture_of(index)
-        _check_boundaries(row, index, part)
-        if part.shard is not None:
-            raise refusal(row.name, row.shard_refusal)
-        layers = _layers(row, index, part)
-        layer_count = len(layers)
-        rewriter = Rewriter(row, index)
-        rewriter.layers([layer.source for layer in layers])
-        if not part.embedding:
-            rewriter.rows_input()
-        if not part.output:
-            rewriter.without_tokenizer(vocabulary_size(index) if part.embedding else 1)
-        entries, tensors = rewriter.entries(), _tensors(row, index, part)
+    content = _content(index, part)
     header, _ = header_bytes(
-        entries, [(each.name, each.shape, each.type, each.size) for each in tensors], index.alignment
+        content.entries,
+        [(each.name, each.shape, each.type, each.size) for each in content.tensors],
+        index.alignment,
     )
-    pieces = tuple(_lay_out(tensors, index.alignment))
-    facts = _facts(row, index, part, layer_count, header, model_id)
+    pieces = tuple(_lay_out(content.tensors, index.alignment))
+    facts = _facts(index, part, content, header, model_id)
     return Cut(part, header, pieces, facts, len(header) + sum(piece.total for piece in pieces))
-
-
-def _row_or_plain(index: ModelIndex) -> Architecture:
-    """A whole model needs no row of the table."""
-    return ARCHITECTURES.get(index.architecture, Architecture(index.architecture))
 
 
 def needed_tensors(index: ModelIndex, part: Part) -> list[str]:
     """Names of the original's tensors whose bytes a node needs for this part."""
-    check_part(index, part)
-    if _is_whole(index, part):
-        return list(index.tensors)
-    row = architecture_of(index)
-    return [tensor.source.name for tensor in _tensors(row, index, part) if tensor.source is not None]
+    return [tensor.origin for tensor in _content(index, part).tensors if tensor.origin is not None]

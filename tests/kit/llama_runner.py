@@ -13,7 +13,7 @@ import numpy as np
 from p2pnode.compute.gguf import ModelIndex, join, parse
 from p2pnode.compute.part import Cut, ReadAt
 
-_NE, _NAME, _NAME_BYTES = 16, 256, 64
+_NE, _SOURCE, _NAME, _NAME_BYTES = 16, 152, 256, 64
 _lib = llama._lib
 _lib.ggml_backend_tensor_get.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t]
 _lib.ggml_backend_tensor_get.restype = None
@@ -40,6 +40,11 @@ def _name(tensor: int) -> str:
     return ctypes.string_at(tensor + _NAME, _NAME_BYTES).split(b"\0", 1)[0].decode()
 
 
+def _source_name(tensor: int) -> str:
+    source = ctypes.c_uint64.from_address(tensor + _SOURCE).value
+    return _name(source) if source else ""
+
+
 def _rows(tensor: int) -> np.ndarray:
     sizes = (ctypes.c_int64 * 4).from_address(tensor + _NE)
     out = np.empty(_lib.ggml_nbytes(tensor) // 4, np.float32)
@@ -63,7 +68,8 @@ class Engine:
         sequences: int = 4,
     ) -> None:
         self._tap, self._scale, self._positions = tap, row_scale, positions
-        self._reduce_names, self._reduce = frozenset(reduce_names), reduce
+        self._reduce_weights = frozenset(name for name in reduce_names if name.startswith("blk."))
+        self._reduce_names, self._reduce = frozenset(reduce_names) - self._reduce_weights, reduce
         self._rows: list[np.ndarray] = []
         descriptor = os.memfd_create("toy")
         try:
@@ -92,9 +98,14 @@ class Engine:
     def _on_tensor(self, tensor: int, ask: bool, user: object) -> bool:
         name = _name(tensor)
         if ask:
-            return name == self._tap or name in self._reduce_names
+            return (
+                name == self._tap
+                or name in self._reduce_names
+                or _source_name(tensor) in self._reduce_weights
+            )
         rows = _rows(tensor)
-        if name in self._reduce_names and self._reduce is not None:
+        if name != self._tap:
+            assert self._reduce is not None
             total = np.ascontiguousarray(self._reduce(name, rows), np.float32)
             _lib.ggml_backend_tensor_set(tensor, total.ctypes.data, 0, total.nbytes)
             return True

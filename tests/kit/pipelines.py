@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import pairwise
+from threading import Barrier
 
 import numpy as np
 
 from p2pnode.compute.embedding import embed_rows
 from p2pnode.compute.gguf import ModelIndex
-from p2pnode.compute.part import Part, real_layer_count
+from p2pnode.compute.part import Part, Shard, real_layer_count
 from p2pnode.compute.surgery import cut
-from tests.kit.llama_runner import Engine, engine_for, index_of, reader_of
+from tests.kit.llama_runner import Engine, Reduce, engine_for, index_of, reader_of
 
 PROMPT = (3, 17, 42, 9, 55, 80, 1, 33, 77, 12)
 
@@ -98,3 +101,45 @@ def conversation(model: Chain | Whole, *, rollback: bool) -> list[np.ndarray]:
         model.forget(0, count - 2)
         steps.append(model.decode([count - 2, count - 1, count], [90, 91, 92]))
     return steps
+
+
+class Group:
+    """Ranks of a tensor group in threads of one process; sums are exchanged in memory."""
+
+    def __init__(self, index: ModelIndex, data: bytes, shares: Sequence[int], part: Part) -> None:
+        self._barrier = Barrier(len(shares), timeout=30)
+        self._parts: list[np.ndarray] = [np.empty(0)] * len(shares)
+        self._names = [""] * len(shares)
+        self.sums = 0
+        self._engines = [
+            engine_for(
+                cut(index, replace(part, shard=Shard(rank, tuple(shares)))), data, reduce=self._reducer(rank)
+            )
+            for rank in range(len(shares))
+        ]
+        self._pool = ThreadPoolExecutor(len(shares))
+
+    def _reducer(self, rank: int) -> Reduce:
+        def reduce(name: str, rows: np.ndarray) -> np.ndarray:
+            self._parts[rank], self._names[rank] = rows, name
+            self._barrier.wait()
+            assert len(set(self._names)) == 1
+            total = sum(self._parts[1:], self._parts[0])
+            self.sums += rank == 0
+            self._barrier.wait()
+            return total
+
+        return reduce
+
+    def decode(
+        self, positions: Sequence[int], tokens: Sequence[int] | None = None, rows: np.ndarray | None = None
+    ) -> np.ndarray:
+        jobs = [self._pool.submit(each.decode, positions, tokens=tokens, rows=rows) for each in self._engines]
+        results = [job.result() for job in jobs]
+        assert all(np.array_equal(results[0], each) for each in results[1:])
+        return results[0]
+
+    def close(self) -> None:
+        self._pool.shutdown()
+        for engine in self._engines:
+            engine.close()
