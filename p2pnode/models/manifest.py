@@ -8,6 +8,7 @@ Format: specs/04-blobs.md.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -141,6 +142,22 @@ class Manifest:
                 first = want.first // limits.CHUNK_BYTES
                 found.update(range(entry.chunk_first + first, entry.chunk_first + _piece_count(end)))
         return sorted(found)
+
+    def chunks_at(self, ranges: Iterable[tuple[int, int, int]]) -> list[int]:
+        """Indexes, ascending, of the chunks that cover byte ranges (file, offset, size) of the files."""
+        found: set[int] = set()
+        starts = self._starts
+        for file, offset, size in ranges:
+            at = bisect_right(starts, (file, offset)) - 1
+            while size > 0 and 0 <= at < len(starts) and starts[at] < (file, offset + size):
+                if self.chunks[at].file == file and self.chunks[at].offset + self.chunks[at].size > offset:
+                    found.add(at)
+                at += 1
+        return sorted(found)
+
+    @cached_property
+    def _starts(self) -> list[tuple[int, int]]:
+        return [(chunk.file, chunk.offset) for chunk in self.chunks]
 
     def bytes_of(self, indexes: Iterable[int]) -> int:
         return sum(self.chunks[index].size for index in indexes)
