@@ -1,0 +1,54 @@
+"""What this machine can do, as it tells the others in its status."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+
+def cores() -> int:
+    """Physical cores: hyper-threads do not help llama.cpp."""
+    return psutil.cpu_count(logical=False) or os.cpu_count() or 1
+
+
+class Capability:
+    def __init__(self, data_dir: Path, *, threads: int, memory_max_bytes: int | None) -> None:
+        self._data_dir = data_dir
+        self._threads = threads
+        self._memory_max_bytes = memory_max_bytes
+        self.measured: dict[str, Any] = {}
+
+    def view(self) -> dict[str, Any]:
+        memory = psutil.virtual_memory()
+        total, free = memory.total, memory.available
+        if self._memory_max_bytes is not None:
+            total, free = min(total, self._memory_max_bytes), min(free, self._memory_max_bytes)
+        battery = psutil.sensors_battery() if hasattr(psutil, "sensors_battery") else None
+        return {
+            "memory_total_bytes": total,
+            "memory_free_bytes": free,
+            "disk_free_bytes": shutil.disk_usage(self._data_dir).free,
+            "cores": cores(),
+            "threads": self._threads,
+            "machine": platform.machine(),
+            "system": platform.system(),
+            "on_battery": bool(battery and not battery.power_plugged),
+            **self.measured,
+        }
+
+
+def process_tree_rss_bytes() -> int:
+    """Resident memory of this node with its engines."""
+    own = psutil.Process()
+    total = own.memory_info().rss
+    for child in own.children(recursive=True):
+        try:
+            total += child.memory_info().rss
+        except psutil.NoSuchProcess:
+            continue
+    return int(total)

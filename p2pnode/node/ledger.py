@@ -1,0 +1,51 @@
+"""Commands in, facts out: the node's one way of changing what is known."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from p2pnode.commands import Command
+from p2pnode.decide import decide
+from p2pnode.events.codec import Record
+from p2pnode.events.store import SqliteLog
+from p2pnode.identity import Identity
+from p2pnode.projections import MeshFold, MeshState
+from p2pnode.projections.state import apply, restore, snapshot
+from p2pnode.projections.views import view
+
+
+class Ledger:
+    """The log with the node's own fold of it; views read this fold and nothing else."""
+
+    def __init__(self, log: SqliteLog[MeshState], *, now_ms: Callable[[], int]) -> None:
+        self.log = log
+        self._now_ms = now_ms
+        # The writer's state belongs to the writer's thread; ours starts as a copy and follows what is committed.
+        self.state = restore(snapshot(log.state))
+        log.subscribe(self._follow)
+
+    @classmethod
+    async def open(cls, data_dir: Path, identity: Identity, *, now_ms: Callable[[], int]) -> Ledger:
+        log = await asyncio.to_thread(SqliteLog.open, data_dir, identity, fold=MeshFold(), now_ms=now_ms)
+        return cls(log, now_ms=now_ms)
+
+    def _follow(self, record: Record) -> None:
+        self.state = apply(self.state, record)
+
+    async def do(self, command: Command, *, idempotency_key: str | None = None) -> dict[str, Any]:
+        """Decide and record; the answer, once it is durable. Raises the condition when it is refused."""
+        outcome = await self.log.submit(
+            lambda state: decide(state, command, self._now_ms()),
+            idempotency_key=idempotency_key,
+            fingerprint=repr(command).encode() if idempotency_key else b"",
+        )
+        return dict(outcome.result or {})
+
+    def view(self, name: str) -> dict[str, Any]:
+        return view(self.state, name, self._now_ms())
+
+    async def close(self) -> None:
+        await self.log.close()

@@ -1,0 +1,308 @@
+"""Who is in the mesh: creating it, letting devices in, joining one, and passing membership on."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from p2pnode import __version__, limits
+from p2pnode import commands as c
+from p2pnode import peer_id as ids
+from p2pnode.errors import (
+    AdmissionError,
+    NotAdmitted,
+    P2PNodeError,
+    RemoteProtocolError,
+    RequestError,
+    WrongMesh,
+)
+from p2pnode.identity import Identity
+from p2pnode.models.files import write_atomic
+from p2pnode.multiformats import DecodeError
+from p2pnode.node.ledger import Ledger
+from p2pnode.transport import messages
+from p2pnode.transport.invite import Ticket, decode_ticket, encode_ticket, secret_hash
+from p2pnode.transport.membership import Grant, Membership, decode_grant, decode_revocation, make_grant
+from p2pnode.transport.port import Stream, Transport
+from p2pnode.units import PeerId, UnixMs
+
+ADMIT = "/p2pnode/admit/1"
+OPEN_PROTOCOLS = frozenset({ADMIT, "/ipfs/ping/1.0.0", "/ipfs/id/1.0.0", "/ipfs/id/push/1.0.0"})
+"""What a stranger may use."""
+
+
+def peer_of(key: bytes) -> PeerId:
+    return ids.peer_id_of(ids.encode_public_key(Ed25519PublicKey.from_public_bytes(key)))
+
+
+def key_of(peer_id: str) -> bytes:
+    """The 32-byte key inside a member's peer id."""
+    key = ids.ed25519_public_key(peer_id)
+    if key is None:
+        raise NotAdmitted("members have Ed25519 identities; this peer id only holds a hash of its key")
+    return key.public_bytes_raw()
+
+
+class Mesh:
+    """Membership of this node; grants are facts of the record, addresses are a forgettable file beside it."""
+
+    def __init__(
+        self,
+        *,
+        identity: Identity,
+        ledger: Ledger,
+        transport: Transport,
+        data_dir: Path,
+        name: str,
+        addresses: Callable[[], list[str]],
+        now_ms: Callable[[], int],
+        member_added: Callable[[PeerId, str, list[str]], None],
+    ) -> None:
+        self._identity = identity
+        self._ledger = ledger
+        self._transport = transport
+        self._path = data_dir / "addresses.json"
+        self.name = name
+        self._addresses = addresses
+        self._now_ms = now_ms
+        self._member_added = member_added
+        self.my_key = key_of(identity.peer_id)
+        self.mesh_name = ""
+        self.membership: Membership | None = None
+        transport.set_gate(self._gate)
+        transport.handle(ADMIT, self._serve_admit)
+
+    # --- state ---------------------------------------------------------------------------------------
+    def restore(self) -> bool:
+        """Membership from the record; False when this node is in no mesh yet."""
+        state = self._ledger.state
+        mesh_id = state.node.mesh_id
+        if not mesh_id:
+            return False
+        self.mesh_name = state.node.mesh_name
+        self.membership = Membership(key_of(mesh_id))
+        for entry in state.peers.peers.values():
+            if entry.grant:
+                self.membership.add(decode_grant(entry.grant))
+        return True
+
+    @property
+    def my_role(self) -> str:
+        return (self.membership.role(self.my_key) or "") if self.membership else ""
+
+    def is_member(self, peer_id: PeerId) -> bool:
+        if self.membership is None:
+            return False
+        try:
+            return self.membership.role(key_of(peer_id)) is not None
+        except (NotAdmitted, DecodeError):
+            return False
+
+    def role_of(self, peer_id: PeerId) -> str:
+        return (self.membership.role(key_of(peer_id)) or "") if self.membership else ""
+
+    def _gate(self, peer_id: PeerId, protocol: str) -> bool:
+        return protocol in OPEN_PROTOCOLS or self.is_member(peer_id)
+
+    # --- creating and inviting -----------------------------------------------------------------------
+    async def create(self, mesh_name: str) -> None:
+        """The first device ever: its key becomes the mesh's name in every grant."""
+        await self._ledger.do(c.CreateMesh(mesh_id=self._identity.peer_id, mesh_name=mesh_name))
+        self.membership = Membership(self.my_key)
+        self.mesh_name = mesh_name
+
+    async def invite(self, *, uses: int, expires_s: int, role: str, label: str) -> dict[str, Any]:
+        """A ticket for `uses` devices; only its hash is kept."""
+        if self.membership is None or self.my_role == "client":
+            raise RequestError(
+                "this device may not invite others", hint="ask the owner of a worker device for a ticket"
+            )
+        secret = os.urandom(16)
+        expires_ms = UnixMs((self._now_ms() // 1000 + expires_s) * 1000)
+        invite_id = secret_hash(secret).hex()[:32]
+        await self._ledger.do(
+            c.CreateInvite(invite_id=invite_id, label=label, role=role, uses=uses, expires_ms=expires_ms)
+        )
+        ticket = Ticket(
+            self.membership.mesh_key,
+            self.my_key,
+            secret,
+            expires_ms,
+            role,
+            self.mesh_name,
+            tuple(self._addresses()),
+        )
+        return {
+            "ticket": encode_ticket(ticket),
+            "expires_ms": expires_ms,
+            "uses": uses,
+            "role": role,
+            "label": label,
+            "invite_id": invite_id,
+        }
+
+    async def _serve_admit(self, stream: Stream) -> None:
+        async with asyncio.timeout(limits.CONTROL_TIMEOUT_S):
+            request = await messages.receive_message(stream)
+        try:
+            if not isinstance(request, messages.AdmitRequest):
+                raise RemoteProtocolError("admission begins with an admit message")
+            answer: messages.AnyMessage = await self._admit(stream.peer_id, request)
+        except P2PNodeError as error:
+            answer = messages.refusal(error)
+        await messages.send_message(stream, answer)
+        await stream.close_write()
+
+    async def _admit(self, peer_id: PeerId, request: messages.AdmitRequest) -> messages.Admitted:
+        if self.membership is None:
+            raise WrongMesh("this device is in no mesh yet")
+        invite_id = secret_hash(request.secret).hex()[:32]
+        invite = self._ledger.state.invites.invites.get(invite_id)
+        if invite is None:
+            raise NotAdmitted(
+                "this ticket is not one of this device", hint="make a new one with: p2pnode invite"
+            )
+        name = request.name[: limits.NAME_CHARACTERS_MAX] or peer_id[-6:]
+        grant = make_grant(
+            self._identity.sign,
+            mesh_key=self.membership.mesh_key,
+            subject_key=key_of(peer_id),
+            issuer_key=self.my_key,
+            role=invite.role,
+            name=name,
+            now_ms=self._now_ms(),
+        )
+        await self._ledger.do(
+            c.AdmitPeer(
+                peer=peer_id,
+                device_name=name,
+                role=invite.role,
+                admitted_by=self._identity.peer_id,
+                grant=grant.encode(),
+                invite_id=invite_id,
+            )
+        )
+        self.membership.add(grant)
+        self._member_added(peer_id, name, [a for a in request.addresses if a.startswith("/")])
+        return messages.Admitted(
+            grant=grant.encode(),
+            mesh_name=self.mesh_name,
+            grants=self.membership.export(),
+            revocations=self.membership.export_revocations(),
+            peers=[{"peer": peer, "addresses": addresses} for peer, addresses in self.remembered().items()],
+        )
+
+    # --- joining -------------------------------------------------------------------------------------
+    async def join(self, text: str, tell: Callable[[str], None]) -> None:
+        """Use a ticket; what happens is told step by step."""
+        ticket = decode_ticket(text, now_ms=UnixMs(self._now_ms()))
+        minutes = max(0, (ticket.expires_ms - self._now_ms()) // 60_000)
+        tell(f'ticket valid: mesh "{ticket.mesh_name}", role {ticket.role}, expires in {minutes} min')
+        inviter = peer_of(ticket.inviter_key)
+        if self.membership is not None:
+            if self.membership.mesh_key != ticket.mesh_key:
+                raise WrongMesh(
+                    f"this data folder belongs to the mesh {self.mesh_name!r} already",
+                    hint="choose another folder with --data to join a second mesh",
+                )
+            tell("already a member: the ticket is not used")
+            return
+        if inviter == self._identity.peer_id:
+            raise AdmissionError("this ticket was made by this very device", hint="use it on another device")
+        connection = await self._transport.dial(list(ticket.addresses), inviter)
+        tell(f"connected to {connection.remote_multiaddr}, identity matches the ticket")
+        async with asyncio.timeout(limits.CONTROL_TIMEOUT_S):
+            stream = await connection.open_stream(ADMIT)
+            request = messages.AdmitRequest(
+                secret=ticket.secret, name=self.name, version=__version__, addresses=self._addresses()
+            )
+            await messages.send_message(stream, request)
+            answer = await messages.receive_message(stream)
+        if isinstance(answer, messages.Refused):
+            raise messages.refusal_error(answer)
+        if not isinstance(answer, messages.Admitted):
+            raise RemoteProtocolError("the inviter answered something else than admission")
+        await self._accept(ticket, inviter, answer)
+        self._member_added(inviter, "", list(ticket.addresses))
+        tell(f'admitted as "{self.name}"')
+
+    async def _accept(self, ticket: Ticket, inviter: PeerId, answer: messages.Admitted) -> None:
+        membership = Membership(ticket.mesh_key)
+        grants = [decode_grant(data) for data in (*answer.grants[: limits.MESH_MEMBERS_MAX], answer.grant)]
+        membership.add_all(grants)
+        if membership.role(self.my_key) is None:
+            raise NotAdmitted("the inviter's grants do not make this device a member")
+        await self._ledger.do(
+            c.JoinMesh(
+                mesh_id=peer_of(ticket.mesh_key),
+                mesh_name=answer.mesh_name[: limits.NAME_CHARACTERS_MAX],
+                admitted_by=inviter,
+                grant=answer.grant,
+                role=ticket.role,
+            )
+        )
+        self.membership, self.mesh_name = membership, answer.mesh_name
+        for grant in grants:
+            if grant.subject_key != self.my_key:
+                await self._record(grant)
+        for entry in answer.peers[: limits.MESH_MEMBERS_MAX]:
+            addresses = [str(a) for a in entry.get("addresses", []) if str(a).startswith("/")]
+            if self.is_member(PeerId(str(entry.get("peer")))):
+                self._member_added(PeerId(str(entry["peer"])), "", addresses[: limits.PEER_ADDRESSES_MAX])
+
+    # --- gossip --------------------------------------------------------------------------------------
+    async def hear(self, status: messages.Status) -> None:
+        """Grants and revocations that a member passed on; each stands or falls by its own signatures."""
+        if self.membership is None or status.mesh_key != self.membership.mesh_key:
+            return
+        for data in status.grants[: limits.MESH_MEMBERS_MAX]:
+            grant = decode_grant(data)
+            known = self.membership.grant(grant.subject_key)
+            if (known is None or known.issued_ms < grant.issued_ms) and self.membership.add(grant):
+                await self._record(grant)
+                self._member_added(peer_of(grant.subject_key), grant.name, [])
+        for data in status.revocations[: limits.MESH_MEMBERS_MAX]:
+            revocation = decode_revocation(data)
+            if self.membership.revoke(revocation):
+                await self._ledger.do(
+                    c.RevokePeer(
+                        peer=peer_of(revocation.subject_key), reason="revoked by its inviter", revocation=data
+                    )
+                )
+
+    async def _record(self, grant: Grant) -> None:
+        await self._ledger.do(
+            c.AdmitPeer(
+                peer=peer_of(grant.subject_key),
+                device_name=grant.name,
+                role=grant.role,
+                admitted_by=peer_of(grant.issuer_key),
+                grant=grant.encode(),
+                invite_id="",
+            )
+        )
+
+    # --- remembered addresses ------------------------------------------------------------------------
+    def remembered(self) -> dict[str, list[str]]:
+        """Where members were last reached; a damaged file is the same as none."""
+        try:
+            found = json.loads(self._path.read_text())
+        except (OSError, ValueError):
+            return {}
+        if not isinstance(found, dict):
+            return {}
+        return {
+            str(peer): [str(a) for a in addresses[: limits.PEER_ADDRESSES_MAX]]
+            for peer, addresses in found.items()
+            if isinstance(addresses, list)
+        }
+
+    def remember(self, addresses: dict[str, list[str]]) -> None:
+        merged = {**self.remembered(), **addresses}
+        write_atomic(self._path, json.dumps(merged, indent=1).encode())

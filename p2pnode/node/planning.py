@@ -1,0 +1,127 @@
+"""The planner's view of this mesh, and plans as people ask for them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgspec
+
+from p2pnode.compute.cost import Device, Link, Mesh
+from p2pnode.compute.plan import Plan
+from p2pnode.compute.planner import Planned, WishedMode, Wish, plan
+from p2pnode.compute.shape import shape_of
+from p2pnode.errors import RequestError
+from p2pnode.node.catalog import Catalog, KnownModel
+from p2pnode.node.links import Links
+from p2pnode.node.routing import StagePart
+from p2pnode.units import PeerId
+
+RATE_ASSUMED_BYTES_PER_S = 8e9
+"""Weights a laptop of the last ten years reads per second, until the device itself was measured."""
+
+
+class PlanRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What `POST /plan` takes."""
+
+    model: str | None = None
+    mode: WishedMode = "auto"
+    stages: int | None = None
+    devices: list[str] | None = None
+    apply: bool = False
+    strategy: str = "speed"
+    why: bool = False
+    context: int | None = None
+    exclude: list[str] = []
+    blocks: list[tuple[str, int, int]] | None = None
+
+
+class Planning:
+    def __init__(
+        self,
+        *,
+        me: PeerId,
+        catalog: Catalog,
+        links: Links,
+        capability: Callable[[], dict[str, Any]],
+        name: str,
+    ) -> None:
+        self._me = me
+        self._catalog = catalog
+        self._links = links
+        self._capability = capability
+        self._name = name
+
+    def mesh(self, model: KnownModel) -> Mesh:
+        """Every reachable member that computes, with what it last said of itself."""
+        own = self._device(
+            self._me, self._name, self._capability(), "active", is_holder=model.is_complete_here
+        )
+        devices = {self._me: own}
+        links: dict[tuple[str, str], Link] = {}
+        for link in self._links.links.values():
+            if (
+                not link.is_up
+                or link.status is None
+                or link.connection is None
+                or link.status.role == "client"
+            ):
+                continue
+            is_holder = link.peer_id in model.holders
+            devices[link.peer_id] = self._device(
+                link.peer_id, link.name, link.status.capability, link.status.state, is_holder=is_holder
+            )
+            stats = link.connection.stats()
+            rate = float(link.status.capability.get("link_bytes_per_s", 0)) or 30e6
+            links[self._me, link.peer_id] = Link(max(stats.rtt_s, 1e-5), rate)
+            for other, rtt_ms in dict(link.status.extra.get("rtt_ms", {})).items():
+                links.setdefault((link.peer_id, str(other)), Link(max(float(rtt_ms) / 1000, 1e-5), rate))
+        return Mesh(devices, links)
+
+    def _device(
+        self, peer: str, name: str, said: Mapping[str, Any], state: str, *, is_holder: bool
+    ) -> Device:
+        def number(key: str, otherwise: float) -> float:
+            value = said.get(key)
+            return float(value) if isinstance(value, int | float) and value >= 0 else otherwise
+
+        return Device(
+            peer=peer,
+            name=name,
+            memory_free_bytes=int(number("memory_free_bytes", 0)),
+            memory_total_bytes=int(number("memory_total_bytes", 0)),
+            decode_bytes_per_s=number("decode_bytes_per_s", RATE_ASSUMED_BYTES_PER_S),
+            prefill_bytes_per_s=number("prefill_bytes_per_s", 0.0),
+            disk_free_bytes=int(number("disk_free_bytes", 0)) or None,
+            held_layers=frozenset(range(10_000)) if is_holder else frozenset(),
+            holds_ends=is_holder,
+            is_paused=state != "active",
+            on_battery=bool(said.get("on_battery")),
+            is_metered=bool(said.get("is_metered")),
+            can_rpc=bool(said.get("can_rpc")),
+            build=str(said.get("build", ""))[:80],
+        )
+
+    async def make(self, request: PlanRequest, model: KnownModel) -> Planned:
+        """Raises NoPlan with every reason, PlanError, LayerGap."""
+        await self._catalog.manifest(model.content_id, name=model.name)
+        index, _ = await self._catalog.index(model.content_id, vocabulary=False)
+        shape = shape_of(index, name=model.name, content_id=model.content_id)
+        if request.strategy not in ("speed", "memory"):
+            raise RequestError(f"strategy {request.strategy!r} is not speed or memory")
+        wish = Wish(
+            head=self._me,
+            mode=request.mode,
+            n_ctx=min(request.context or 2048, shape.context_length),
+            stages=request.stages,
+            devices=tuple(request.devices) if request.devices else None,
+            strategy="memory" if request.strategy == "memory" else "speed",
+            excluded=frozenset(request.exclude),
+            blocks=tuple(request.blocks) if request.blocks else None,
+        )
+        return await asyncio.to_thread(plan, wish, shape, self.mesh(model))
+
+
+def parts_of(made: Plan) -> list[StagePart]:
+    return [StagePart(PeerId(stage.peer), stage.layer_first, stage.layer_end) for stage in made.stages]
