@@ -1,0 +1,77 @@
+"""What `p2pnode log ...` prints: pure text from plain dicts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+JsonObject = Mapping[str, Any]
+_LINE_CHARACTERS_MAX = 160
+
+
+def time_text(unix_ms: int) -> str:
+    """UTC, to the millisecond."""
+    moment = datetime.fromtimestamp(unix_ms / 1000, tz=UTC)
+    return f"{moment:%Y-%m-%d %H:%M:%S}.{unix_ms % 1000:03d}Z"
+
+
+def record_line(record: JsonObject) -> str:
+    """One event on one line."""
+    fields = " ".join(f"{name}={_short(value)}" for name, value in record["data"].items() if value != "")
+    line = f"{record['index']:>8}  {time_text(record['time_ms'])}  {record['type']:<20} {fields}"
+    return line if len(line) <= _LINE_CHARACTERS_MAX else line[: _LINE_CHARACTERS_MAX - 1] + "…"
+
+
+def record_text(record: JsonObject) -> str:
+    """One event in full."""
+    envelope = [(key, value) for key, value in record.items() if key not in ("data", "time_ms")]
+    envelope.insert(2, ("time", time_text(record["time_ms"])))
+    lines = [f"{key:<16} {value}" for key, value in envelope if value is not None]
+    lines += [f"  {name:<24} {value}" for name, value in record["data"].items()]
+    return "\n".join(lines)
+
+
+def blocks_table(blocks: Sequence[JsonObject]) -> str:
+    """Blocks, one on a line."""
+    lines = [f"{'block':>7} {'events':>17}  {'sealed':<24}  {'block root':<16}  {'log root':<16}  hash"]
+    lines += [
+        f"{b['number']:>7} {b['first']:>8}–{b['end'] - 1:<8}  {time_text(b['sealed_ms'])}  "
+        f"{b['block_root'][:16]}  {b['log_root'][:16]}  {b['hash'][:16]}"
+        for b in blocks
+    ]
+    return "\n".join(lines)
+
+
+def report_text(report: JsonObject) -> str:
+    """The verdict first, then what supports it."""
+    lines = []
+    if report["ok"]:
+        lines.append(f"ok: {report['size']} events, {report['sealed']} of them in {report['blocks']} blocks")
+        lines.append(f"    origin {report['origin']}")
+        lines.append(f"    root   {report['root']}")
+    else:
+        lines.append(f"NOT OK: {report['first_bad']}")
+        others = [item for item in report["findings"] if item["what"] != report["first_bad"]]
+        lines += [f"  {item['what']}" for item in others]
+    if report["unknown_events"]:
+        lines.append(f"    {report['unknown_events']} events of a newer version were proved but not read")
+    lines += [f"note: {warning}" for warning in report["warnings"]]
+    return "\n".join(lines)
+
+
+def summary_text(summary: JsonObject, indent: str = "") -> str:
+    """Nested counts, one a line."""
+    lines = []
+    for key, value in summary.items():
+        if isinstance(value, Mapping):
+            lines.append(f"{indent}{key}:")
+            lines.append(summary_text(value, indent + "  "))
+        else:
+            lines.append(f"{indent}{key}: {value}")
+    return "\n".join(line for line in lines if line)
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 24 else f"{text[:10]}…{text[-6:]}"
