@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from p2pnode import limits
-from p2pnode.errors import BadModelFile
+from p2pnode.errors import BadModelFile, DataDirError
 from p2pnode.models.files import data_errors, sync_folder, write_atomic
 from p2pnode.models.header import outline, slim
 from p2pnode.models.manifest import Chunk, Manifest
@@ -30,6 +30,8 @@ class ChunkCache:
         self._header_parts: dict[int, bytes] = {}
         self._pending_bytes = 0
         self._is_dirty = False
+        self._is_checked = False
+        """Whether the slim headers were written again since the start."""
         self._have = self._load()
         self.have_bytes = manifest.bytes_of(self._have)
 
@@ -104,19 +106,33 @@ class ChunkCache:
         """Data first, then the bits: a bit never promises bytes that a power cut can take away."""
         if not self._is_dirty:
             return
-        with data_errors(self.folder):
-            for handle in self._handles:
-                os.fsync(handle.fileno())
-        if self.folder.is_dir():
-            write_atomic(self.folder / "have", self.bits())
-        self._is_dirty = False
-        self._pending_bytes = 0
+        try:
+            with data_errors(self.folder):
+                for handle in self._handles:
+                    os.fsync(handle.fileno())
+            if self.folder.is_dir():
+                write_atomic(self.folder / "have", self.bits())
+        except DataDirError:
+            # What the system could not make durable may be gone from its memory too: believe the bits on disk.
+            self._have = self._load()
+            self.have_bytes = self.manifest.bytes_of(self._have)
+            raise
+        finally:
+            self.close_files()
+            self._is_dirty = False
+            self._pending_bytes = 0
 
-    def close(self) -> None:
-        self.flush()
+    def close_files(self) -> None:
+        """They are opened again when something is written."""
         for handle in self._handles:
             handle.close()
         self._handles.clear()
+
+    def close(self) -> None:
+        try:
+            self.flush()
+        finally:
+            self.close_files()
 
     def _load(self) -> set[int]:
         path = self.folder / "have"
@@ -146,7 +162,9 @@ class ChunkCache:
     def _open(self) -> list[io.FileIO]:
         if not self._handles:
             self._handles = [io.FileIO(path, "r+") for path in self.paths]
-            self._restore_headers()
+            if not self._is_checked:
+                self._is_checked = True
+                self._restore_headers()
         return self._handles
 
     def _restore_headers(self) -> None:
