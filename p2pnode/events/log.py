@@ -63,7 +63,7 @@ class Outcome:
 
 
 class Fold(Protocol[State]):
-    """State from events, purely: never changes the state it is given."""
+    """State from events and nothing else; `apply` answers the new state, which may be the old object changed."""
 
     @property
     def version(self) -> str:
@@ -105,7 +105,7 @@ class EventLog(Protocol[State_co]):
     def size(self) -> LogSize: ...
     @property
     def state(self) -> State_co:
-        """The fold over everything committed."""
+        """What decisions are made against; it belongs to the writer, others copy it before the first `submit`."""
         ...
 
     @property

@@ -39,7 +39,6 @@ class MemoryLog(Generic[State]):
             LogKeys.derive(identity), chosen, chosen.initial(), Position(), rng
         )
         self._bodies: list[bytes] = []
-        self._leaves: list[bytes] = []
         self._tiles: dict[tuple[int, int], bytes] = {}
         self._blocks: list[Block] = []
         self._cosignatures: dict[int, list[str]] = {}
@@ -56,6 +55,7 @@ class MemoryLog(Generic[State]):
 
     @property
     def state(self) -> State:
+        """The state decisions are made against; here it may be read at any time."""
         return self._assembler.state
 
     @property
@@ -204,9 +204,7 @@ class MemoryLog(Generic[State]):
 
     def _commit(self) -> None:
         draft = self._assembler.take()
-        for entry in draft.entries:
-            self._bodies.append(entry.body)
-            self._leaves.append(entry.leaf)
+        self._bodies.extend(entry.body for entry in draft.entries)
         self._tiles.update({(level, index): hashes for level, index, hashes in draft.tiles})
         self._blocks.extend(draft.blocks)
         for entry in draft.entries:
