@@ -1,0 +1,89 @@
+"""libp2p certificates: what proves an identity and what does not."""
+
+from __future__ import annotations
+
+import datetime
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from hypothesis import given
+from hypothesis import strategies as st
+
+from p2pnode.transport import tls
+from tests.kit import certificates
+from tests.kit.net import identity
+
+NOW = datetime.datetime(2026, 6, 1, tzinfo=datetime.UTC)
+
+
+def test_own_certificate_proves_the_identity() -> None:
+    """What make_certificate makes, verify_certificates accepts."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    certificate = tls.make_certificate(identity("node"), key, NOW, 99)
+    peer = tls.verify_certificates([certificate], NOW)
+    assert peer == tls.PeerCertificate(identity("node").peer_id, identity("node").public_key)
+
+
+@pytest.mark.parametrize("case", certificates.GOOD_CASES)
+def test_unusual_but_allowed(case: str) -> None:
+    """Critical proof, empty names and unknown extensions that are not critical are fine."""
+    made = certificates.make(case, now=NOW)
+    assert tls.verify_certificates([made.certificate], NOW).peer_id == identity("node").peer_id
+
+
+@pytest.mark.parametrize(("case", "reason"), certificates.BAD_CASES.items())
+def test_every_bad_certificate_is_refused_for_its_reason(case: str, reason: str) -> None:
+    made = certificates.make(case, now=NOW)
+    with pytest.raises(tls.CertificateError, match=reason):
+        tls.verify_certificates([made.certificate], NOW)
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_exactly_one_certificate(count: int) -> None:
+    made = certificates.make("plain", now=NOW)
+    with pytest.raises(tls.CertificateError, match="exactly one"):
+        tls.verify_certificates([made.certificate] * count, NOW)
+
+
+@given(st.binary(max_size=80))
+def test_signed_key_parser_survives_anything(data: bytes) -> None:
+    """Whatever parses is canonical: encoding it again gives the same bytes."""
+    try:
+        public_key, signature = tls.decode_signed_key(data)
+    except tls.CertificateError:
+        return
+    assert tls.encode_signed_key(public_key, signature) == data
+
+
+@given(st.binary(max_size=300), st.binary(max_size=300))
+def test_signed_key_round_trip(public_key: bytes, signature: bytes) -> None:
+    assert tls.decode_signed_key(tls.encode_signed_key(public_key, signature)) == (public_key, signature)
+
+
+@given(st.integers(0, 10_000), st.integers(1, 255))
+def test_a_flipped_byte_never_becomes_another_peer(position: int, flip: int) -> None:
+    """Any change to a certificate is refused or leaves the proven identity as it was."""
+    der = bytearray.fromhex(_GOOD_HEX)
+    der[position % len(der)] ^= flip
+    try:
+        certificate = x509.load_der_x509_certificate(bytes(der))
+        peer = tls.verify_certificates([certificate], NOW)
+    except (ValueError, tls.CertificateError):
+        return
+    assert peer.peer_id == _GOOD_PEER
+
+
+# libp2p/specs tls/tls.md, test vector 1.
+_GOOD_PEER = "12D3KooWM6CgA9iBFZmcYAHA6A2qvbAxqfkmrYiRQuz3XEsk4Ksv"
+_GOOD_HEX = (
+    "308201ae30820156a0030201020204499602d2300a06082a8648ce3d040302302031123010060355040a13096c69627032702e"
+    "696f310a300806035504051301313020170d3735303130313133303030305a180f34303936303130313133303030305a302031"
+    "123010060355040a13096c69627032702e696f310a300806035504051301313059301306072a8648ce3d020106082a8648ce3d"
+    "030107034200040c901d423c831ca85e27c73c263ba132721bb9d7a84c4f0380b2a6756fd601331c8870234dec878504c17414"
+    "4fa4b14b66a651691606d8173e55bd37e381569ea37c307a3078060a2b0601040183a25a0101046a3068042408011220a77f1d"
+    "92fedb59dddaea5a1c4abd1ac2fbde7d7b879ed364501809923d7c11b90440d90d2769db992d5e6195dbb08e706b6651e024fd"
+    "a6cfb8846694a435519941cac215a8207792e42849cccc6cd8136c6e4bde92a58c5e08cfd4206eb5fe0bf909300a06082a8648"
+    "ce3d0403020346003043021f50f6b6c52711a881778718238f650c9fb48943ae6ee6d28427dc6071ae55e702203625f116a7a4"
+    "54db9c56986c82a25682f7248ea1cb764d322ea983ed36a31b77"
+)
