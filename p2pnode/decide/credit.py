@@ -1,11 +1,11 @@
-"""Credit by decree: top-ups and quotas."""
+"""Credit by decree: top-ups, quotas, and its end."""
 
 from __future__ import annotations
 
 from typing import Final
 
 from p2pnode import limits
-from p2pnode.commands import SetQuota, TopUp
+from p2pnode.commands import ReportFraud, SetQuota, TopUp
 from p2pnode.decide.outcome import Answer, Deciders, between, decision, label, nothing, reason
 from p2pnode.errors import IdempotencyConflict
 from p2pnode.events import types as facts
@@ -51,4 +51,12 @@ def set_quota(state: MeshState, command: SetQuota, now_ms: int) -> Decision:
     return decision(facts.QuotaSet(account=account, limit_microunits=limit, period_ms=period))
 
 
-DECIDERS: Final[Deciders] = {TopUp: top_up, SetQuota: set_quota}
+def report_fraud(state: MeshState, command: ReportFraud, now_ms: int) -> Decision:
+    """PeerEquivocated, once for each log or channel; from then on the peer has no credit here."""
+    known = state.audit.frauds.get(command.fraud.origin)
+    if known is not None and known.peer == command.fraud.peer:
+        return nothing()
+    return decision(command.fraud)
+
+
+DECIDERS: Final[Deciders] = {TopUp: top_up, SetQuota: set_quota, ReportFraud: report_fraud}
