@@ -31,7 +31,8 @@ class Follower:
     async def start(cls, log: Followed) -> Follower:
         """Copy the log's state and follow from there; no event is missed or taken twice."""
         follower = cls(MeshState())
-        follower._early = early = []
+        early: list[Record] = []
+        follower._early = early
         log.subscribe(follower.feed)
         follower.state = restore(await log.query(snapshot))
         follower._early = None
