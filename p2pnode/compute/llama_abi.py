@@ -23,6 +23,7 @@ LAYER_INPUT_GET = "_Z30llama_get_embeddings_layer_inpP13llama_contextj"
 TENSOR_TYPE = 0
 TENSOR_NE = 16
 TENSOR_NB = 48
+TENSOR_SOURCE = 152
 TENSOR_DATA = 248
 TENSOR_NAME = 256
 TENSOR_NAME_BYTES = 64
@@ -44,6 +45,7 @@ _GGML: dict[str, tuple[Any, list[Any]]] = {
     "ggml_free": (None, [_void_p]),
     "ggml_new_tensor_2d": (_void_p, [_void_p, ctypes.c_int, _i64, _i64]),
     "ggml_set_name": (_void_p, [_void_p, ctypes.c_char_p]),
+    "ggml_neg": (_void_p, [_void_p, _void_p]),
     "ggml_get_name": (ctypes.c_char_p, [_void_p]),
     "ggml_get_data": (_void_p, [_void_p]),
     "ggml_tensor_overhead": (_size_t, []),
@@ -96,6 +98,12 @@ def tensor_name(tensor: int) -> bytes:
     return ctypes.string_at(tensor + TENSOR_NAME)
 
 
+def source_name(tensor: int) -> bytes:
+    """Name of a tensor's first operand: of a product, its weight."""
+    source = _void_p.from_address(tensor + TENSOR_SOURCE).value
+    return tensor_name(source) if source else b""
+
+
 def tensor_shape(tensor: int) -> tuple[int, int, int, int]:
     ne = (_i64 * 4).from_address(tensor + TENSOR_NE)
     return ne[0], ne[1], ne[2], ne[3]
@@ -120,8 +128,10 @@ def check_tensor_layout(lib: ctypes.CDLL) -> None:
             tensor_name(tensor),
             _void_p.from_address(tensor + TENSOR_DATA).value,
             tuple((_size_t * 4).from_address(tensor + TENSOR_NB)),
+            source_name(lib.ggml_neg(context, tensor)),
         )
-        expected = (GGML_TYPE_F32, (7, 3, 1, 1), b"l_out-41", lib.ggml_get_data(tensor), (4, 28, 84, 84))
+        strides = (4, 28, 84, 84)
+        expected = (GGML_TYPE_F32, (7, 3, 1, 1), b"l_out-41", lib.ggml_get_data(tensor), strides, b"l_out-41")
     finally:
         lib.ggml_free(context)
     if seen != expected or overhead <= TENSOR_NAME + TENSOR_NAME_BYTES:

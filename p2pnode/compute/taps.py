@@ -13,7 +13,15 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from p2pnode.compute.llama_abi import GGML_TYPE_F32, L, lib, tensor_name, tensor_shape, tensor_type
+from p2pnode.compute.llama_abi import (
+    GGML_TYPE_F32,
+    L,
+    lib,
+    source_name,
+    tensor_name,
+    tensor_shape,
+    tensor_type,
+)
 from p2pnode.errors import EngineIncompatible
 
 
@@ -28,8 +36,10 @@ class Taps:
 
     def __init__(self, result: str | None, reduce: Sequence[str], reducer: Reducer | None) -> None:
         self._result = result.encode() if result else None
-        self._reduce = frozenset(name.encode() for name in reduce)
-        self._names = self._reduce | ({self._result} if self._result else set())
+        self._weights = frozenset(name.encode() for name in reduce if name.startswith("blk."))
+        """Weights whose product is a partial sum: some graphs give that product no name."""
+        self._names = frozenset(name.encode() for name in reduce if not name.startswith("blk."))
+        self._names |= {self._result} if self._result else set()
         self._reducer = reducer
         self._buffers: dict[tuple[int, int], NDArray[np.float32]] = {}
         self.rows: list[NDArray[np.float32]] = []
@@ -37,7 +47,9 @@ class Taps:
         self.spent_ns = 0
         self.calls = 0
         self.error: BaseException | None = None
-        self.callback = L.ggml_backend_sched_eval_callback(self._call) if self._names else None
+        self.callback = (
+            L.ggml_backend_sched_eval_callback(self._call) if self._names or self._weights else None
+        )
 
     def start(self) -> None:
         """Forget the last decode."""
@@ -53,7 +65,8 @@ class Taps:
 
     def _call(self, tensor: int, ask: bool, _data: Any) -> bool:
         if ask:
-            return tensor_name(tensor) in self._names
+            named = tensor_name(tensor) in self._names
+            return named or (bool(self._weights) and source_name(tensor) in self._weights)
         started = time.perf_counter_ns()
         try:
             name = tensor_name(tensor)
