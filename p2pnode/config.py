@@ -53,6 +53,8 @@ class JoinOptions:
     """Whether POST /shell/exec exists at all."""
     price_file: Path | None = None
     """Price list of this node."""
+    as_json: bool = False
+    """Whether the start is announced as one JSON document instead of text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +208,11 @@ def load_options(
     data_flag = flags.get("data")
     values["data"] = _path(data_flag) if data_flag else default_data_dir(environ)
     origins["data"] = (
-        "flag --data" if data_flag else "environment P2PNODE_DATA" if environ.get("P2PNODE_DATA") else "default"
+        "flag --data"
+        if data_flag
+        else "environment P2PNODE_DATA"
+        if environ.get("P2PNODE_DATA")
+        else "default"
     )
     chosen = config_file or (Path(environ["P2PNODE_CONFIG"]) if environ.get("P2PNODE_CONFIG") else None)
     path = chosen or values["data"] / CONFIG_NAME
@@ -228,6 +234,7 @@ def load_options(
         except ConfigError as error:
             raise ConfigError(f"{name} from {source}: {error.message}", hint=error.hint) from error
         origins[name] = source
+    values["as_json"] = bool(flags.get("as_json"))
     if not values.get("name"):
         values["name"] = socket.gethostname().split(".")[0] or "device"
         origins["name"] = "default (host name)"
@@ -250,5 +257,7 @@ def describe(resolved: Resolved) -> list[dict[str, Any]]:
             value = str(value)
         if field.name == "ticket" and value is not None:
             value = "(hidden)"
-        rows.append({"name": field.name, "value": value, "origin": resolved.origins.get(field.name, "default")})
+        rows.append(
+            {"name": field.name, "value": value, "origin": resolved.origins.get(field.name, "default")}
+        )
     return rows

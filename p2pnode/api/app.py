@@ -13,6 +13,7 @@ from p2pnode.api.completions import completion_routes
 from p2pnode.api.context import ApiContext
 from p2pnode.api.envelope import error_response
 from p2pnode.api.infer import infer_routes
+from p2pnode.api.key_routes import key_routes
 from p2pnode.api.live import live_routes
 from p2pnode.api.mesh import mesh_routes, view_routes
 from p2pnode.api.panel import POLICY, find_panel, panel_routes
@@ -48,6 +49,7 @@ def create_app(
         chat_routes(context),
         infer_routes(context),
         mesh_routes(context),
+        key_routes(context),
         live_routes(context),
         panel_routes(panel or find_panel()),
     ):

@@ -1,0 +1,93 @@
+"""Credit: balance, top up, statement."""
+
+from __future__ import annotations
+
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+
+import click
+
+from p2pnode.cli.output import connect, node_options, print_json, print_table, units_text
+from p2pnode.errors import RequestError
+from p2pnode.units import MICRO_PER_UNIT
+
+
+@click.command()
+@node_options
+def balance(data: Path | None, api: str | None, as_json: bool) -> None:
+    """Credit of every account of this node."""
+    view = connect(data, api).get("/billing")
+    if as_json:
+        print_json(view)
+        return
+    rows = [
+        (
+            account.get("account", "-"),
+            units_text(account.get("balance_microunits")),
+            units_text(account.get("held_microunits")),
+        )
+        for account in view.get("accounts", [])
+    ]
+    print_table("Accounts", ("ACCOUNT", "BALANCE", "HELD"), rows)
+
+
+@click.command()
+@click.argument("units")
+@click.option("--account", default="local", show_default=True, metavar="ACCOUNT", help="Account to credit.")
+@click.option(
+    "--reference", metavar="TEXT", help="Repeating a top up with the same reference changes nothing."
+)
+@node_options
+def topup(
+    units: str, account: str, reference: str | None, data: Path | None, api: str | None, as_json: bool
+) -> None:
+    """Add UNITS (a decimal number) to an account."""
+    wanted = {"account": account, "amount_microunits": micro_units(units)}
+    if reference:
+        wanted["reference"] = reference
+    answer = connect(data, api).post("/command/topup", wanted)
+    if as_json:
+        print_json(answer)
+        return
+    click.echo(f"{units} units added to {account}")
+
+
+def micro_units(text: str) -> int:
+    """Units with at most six decimals as whole micro-units."""
+    try:
+        micro = Decimal(text) * MICRO_PER_UNIT
+        whole = int(micro)
+    except (InvalidOperation, OverflowError, ValueError):
+        raise RequestError(f"{text!r} is not a number of units", hint="write for example 5 or 0.25") from None
+    if whole != micro or not 0 < whole < 1 << 53:
+        raise RequestError(
+            f"{text!r} is not an amount", hint="more than 0, with at most six decimals: 5 or 0.25"
+        )
+    return whole
+
+
+@click.command()
+@click.option("--account", default="local", show_default=True, metavar="ACCOUNT", help="Whose bookings.")
+@click.option("--limit", type=click.IntRange(1, 10_000), default=100, show_default=True, help="Newest N.")
+@node_options
+def statement(account: str, limit: int, data: Path | None, api: str | None, as_json: bool) -> None:
+    """Every booking of an account, with the event behind it."""
+    view = connect(data, api).get("/log/statement", {"account": account, "limit": limit})
+    if as_json:
+        print_json(view)
+        return
+    lines = view.get("lines", view.get("entries", [])) if isinstance(view, dict) else view
+    if not lines:
+        click.echo("no bookings yet")
+        return
+    columns = list(lines[0])
+    rows = [
+        [
+            units_text(line.get(name)) if name.endswith("microunits") else line.get(name, "-")
+            for name in columns
+        ]
+        for line in lines
+    ]
+    print_table(
+        f"Statement of {account}", [name.removesuffix("_microunits").upper() for name in columns], rows
+    )

@@ -1,0 +1,207 @@
+"""`p2pnode doctor`: what could keep this device from joining and computing, said plainly."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import click
+
+from p2pnode.cli.output import connect, print_json, size_text
+from p2pnode.config import default_data_dir
+from p2pnode.endpoint import Endpoint
+from p2pnode.errors import NodeNotRunning, P2PNodeError
+
+State = Literal["ok", "note", "problem"]
+_MARKS: dict[State, tuple[str, str]] = {
+    "ok": ("✓", "green"),
+    "note": ("·", "yellow"),
+    "problem": ("✗", "red"),
+}
+_DISK_FREE_MIN = 2 * 1000**3
+_MDNS = ("224.0.0.251", 5353)
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    name: str
+    state: State
+    message: str
+    hint: str = ""
+
+
+def check_data_dir(folder: Path) -> Check:
+    name = "data folder"
+    existing = folder
+    while not existing.exists():
+        existing = existing.parent
+    if not os.access(existing, os.W_OK):
+        return Check(name, "problem", f"{folder} cannot be written", "choose another with --data")
+    free = shutil.disk_usage(existing).free
+    if free < _DISK_FREE_MIN:
+        return Check(name, "note", f"{folder}: only {size_text(free)} free", "models need room")
+    return Check(name, "ok", f"{folder}, {size_text(free)} free")
+
+
+def check_memory() -> Check:
+    import psutil
+
+    memory = psutil.virtual_memory()
+    return Check(
+        "memory", "ok", f"{size_text(memory.available)} of {size_text(memory.total)} free, "
+        f"{psutil.cpu_count(logical=False) or os.cpu_count()} cores",
+    )  # fmt: skip
+
+
+def check_interfaces() -> Check:
+    import psutil
+
+    addresses = []
+    for name, entries in psutil.net_if_addrs().items():
+        stats = psutil.net_if_stats().get(name)
+        if stats is None or not stats.isup:
+            continue
+        addresses += [
+            f"{name} {entry.address}"
+            for entry in entries
+            if entry.family == socket.AF_INET and not entry.address.startswith("127.")
+        ]
+    if not addresses:
+        return Check("network", "problem", "no address but loopback", "connect to a network")
+    return Check("network", "ok", "; ".join(addresses))
+
+
+def check_multicast() -> Check:
+    """Whether a multicast packet of ours comes back: without that mDNS finds nobody."""
+    name = "multicast"
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver:
+            receiver.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if hasattr(socket, "SO_REUSEPORT"):
+                receiver.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            receiver.bind(("", 0))
+            port = receiver.getsockname()[1]
+            group = socket.inet_aton(_MDNS[0]) + socket.inet_aton("0.0.0.0")  # noqa: S104 # any interface
+            receiver.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, group)
+            receiver.settimeout(1.0)
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+                sender.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL, 1)
+                sender.sendto(b"p2pnode doctor", (_MDNS[0], port))
+            receiver.recvfrom(64)
+    except OSError as error:
+        return Check(
+            name, "note", f"does not work here ({error})", "join with a ticket or --peer instead of mDNS"
+        )
+    return Check(name, "ok", "a packet of ours came back")
+
+
+def check_udp_port(port: int) -> Check:
+    name = f"UDP port {port}"
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind(("", port))
+        except OSError as error:
+            return Check(
+                name, "note", f"in use or refused: {error.strerror}", "fine if a node runs; else --listen"
+            )
+    return Check(name, "ok", "free")
+
+
+def check_engine() -> Check:
+    import subprocess
+    import sys
+
+    program = (
+        "import llama_cpp as l;print(l.__version__, l.llama_supports_gpu_offload(), l.llama_supports_mmap(),"
+        "l.llama_print_system_info().decode(), sep='|')"
+    )
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return Check("llama.cpp", "problem", f"cannot be tried: {error}", "reinstall llama-cpp-python")
+    if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        return Check("llama.cpp", "problem", f"does not load: {last}", "reinstall llama-cpp-python")
+    version, gpu, mmap, features = [*done.stdout.strip().split("|", 3), "", "", ""][:4]
+    offload = "GPU offload" if gpu == "True" else "CPU only"
+    mapped = "mmap" if mmap == "True" else "no mmap"
+    return Check("llama.cpp", "ok", f"{version}, {offload}, {mapped}; {' '.join(features.split())}")
+
+
+def check_node(node: Endpoint) -> list[Check]:
+    """The running node: its health, its clock, every peer with every address tried."""
+    begun = time.monotonic()
+    health = node.get("/health")
+    checks = [
+        Check(
+            "node",
+            "ok" if health.get("ready") else "note",
+            f"{health.get('peer_id')} answers in {(time.monotonic() - begun) * 1000:.0f} ms, "
+            + ("ready" if health.get("ready") else "not ready yet"),
+        )
+    ]
+    for peer in node.get("/peers").get("peers", []):
+        if peer.get("self"):
+            continue
+        name = f"peer {peer.get('name') or str(peer.get('peer'))[-8:]}"
+        tried = "; ".join(
+            f"{attempt.get('address')}: {attempt.get('reason') or 'ok'}"
+            if isinstance(attempt, dict)
+            else str(attempt)
+            for attempt in peer.get("tried") or peer.get("addresses") or []
+        )
+        skew_ms = peer.get("clock_skew_ms")
+        if peer.get("state") in ("connected", "ready", "online", "active"):
+            skewed = isinstance(skew_ms, int | float) and abs(skew_ms) > 60_000
+            message = f"{peer.get('path', '-')}, {peer.get('rtt_ms', '-')} ms; {tried}"
+            hint = f"its clock differs by {skew_ms} ms" if skewed else ""
+            checks.append(Check(name, "note" if skewed else "ok", message, hint))
+        else:
+            message = f"{peer.get('state', 'unreachable')}; tried {tried or 'no address'}"
+            checks.append(Check(name, "problem", message, "is it on? does a firewall block UDP?"))
+    return checks
+
+
+@click.command()
+@click.option("--data", type=click.Path(file_okay=False, path_type=Path), metavar="DIR", help="Data folder.")
+@click.option("--api", metavar="HOST:PORT", help="Address of a running node's API.")
+@click.option(
+    "--port", type=click.IntRange(1, 65535), default=9481, show_default=True, help="QUIC port to try."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def doctor(data: Path | None, api: str | None, port: int, as_json: bool) -> int:
+    """Check this machine and the links to every peer; exit code 1 when something is wrong."""
+    folder = data or default_data_dir(os.environ)
+    steps: list[Callable[[], Check]] = [
+        lambda: check_data_dir(folder),
+        check_memory,
+        check_interfaces,
+        check_multicast,
+        lambda: check_udp_port(port),
+        check_engine,
+    ]
+    checks = [step() for step in steps]
+    try:
+        checks += check_node(connect(data, api))
+    except NodeNotRunning as error:
+        checks.append(Check("node", "note", error.message, error.hint))
+    except P2PNodeError as error:
+        checks.append(Check("node", "problem", error.message, error.hint))
+    bad = any(check.state == "problem" for check in checks)
+    if as_json:
+        print_json({"ok": not bad, "checks": [asdict(check) for check in checks]})
+        return int(bad)
+    for check in checks:
+        mark, color = _MARKS[check.state]
+        click.echo(f"{click.style(mark, fg=color)} {check.name}: {check.message}")
+        if check.hint:
+            click.echo(f"    {check.hint}")
+    return int(bad)

@@ -1,0 +1,66 @@
+"""`p2pnode join`: the node itself, in the foreground."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+@click.command()
+@click.argument("ticket", required=False)
+@click.option(
+    "--invite-file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Read the ticket from a file; - is stdin.",
+)
+@click.option(
+    "--data", type=click.Path(file_okay=False, path_type=Path), metavar="DIR", help="Data folder of the node."
+)
+@click.option(
+    "--config",
+    "config_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="TOML file of options [default: DIR/config.toml].",
+)
+@click.option("--name", metavar="NAME", help="How people call this device [default: host name].")
+@click.option(
+    "--listen",
+    multiple=True,
+    metavar="MULTIADDR",
+    help="QUIC address to listen on [default: /ip4/0.0.0.0/udp/9481/quic-v1].",
+)
+@click.option("--api", metavar="HOST:PORT", help="Address of API and panel [default: 127.0.0.1:9480].")
+@click.option("--peer", "peers", multiple=True, metavar="MULTIADDR", help="Dial this address at start.")
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Add a GGUF file to the store.",
+)
+@click.option("--threads", type=int, metavar="N", help="Compute threads [default: physical cores].")
+@click.option("--memory-max", "memory_max_bytes", metavar="SIZE", help="Most memory for models, e.g. 6G.")
+@click.option("--no-mdns", is_flag=True, help="Do not announce or look for members on the local network.")
+@click.option(
+    "--allow-host", "allowed_hosts", multiple=True, metavar="NAME", help="Host name the API also answers to."
+)
+@click.option("--console", is_flag=True, help="Enable POST /shell/exec for admin keys on this machine.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document once the node is ready.")
+def join(config_file: Path | None, no_mdns: bool, console: bool, as_json: bool, **flags: Any) -> int:
+    """Start this device's node and stay in the foreground.
+
+    The first device of all makes a mesh and prints a ticket; others join with TICKET. A device that has
+    joined before needs no ticket. SIGTERM and Ctrl-C stop it cleanly.
+    """
+    from p2pnode.bootstrap import run_node
+    from p2pnode.config import load_options
+
+    flags["as_json"] = as_json
+    flags |= {"mdns": False if no_mdns else None, "console": True if console else None}
+    resolved = load_options(flags, config_file=config_file)
+    return run_node(resolved.options)

@@ -1,0 +1,279 @@
+"""Commands that show or change the mesh through a running node."""
+
+from __future__ import annotations
+
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+from p2pnode.cli.output import (
+    connect,
+    layers_text,
+    node_options,
+    print_json,
+    print_pairs,
+    print_table,
+    short,
+    size_text,
+)
+from p2pnode.cli.run import MODES
+
+
+def since(ms: object) -> str:
+    if not isinstance(ms, int | float) or ms <= 0:
+        return "-"
+    seconds = max(0, round(datetime.now(UTC).timestamp() - ms / 1000))
+    for size, unit in ((86_400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds // size} {unit} ago"
+    return f"{seconds} s ago"
+
+
+@click.command()
+@click.option(
+    "--uses",
+    type=click.IntRange(1, 10_000),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="How many devices may use it.",
+)
+@click.option(
+    "--expires", default="1h", show_default=True, metavar="TIME", help="How long it is valid: 15m, 1h, 7d."
+)
+@click.option(
+    "--role",
+    type=click.Choice(["worker", "client"]),
+    default="worker",
+    show_default=True,
+    help="A client asks but does not compute.",
+)
+@click.option("--label", default="", metavar="TEXT", help="Note for yourself.")
+@click.option("--qr", is_flag=True, help="Show it as a QR code too.")
+@node_options
+def invite(
+    uses: int,
+    expires: str,
+    role: str,
+    label: str,
+    qr: bool,
+    data: Path | None,
+    api: str | None,
+    as_json: bool,
+) -> None:
+    """Make a ticket; the other device runs `p2pnode join TICKET`."""
+    from p2pnode.config import parse_duration_s
+
+    wanted = {"uses": uses, "expires_s": parse_duration_s(expires), "role": role, "label": label}
+    made = connect(data, api).post("/invites", wanted)
+    if as_json:
+        print_json(made)
+        return
+    click.echo(made["ticket"])
+    if qr:
+        import segno
+
+        segno.make(made["ticket"], error="l").terminal(compact=True)
+    if sys.stderr.isatty():
+        until = datetime.fromtimestamp(made["expires_ms"] / 1000).astimezone()
+        click.echo(f"valid until {until:%H:%M on %d %B} for {uses} device(s): p2pnode join TICKET", err=True)
+
+
+@click.command()
+@node_options
+def peers(data: Path | None, api: str | None, as_json: bool) -> None:
+    """Devices of the mesh and how to reach them."""
+    view = connect(data, api).get("/peers")
+    if as_json:
+        print_json(view)
+        return
+    rows = []
+    for peer in view.get("peers", []):
+        rtt = peer.get("rtt_ms")
+        rows.append(
+            (
+                peer.get("name") or "-",
+                short(peer.get("peer")),
+                "this device" if peer.get("self") else peer.get("state", "-"),
+                peer.get("role", "-"),
+                f"{rtt:.1f} ms" if isinstance(rtt, int | float) and not peer.get("self") else "-",
+                peer.get("path", "-"),
+                since(peer.get("last_seen_ms")) if not peer.get("self") else "now",
+            )
+        )
+    print_table("Devices", ("NAME", "PEER", "STATE", "ROLE", "RTT", "PATH", "SEEN"), rows)
+
+
+@click.command()
+@node_options
+def models(data: Path | None, api: str | None, as_json: bool) -> None:
+    """Models of the mesh and who holds them."""
+    view = connect(data, api).get("/models")
+    if as_json:
+        print_json(view)
+        return
+    rows = [
+        (
+            model["name"] + (" *" if model.get("default") else ""),
+            model.get("architecture", "-"),
+            model.get("quantisation", "-"),
+            size_text(model.get("size_bytes")),
+            model.get("layers", "-"),
+            model.get("context_length", "-"),
+            len(model.get("holders") or []),
+        )
+        for model in view.get("models", [])
+    ]
+    print_table("Models (* default)", ("NAME", "KIND", "QUANT", "SIZE", "LAYERS", "CONTEXT", "HOLDERS"), rows)
+
+
+@click.command()
+@node_options
+def ps(data: Path | None, api: str | None, as_json: bool) -> None:
+    """Sessions that run now: who computes them and how fast."""
+    view = connect(data, api).get("/sessions")
+    if as_json:
+        print_json(view)
+        return
+    rows = []
+    for session in view.get("sessions", []):
+        stages = ", ".join(
+            f"{s.get('name')}:{layers_text(s.get('layers'))}" for s in session.get("stages", [])
+        )
+        identity = session.get("session_id", session.get("request_id", "-"))
+        speed = session.get("tokens_per_s")
+        rows.append(
+            (
+                identity,
+                session.get("model", "-"),
+                session.get("mode", "-"),
+                session.get("state", "-"),
+                session.get("tokens", session.get("completion_tokens", "-")),
+                f"{speed:.1f}" if isinstance(speed, int | float) else "-",
+                stages or "-",
+            )
+        )
+    print_table("Sessions", ("SESSION", "MODEL", "MODE", "STATE", "TOKENS", "TOK/S", "STAGES"), rows)
+
+
+@click.command()
+@click.argument("model", required=False)
+@click.option("--mode", type=click.Choice(MODES), default="auto", show_default=True, help="How to compute.")
+@click.option("--stages", type=click.IntRange(1, 64), metavar="N", help="Number of stages.")
+@click.option("--devices", metavar="NAME,NAME,...", help="Only these devices, in this order.")
+@click.option("--context", type=click.IntRange(1), metavar="N", help="Context length to plan for.")
+@click.option("--apply", is_flag=True, help="Make it the plan in use.")
+@click.option("--why", is_flag=True, help="Say why other plans were not chosen.")
+@node_options
+def plan(
+    model: str | None,
+    mode: str,
+    stages: int | None,
+    devices: str | None,
+    context: int | None,
+    apply: bool,
+    why: bool,
+    data: Path | None,
+    api: str | None,
+    as_json: bool,
+) -> None:
+    """Who would compute which layers of MODEL."""
+    wanted: dict[str, Any] = {"mode": mode, "apply": apply, "why": why}
+    if model not in (None, "-"):
+        wanted["model"] = model
+    if stages is not None:
+        wanted["stages"] = stages
+    if context is not None:
+        wanted["context"] = context
+    if devices:
+        wanted["devices"] = [name.strip() for name in devices.split(",") if name.strip()]
+    answer = connect(data, api).post("/plan", wanted)
+    if as_json:
+        print_json(answer)
+        return
+    chosen = answer.get("plan", answer)
+    rows = [
+        (
+            number + 1,
+            stage.get("name") or short(stage.get("peer")),
+            layers_text(stage.get("layers")),
+            size_text(stage.get("bytes")),
+            size_text(stage.get("memory_bytes")),
+        )
+        for number, stage in enumerate(chosen.get("stages", []))
+    ]
+    title = f"{chosen.get('model', model)}: {chosen.get('mode', mode)} ({chosen.get('state', '-')})"
+    print_table(title, ("STAGE", "DEVICE", "LAYERS", "WEIGHTS", "MEMORY"), rows)
+    for reason in answer.get("reasons", []):
+        click.echo(f"  {reason_text(reason)}")
+    if why:
+        for rejection in answer.get("rejections", []):
+            click.echo(f"  not: {reason_text(rejection)}")
+
+
+def reason_text(reason: object) -> str:
+    if isinstance(reason, dict):
+        subject = reason.get("mode") or reason.get("name") or reason.get("peer") or reason.get("code") or ""
+        words = reason.get("reason") or reason.get("message") or reason.get("text") or reason
+        return f"{subject}: {words}" if subject else str(words)
+    return str(reason)
+
+
+@click.command()
+@node_options
+def status(data: Path | None, api: str | None, as_json: bool) -> None:
+    """This node in one screen."""
+    node = connect(data, api)
+    view = node.get("/status")
+    if as_json:
+        print_json(view)
+        return
+    pairs = [("panel", node.url)]
+    for name, value in view.items():
+        if isinstance(value, dict):
+            pairs.extend((f"{name}.{inner}", flat(item)) for inner, item in value.items())
+        else:
+            pairs.append((name, flat(value)))
+    print_pairs("Status", pairs)
+
+
+def flat(value: object) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(flat(item) for item in value) or "-"
+    if isinstance(value, dict):
+        return ", ".join(f"{name}={flat(item)}" for name, item in value.items())
+    if value is None or isinstance(value, bool):
+        return {True: "yes", False: "no", None: "-"}[value]
+    return str(value)
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def version(as_json: bool) -> None:
+    """Versions of p2pnode and what it runs on."""
+    import platform
+    from importlib import metadata
+
+    from p2pnode import __version__
+
+    def installed(name: str) -> str:
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            return "missing"
+
+    parts = ("llama-cpp-python", "aioquic", "zeroconf", "quart", "hypercorn", "cryptography")
+    document = {
+        "version": __version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "packages": {name: installed(name) for name in parts},
+    }
+    if as_json:
+        print_json(document)
+        return
+    rows = [("p2pnode", __version__), ("python", document["python"]), ("system", document["system"])]
+    print_pairs("", [*rows, *((name, installed(name)) for name in parts)])

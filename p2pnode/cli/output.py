@@ -1,0 +1,107 @@
+"""What a command prints: one JSON document or a table; errors as one red line and a hint."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from p2pnode.errors import P2PNodeError
+
+if TYPE_CHECKING:
+    from p2pnode.endpoint import Endpoint
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def node_options(command: Command) -> Command:
+    """--data, --api and --json, in this order, as every command about a node has them."""
+    command = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")(command)
+    command = click.option("--api", metavar="HOST:PORT", help="Address of a running node's API.")(command)
+    data = click.Path(file_okay=False, path_type=Path)
+    return click.option("--data", type=data, metavar="DIR", help="Data folder of the node.")(command)
+
+
+def connect(data: Path | None, api: str | None) -> Endpoint:
+    from p2pnode.endpoint import find_node
+
+    return find_node(data, api)
+
+
+def print_json(document: Any) -> None:
+    click.echo(
+        json.dumps(document, indent=2 if sys.stdout.isatty() else None, ensure_ascii=False, default=str)
+    )
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """A rich table on a terminal, tab-separated text in a pipe."""
+    if not sys.stdout.isatty():
+        click.echo("\t".join(columns))
+        for row in rows:
+            click.echo("\t".join(str(cell) for cell in row))
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title, title_justify="left", header_style="bold")
+    for column in columns:
+        table.add_column(column)
+    for row in rows:
+        table.add_row(*(Text(str(cell)) for cell in row))
+    Console().print(table)
+
+
+def print_pairs(title: str, pairs: Sequence[tuple[str, object]]) -> None:
+    width = max((len(name) for name, _ in pairs), default=0)
+    if title and sys.stdout.isatty():
+        click.secho(title, bold=True)
+    for name, value in pairs:
+        click.echo(f"{name.ljust(width)}  {value}")
+
+
+def one_line(text: str) -> str:
+    """A message as one printable line: it may quote a file or a peer."""
+    return "".join(char if char.isprintable() else " " for char in text)
+
+
+def print_error(error: P2PNodeError) -> None:
+    click.secho(f"error: {one_line(error.message)}", fg="red", err=True)
+    if error.hint:
+        click.secho(f"hint:  {one_line(error.hint)}", fg="yellow", err=True)
+
+
+def size_text(count: object) -> str:
+    """Bytes as people read them."""
+    if not isinstance(count, int | float):
+        return "-"
+    value, units = float(count), ["B", "KB", "MB", "GB", "TB"]
+    while value >= 1000 and len(units) > 1:
+        value /= 1000
+        units.pop(0)
+    return f"{value:.0f} {units[0]}" if units[0] == "B" else f"{value:.1f} {units[0]}"
+
+
+def short(peer: object) -> str:
+    """A peer id short enough for a table: its last eight characters tell peers apart."""
+    text = str(peer or "-")
+    return f"…{text[-8:]}" if len(text) > 12 else text
+
+
+def layers_text(layers: object) -> str:
+    if isinstance(layers, list | tuple) and len(layers) == 2:
+        return f"{layers[0]}-{int(layers[1]) - 1}" if layers[1] > layers[0] else "none"
+    return "-"
+
+
+def units_text(micro: object) -> str:
+    """Micro-units as units, exactly."""
+    if not isinstance(micro, int):
+        return "-"
+    sign, micro = ("-" if micro < 0 else ""), abs(micro)
+    return f"{sign}{micro // 1_000_000}.{micro % 1_000_000:06d}".rstrip("0").rstrip(".") if micro else "0"
