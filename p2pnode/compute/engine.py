@@ -1,209 +1,21 @@
 """The engine process: units of llama.cpp behind one socket; it may die without the node dying.
 
-Started by `engine_client` as `python -m p2pnode.compute.engine FD`. One thread takes every message that
-has arrived, then runs one batch of one unit, and so on; between messages it sleeps in `recv`.
+Started by `engine_client` as `python -m p2pnode.compute.engine FD`. Its first message is a hello, or the
+condition that keeps it from working here (no library, a llama.cpp of unknown layout).
 """
 
 from __future__ import annotations
 
 import ctypes
-import os
 import signal
 import socket
 import sys
-import time
-from collections.abc import Callable, Iterable
-from dataclasses import asdict
 
 from p2pnode.compute.engine_channel import Channel, NodeGoneError
-from p2pnode.compute.engine_protocol import Buffer, Message, error_fields, frame_fields, frame_of, spec_of
-from p2pnode.compute.engine_unit import Reply, Unit
-from p2pnode.compute.llama_abi import L
-from p2pnode.errors import Busy, EngineUnavailable, NotFound, P2PNodeError, RequestError
-from p2pnode.limits import ENGINE_UNITS_MAX
+from p2pnode.compute.engine_protocol import error_fields
+from p2pnode.errors import EngineUnavailable, P2PNodeError
 
 _PR_SET_PDEATHSIG = 1
-_PROGRESS_EVERY_S = 0.1
-
-Answer = tuple[Message, Buffer]
-
-
-class Engine:
-    """Dispatches messages and drives the units' batches."""
-
-    def __init__(self, channel: Channel) -> None:
-        self._channel = channel
-        self._units: dict[int, Unit] = {}
-        self._next_unit = 1
-        self._turn = 0
-        self._operations: dict[str, Callable[[Message, memoryview], Answer | None]] = {
-            "step": self._step,
-            "load": self._load,
-            "unload": self._unload,
-            "open": self._open,
-            "free": self._free,
-            "cancel": self._cancel,
-            "copy_prefix": self._copy_prefix,
-            "tokenize": self._tokenize,
-            "detokenize": self._detokenize,
-            "pieces": self._pieces,
-            "state_get": self._state_get,
-            "state_set": self._state_set,
-            "stats": self._stats,
-        }
-
-    def run(self) -> None:
-        """Until the node is gone."""
-        self._channel.send({"id": 0, "hello": {"pid": os.getpid(), "llama": _llama_version(), **_memory()}})
-        while True:
-            busy = any(unit.waiting for unit in self._units.values())
-            while not busy or self._channel.ready():
-                self._handle(*self._channel.receive())
-                busy = any(unit.waiting for unit in self._units.values())
-            self._run_one_batch()
-
-    def _handle(self, message: Message, payload: memoryview) -> None:
-        call = message.get("id", 0)
-        try:
-            operation = self._operations.get(str(message.get("op")))
-            if operation is None:
-                raise RequestError(f"an engine has no operation {message.get('op')!r}")
-            answer = operation(message, payload)
-        except P2PNodeError as exc:
-            self._channel.send({"id": call, "error": error_fields(exc)})
-        except (KeyError, TypeError, ValueError, OverflowError, MemoryError) as exc:
-            bad = RequestError(f"the engine cannot use this message: {type(exc).__name__}: {exc}")
-            self._channel.send({"id": call, "error": error_fields(bad)})
-        else:
-            if answer is not None:
-                self._channel.send({"id": call, **answer[0]}, answer[1])
-
-    def _run_one_batch(self) -> None:
-        units = list(self._units.values())
-        for step in range(len(units)):
-            unit = units[(self._turn + step) % len(units)]
-            if unit.waiting:
-                self._turn += step + 1
-                self._answer(unit.run_batch())
-                return
-
-    def _answer(self, replies: Iterable[Reply]) -> None:
-        for reply in replies:
-            if reply.error is not None:
-                self._channel.send({"id": reply.call, "error": error_fields(reply.error)})
-                continue
-            times = reply.timings
-            header: Message = {
-                "id": reply.call,
-                "t": [times.waited_ns, times.compute_ns, times.tap_ns, times.sample_ns, times.batched_rows],
-            }
-            payload: Buffer = b""
-            if reply.frame is not None:
-                header["frame"], payload = frame_fields(reply.frame), reply.frame.payload
-            else:
-                header["tokens"] = [
-                    [item.token, item.piece, item.is_eog, item.logprob, item.top] for item in reply.sampled
-                ]
-            self._channel.send(header, payload)
-
-    def _unit(self, message: Message) -> Unit:
-        unit = self._units.get(message["unit"])
-        if unit is None:
-            raise NotFound(f"this engine has no unit {message['unit']}")
-        return unit
-
-    # operations
-    def _step(self, message: Message, payload: memoryview) -> None:
-        frame = frame_of(message["frame"], payload)
-        self._unit(message).submit(message["id"], frame, sample=bool(message.get("sample")))
-
-    def _load(self, message: Message, payload: memoryview) -> Answer:
-        if len(self._units) >= ENGINE_UNITS_MAX:
-            raise Busy(f"this engine already holds {ENGINE_UNITS_MAX} units")
-        spec = spec_of(message["spec"], payload)
-        last = [0.0]
-
-        def progress(done: float) -> bool:
-            now = time.monotonic()
-            if now - last[0] >= _PROGRESS_EVERY_S:
-                last[0] = now
-                self._channel.send({"id": message["id"], "progress": done})
-            return True
-
-        unit = Unit(self._next_unit, spec, progress)
-        self._units[unit.unit_id] = unit
-        self._next_unit += 1
-        return {"info": asdict(unit.info()), **_memory()}, b""
-
-    def _unload(self, message: Message, _payload: memoryview) -> Answer:
-        unit = self._unit(message)
-        del self._units[unit.unit_id]
-        for session_id in unit.session_ids():
-            self._answer(unit.free_session(session_id))
-        unit.close()
-        return _memory(), b""
-
-    def _open(self, message: Message, _payload: memoryview) -> Answer:
-        self._unit(message).open_session(message["session"], message["params"], message["prompt"])
-        return {}, b""
-
-    def _free(self, message: Message, _payload: memoryview) -> Answer:
-        self._answer(self._unit(message).free_session(message["session"]))
-        return {}, b""
-
-    def _cancel(self, message: Message, _payload: memoryview) -> Answer:
-        self._answer(self._unit(message).cancel(message["session"]))
-        return {}, b""
-
-    def _copy_prefix(self, message: Message, _payload: memoryview) -> Answer:
-        self._unit(message).copy_prefix(message["source"], message["target"], message["count"])
-        return {}, b""
-
-    def _tokenize(self, message: Message, payload: memoryview) -> Answer:
-        model = self._unit(message).model
-        ids = model.tokenize(
-            bytes(payload), add_special=message["add_special"], parse_special=message["parse_special"]
-        )
-        return {"count": len(ids)}, memoryview((ctypes.c_int32 * len(ids))(*ids)).cast("B")
-
-    def _detokenize(self, message: Message, payload: memoryview) -> Answer:
-        model = self._unit(message).model
-        ids = list(payload.cast("i"))
-        text = model.detokenize(
-            ids, remove_special=message["remove_special"], unparse_special=message["unparse_special"]
-        )
-        return {}, text
-
-    def _pieces(self, message: Message, payload: memoryview) -> Answer:
-        model = self._unit(message).model
-        return {
-            "pieces": [model.piece(token, special=message["special"]) for token in payload.cast("i")]
-        }, b""
-
-    def _state_get(self, message: Message, _payload: memoryview) -> Answer:
-        return {}, self._unit(message).state(message["session"])
-
-    def _state_set(self, message: Message, payload: memoryview) -> Answer:
-        return {"positions": self._unit(message).set_state(message["session"], payload)}, b""
-
-    def _stats(self, _message: Message, _payload: memoryview) -> Answer:
-        units = {unit_id: unit.stats() for unit_id, unit in self._units.items()}
-        return {"units": units, **_memory()}, b""
-
-
-def _llama_version() -> str:
-    return str(L.llama_version().decode("utf-8", "replace"))
-
-
-def _memory() -> Message:
-    """Resident bytes of this process, as far as the system tells."""
-    try:
-        with open("/proc/self/statm", "rb") as file:  # noqa: PTH123  (pathlib is one import more in every engine)
-            pages = file.read().split()
-    except OSError:
-        return {"rss_bytes": 0, "anonymous_bytes": 0}
-    size = os.sysconf("SC_PAGE_SIZE")
-    return {"rss_bytes": int(pages[1]) * size, "anonymous_bytes": (int(pages[1]) - int(pages[2])) * size}
 
 
 def _die_with_parent() -> None:
@@ -216,9 +28,14 @@ def main(arguments: list[str]) -> int:
     _die_with_parent()
     channel = Channel(socket.socket(fileno=int(arguments[0])))
     try:
+        try:
+            from p2pnode.compute.engine_loop import Engine  # loads llama.cpp, and may refuse it
+        except P2PNodeError as exc:
+            channel.send({"id": 0, "error": error_fields(exc)})
+            return 1
         Engine(channel).run()
     except (NodeGoneError, EngineUnavailable):
-        return 0
+        pass
     return 0
 
 

@@ -263,8 +263,10 @@ class EngineClient:
     def _on_message(self, header: Message, payload: memoryview) -> None:
         call = header.get("id")
         if call == 0:
-            self.hello = header["hello"]
-            if not self._ready.done():
+            if "error" in header and not self._ready.done():
+                self._ready.set_exception(error_of(header["error"]))
+            elif not self._ready.done():
+                self.hello = header["hello"]
                 self._ready.set_result(None)
             return
         if "progress" in header:

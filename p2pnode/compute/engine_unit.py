@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from p2pnode.compute import kv_state
-from p2pnode.compute.engine_protocol import SampledToken, Timings, UnitInfo, UnitSpec
+from p2pnode.compute.engine_protocol import UnitInfo, UnitSpec
+from p2pnode.compute.engine_step import Reply, Session, Step
 from p2pnode.compute.llama import Context, Model, check_spec
 from p2pnode.compute.llama_sampler import Sampler
 from p2pnode.compute.sampling import plan_sampler
@@ -32,61 +32,6 @@ from p2pnode.errors import (
 from p2pnode.frame import DType, Frame, Kind, pack_rows, rows_f32, tokens
 
 _DTYPES = {"f32": DType.F32, "f16": DType.F16, "bf16": DType.BF16, "q8_0": DType.Q8_0}
-
-
-@dataclass(slots=True)
-class Session:
-    """One llama.cpp sequence."""
-
-    sequence: int
-    length: int = 0
-    """Positions held; the next frame may start at any of them or right after."""
-    epoch: int = 0
-    sampler: Sampler | None = None
-
-
-@dataclass(slots=True, eq=False)
-class Step:
-    """One frame on its way through this unit."""
-
-    call: int
-    frame: Frame
-    sample: bool
-    ids: Sequence[int] | None
-    rows: NDArray[np.float32] | None
-    draft: Sequence[int]
-    arrived_ns: int
-    session: Session | None = None
-    done: int = 0
-    out: list[NDArray[np.float32]] = field(default_factory=list)
-    sampled: list[SampledToken] = field(default_factory=list)
-    refused: bool = False
-    """A draft token was not what the model chose: what follows it is of no use."""
-    began_ns: int = 0
-    compute_ns: int = 0
-    tap_ns: int = 0
-    sample_ns: int = 0
-    batched_rows: int = 0
-
-    @property
-    def remaining(self) -> int:
-        return self.frame.rows - self.done
-
-    def timings(self) -> Timings:
-        return Timings(
-            self.began_ns - self.arrived_ns, self.compute_ns, self.tap_ns, self.sample_ns, self.batched_rows
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """What a finished step answers: an error, sampled tokens or a frame."""
-
-    call: int
-    error: P2PNodeError | None = None
-    frame: Frame | None = None
-    sampled: tuple[SampledToken, ...] = ()
-    timings: Timings = field(default_factory=Timings)
 
 
 class Unit:
@@ -162,9 +107,6 @@ class Unit:
     def waiting(self) -> bool:
         return bool(self._waiting)
 
-    def session_ids(self) -> list[int]:
-        return list(self._sessions)
-
     def close(self) -> None:
         for session in getattr(self, "_sessions", {}).values():
             if session.sampler is not None:
@@ -231,6 +173,10 @@ class Unit:
         for step in [step for step in self._waiting if step.frame.session == session_id]:
             self._waiting.remove(step)
             yield Reply(step.call, Cancelled("the step was cancelled"))
+
+    def cancel_all(self) -> Iterator[Reply]:
+        while self._waiting:
+            yield Reply(self._waiting.popleft().call, Cancelled("the unit was unloaded"))
 
     def copy_prefix(self, source_id: int, target_id: int, count: int) -> None:
         """Let a session start from the first `count` positions of another."""
@@ -302,7 +248,8 @@ class Unit:
 
     def _scaled(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
         scale = self.spec.input_scale
-        return rows if scale == 1.0 else rows * np.float32(scale)
+        # Divided, not multiplied: llama.cpp multiplies by the inverse again, and the pair should cancel best.
+        return rows if scale == 1.0 else rows / np.float32(1.0 / scale)
 
     def _begin(self, step: Step) -> None:
         """First time a step is chosen: epoch, rollback, room."""

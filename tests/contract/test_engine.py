@@ -1,0 +1,503 @@
+"""The engine process as its node sees it: real processes, tiny real models."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import pytest_asyncio
+
+from p2pnode.compute.engine_client import EngineClient
+from p2pnode.compute.engine_protocol import TokenTable, UnitSpec
+from p2pnode.compute.part import Part
+from p2pnode.compute.surgery import cut
+from p2pnode.errors import (
+    BadModelFile,
+    Cancelled,
+    ContextFull,
+    EngineIncompatible,
+    EngineUnavailable,
+    NotFound,
+    P2PNodeError,
+    RemoteProtocolError,
+    RequestError,
+    SessionLost,
+    ShapeMismatch,
+    StaleEpoch,
+)
+from p2pnode.facade import SamplingParams
+from p2pnode.frame import DType, Frame, Kind, pack_rows, rows_f32
+from tests.kit.engine_units import SMALL, cut_spec, generate, tokens_frame
+from tests.kit.toy_models import Toy, write_model
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+GREEDY = SamplingParams(temperature=0.0)
+WARM = SamplingParams(temperature=0.9, top_k=20, seed=7, repeat_penalty=1.2)
+PROMPT = (1, 70, 80, 90, 100, 110, 120)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("m") / "toy.gguf", Toy("llama", text=True, vocabulary=300))
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def engine() -> AsyncIterator[EngineClient]:
+    client = await EngineClient.start()
+    yield client
+    await client.close()
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def unit(engine: EngineClient, model: Path) -> AsyncIterator[int]:
+    info = await engine.load(UnitSpec(model_path=str(model), **SMALL))
+    yield info.unit_id
+    await engine.unload(info.unit_id)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def expected(engine: EngineClient, model: Path) -> list[int]:
+    """Greedy tokens of the whole model."""
+    info = await engine.load(UnitSpec(model_path=str(model), **SMALL))
+    await engine.open_session(info.unit_id, 1, GREEDY)
+    out = await generate(engine, info.unit_id, PROMPT, 12)
+    await engine.unload(info.unit_id)
+    return out
+
+
+# --- loading ---------------------------------------------------------------------------------------
+async def test_loading_reports_what_was_found(engine: EngineClient, model: Path) -> None:
+    """Progress arrives, and the facts are the file's."""
+    heard: list[float] = []
+    info = await engine.load(UnitSpec(model_path=str(model), fingerprint="f", **SMALL), progress=heard.append)
+    assert heard
+    assert (info.architecture, info.layers, info.columns, info.vocab_tokens) == ("llama", 5, 64, 300)
+    assert (info.bos, info.eos, info.rollback) == (1, 2, True)
+    assert info.fingerprint.startswith("f|")
+    assert info.metadata["general.architecture"] == "llama"
+    stats = await engine.stats()
+    assert stats["rss_bytes"] < 200 * 1024 * 1024
+    await engine.unload(info.unit_id)
+    with pytest.raises(NotFound):
+        await engine.unload(info.unit_id)
+
+
+async def test_a_vocabulary_alone_speaks_but_does_not_compute(engine: EngineClient, model: Path) -> None:
+    info = await engine.load(UnitSpec(model_path=str(model), vocab_only=True, output="none"))
+    ids = await engine.tokenize(info.unit_id, "hé", add_special=False)
+    assert (await engine.detokenize(info.unit_id, ids)).decode().strip("▁ ") == "hé"
+    assert b"".join(await engine.pieces(info.unit_id, ids)).decode().strip("▁ ") == "hé"
+    with pytest.raises(RequestError):
+        await engine.step(info.unit_id, tokens_frame(ids))
+    with pytest.raises(RequestError):
+        await engine.open_session(info.unit_id, 1)
+    await engine.unload(info.unit_id)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"context_tokens": 0},
+        {"batch_rows": 100_000},
+        {"sessions_max": 10_000},
+        {"threads": -1},
+        {"gpu_layers": -7},
+        {"kv_type_k": "q2_k"},
+        {"load_mode": "magic"},
+        {"kv_type_v": "q4_0", "flash_attention": "off"},
+        {"output": "rows"},
+        {"model_path": None},
+        {"rank": 3},
+        {"threads": "many"},
+        {"nonsense": 1},
+    ],
+)
+async def test_settings_that_would_abort_are_refused(
+    engine: EngineClient, model: Path, changes: dict[str, object]
+) -> None:
+    """The engine says which setting is wrong and lives on."""
+    values, payload = UnitSpec(model_path=str(model), **SMALL).as_message()
+    with pytest.raises(RequestError):
+        await engine._call({"op": "load", "spec": {**values, **changes}}, payload)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "noise", "empty", "missing", "shape"])
+async def test_damaged_files_are_refused(
+    engine: EngineClient, model: Path, tmp_path: Path, damage: str
+) -> None:
+    """llama.cpp's own refusal becomes a condition; the process survives."""
+    _damage(model, tmp_path / "bad.gguf", damage)
+    with pytest.raises(BadModelFile):
+        await engine.load(UnitSpec(model_path=str(tmp_path / "bad.gguf"), **SMALL))
+    assert engine.alive
+
+
+def _damage(model: Path, path: Path, damage: str) -> None:
+    data = model.read_bytes()
+    if damage == "truncated":
+        path.write_bytes(data[: len(data) // 2])
+    elif damage == "noise":
+        path.write_bytes(os.urandom(4096))
+    elif damage == "empty":
+        path.touch()
+    elif damage == "shape":
+        path.write_bytes(data.replace(b"blk.1.attn_q.weight", b"blk.1.attn_z.weight"))
+
+
+# --- computing -------------------------------------------------------------------------------------
+@pytest.mark.parametrize("table", [False, True], ids=["embedding-in-slice", "embedding-from-file"])
+async def test_slices_give_the_tokens_of_the_whole(
+    engine: EngineClient, model: Path, expected: Sequence[int], table: bool
+) -> None:
+    """Three slices from byte ranges of one file, rows between them, sampling at the end."""
+    index = _index(model)
+    parts = [Part(0, 2, embedding=not table), Part(2, 4), Part(4, 5, output=True)]
+    specs = [cut_spec(cut(index, part), model) for part in parts]
+    if table:
+        tensor = index.tensors["token_embd.weight"]
+        found = TokenTable(str(model), tensor.offset, tensor.type.number, 300, 64)
+        specs[0] = replace(specs[0], token_table=found)
+    units = [(await engine.load(spec)).unit_id for spec in specs]
+    await engine.open_session(units[-1], 1, GREEDY)
+    out: list[int] = []
+    while len(out) < len(expected):
+        frame = tokens_frame(out[-1:] or PROMPT, len(PROMPT) + len(out) - 1 if out else 0)
+        for unit_id in units[:-1]:
+            frame = await engine.step(unit_id, frame)
+            assert frame.kind is Kind.ROWS
+        out.append((await engine.step_sample(units[-1], frame)).token)
+    assert out == expected
+    for unit_id in units:
+        await engine.unload(unit_id)
+
+
+async def test_a_stateless_output_needs_only_the_wanted_rows(
+    engine: EngineClient, model: Path, expected: Sequence[int]
+) -> None:
+    """All layers in one unit that returns wanted rows, norm and matrix in another without layers."""
+    index = _index(model)
+    body = await engine.load(
+        cut_spec(cut(index, Part(0, 5, embedding=True)), model, rows_out="wanted", rows_dtype="f32")
+    )
+    output = await engine.load(cut_spec(cut(index, Part(5, 5, output=True)), model))
+    await engine.open_session(output.unit_id, 1, GREEDY)
+    out: list[int] = []
+    while len(out) < len(expected):
+        start = len(PROMPT) + len(out) - 1 if out else 0
+        rows = await engine.step(body.unit_id, tokens_frame(out[-1:] or PROMPT, start))
+        assert (rows.rows, rows.wanted_first) == (1, 0)
+        out.append((await engine.step_sample(output.unit_id, rows)).token)
+    assert out == expected
+    for info in (body, output):
+        await engine.unload(info.unit_id)
+
+
+async def test_sessions_share_batches_and_keep_apart(
+    engine: EngineClient, unit: int, expected: Sequence[int]
+) -> None:
+    """Four sessions at once, each as if it were alone."""
+    prompts = {1: PROMPT, 2: (1, 60, 61), 3: (1, 200), 4: PROMPT}
+    for session in prompts:
+        await engine.open_session(unit, session, GREEDY)
+    together = await asyncio.gather(
+        *(generate(engine, unit, prompt, 12, session=session) for session, prompt in prompts.items())
+    )
+    assert together[0] == together[3] == list(expected)
+    for session, prompt in prompts.items():
+        assert await generate(engine, unit, prompt, 12, session=session) == together[session - 1]
+
+
+async def test_a_long_prompt_is_computed_in_chunks(engine: EngineClient, unit: int) -> None:
+    """More rows than a batch holds: one answer, the same as in single steps."""
+    prompt = [1, *(60 + n % 200 for n in range(149))]
+    await engine.open_session(unit, 1, GREEDY)
+    whole = (await engine.step_sample(unit, tokens_frame(prompt))).token
+    for at in range(0, 150, 50):
+        chunk = tokens_frame(prompt[at : at + 50], at, wanted=49 if at == 100 else 50)
+        sampled = await engine.step_sample(unit, chunk)
+    assert sampled.token == whole
+
+
+async def test_frames_rewind_by_their_position(
+    engine: EngineClient, unit: int, expected: Sequence[int]
+) -> None:
+    """A frame sent again, or from an earlier position, drops what was there."""
+    await engine.open_session(unit, 1, GREEDY)
+    assert await generate(engine, unit, PROMPT, 12) == expected
+    again = [*expected[:4]]
+    sampled = await engine.step_sample(unit, tokens_frame(again, len(PROMPT)))
+    assert sampled.token == expected[4]
+    sampled = await engine.step_sample(unit, tokens_frame([again[3]], len(PROMPT) + 3))
+    assert sampled.token == expected[4]
+    with pytest.raises(SessionLost):
+        await engine.step_sample(unit, tokens_frame([5], 200))
+
+
+async def test_a_prefix_can_be_copied(engine: EngineClient, unit: int, expected: Sequence[int]) -> None:
+    """A new session starts from the cells of another."""
+    await engine.open_session(unit, 1, GREEDY)
+    await generate(engine, unit, PROMPT, 2)
+    await engine.open_session(unit, 2, GREEDY)
+    await engine.copy_prefix(unit, 1, 2, 5)
+    sampled = await engine.step_sample(unit, tokens_frame(PROMPT[5:], 5, session=2))
+    assert sampled.token == expected[0]
+    with pytest.raises(SessionLost):
+        await engine.copy_prefix(unit, 1, 2, 99)
+    with pytest.raises(RequestError):
+        await engine.copy_prefix(unit, 1, 1, 2)
+
+
+async def test_epochs_make_late_frames_harmless(engine: EngineClient, unit: int) -> None:
+    await engine.open_session(unit, 1, GREEDY)
+    await engine.step_sample(unit, tokens_frame(PROMPT, epoch=3))
+    with pytest.raises(StaleEpoch):
+        await engine.step_sample(unit, tokens_frame([5], len(PROMPT), epoch=2))
+
+
+async def test_sessions_end(engine: EngineClient, unit: int) -> None:
+    """Freed sequences are used again; one too many is told so."""
+    for session in range(1, 5):
+        await engine.open_session(unit, session, GREEDY)
+    with pytest.raises(P2PNodeError, match="all 4 sessions"):
+        await engine.open_session(unit, 5, GREEDY)
+    await engine.free_session(unit, 2)
+    await engine.free_session(unit, 99)
+    await engine.open_session(unit, 5, GREEDY)
+    assert (await engine.stats())["units"][unit]["sessions"] == 4
+
+
+async def test_cancelled_steps_are_answered(engine: EngineClient, unit: int) -> None:
+    """Steps behind a running one are answered as cancelled, the running one finishes."""
+    await engine.open_session(unit, 1, GREEDY)
+    first = asyncio.create_task(engine.step(unit, tokens_frame([1] * 64)))
+    later = [asyncio.create_task(engine.step(unit, tokens_frame([2], 64 + n))) for n in range(3)]
+    await asyncio.sleep(0)
+    await engine.cancel(unit, 1)
+    results = await asyncio.gather(first, *later, return_exceptions=True)
+    assert all(isinstance(result, Frame | Cancelled) for result in results)
+    assert any(isinstance(result, Cancelled) for result in results)
+
+
+async def test_a_full_context_is_told(engine: EngineClient, model: Path) -> None:
+    """A session too long, and sessions too many for the shared cells: conditions, and the others go on."""
+    info = await engine.load(UnitSpec(model_path=str(model), **{**SMALL, "context_tokens": 64}))
+    unit, limit = info.unit_id, info.session_tokens
+    await engine.open_session(unit, 1, GREEDY)
+    with pytest.raises(ContextFull):
+        await engine.step(unit, tokens_frame([1] * (limit + 1)))
+    await engine.step(unit, tokens_frame([1] * (limit // 2 + 10)))
+    outcome = await asyncio.gather(
+        engine.step(unit, tokens_frame([1] * (limit // 2), session=2)),
+        engine.step(unit, tokens_frame([1], limit // 2 + 10)),
+        return_exceptions=True,
+    )
+    assert isinstance(outcome[0], ContextFull)
+    assert isinstance(outcome[1], Frame)
+    await engine.unload(unit)
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        tokens_frame([300]),
+        tokens_frame([-1]),
+        Frame(Kind.TOKENS, DType.I32, 0, 1, 1),
+        Frame(Kind.ROWS, DType.F32, 1, 64, 1, bytes(256)),
+        Frame(Kind.ERROR, DType.F32, 0, 0, 1),
+        tokens_frame([1] * 40, wanted=0),
+    ],
+)
+async def test_wrong_input_is_refused(engine: EngineClient, unit: int, frame: Frame) -> None:
+    await engine.open_session(unit, 1, GREEDY)
+    with pytest.raises(ShapeMismatch):
+        await engine.step_sample(unit, frame)
+
+
+async def test_wrong_rows_are_refused(engine: EngineClient, model: Path) -> None:
+    """Rows of another width, rows with NaN, and sampling where there are no logits."""
+    info = await engine.load(cut_spec(cut(_index(model), Part(2, 4)), model))
+    unit = info.unit_id
+    for rows in (np.zeros((1, 32), np.float32), np.full((1, 64), np.nan, np.float32)):
+        payload = pack_rows(rows, DType.F32)
+        with pytest.raises(ShapeMismatch):
+            await engine.step(unit, Frame(Kind.ROWS, DType.F32, 1, rows.shape[1], 1, payload))
+    with pytest.raises(ShapeMismatch):
+        await engine.step(unit, tokens_frame([1]))
+    with pytest.raises(RequestError):
+        await engine.step_sample(unit, Frame(Kind.ROWS, DType.F32, 1, 64, 1, bytes(256)))
+    with pytest.raises(RequestError):
+        await engine.tokenize(unit, "no vocabulary here")
+    await engine.unload(unit)
+
+
+async def test_rows_can_leave_as_halves(engine: EngineClient, model: Path) -> None:
+    exact = await engine.load(cut_spec(cut(_index(model), Part(0, 2, embedding=True)), model))
+    half = await engine.load(
+        cut_spec(cut(_index(model), Part(0, 2, embedding=True)), model, rows_dtype="f16")
+    )
+    ours, theirs = [await engine.step(info.unit_id, tokens_frame(PROMPT)) for info in (exact, half)]
+    assert theirs.dtype is DType.F16
+    assert np.allclose(rows_f32(ours), rows_f32(theirs), rtol=1e-3, atol=1e-3)
+    for info in (exact, half):
+        await engine.unload(info.unit_id)
+
+
+# --- sampling --------------------------------------------------------------------------------------
+async def test_a_seed_gives_the_same_text_again(engine: EngineClient, unit: int) -> None:
+    """Two sessions with one seed agree, another seed differs."""
+    texts = []
+    for session, seed in ((1, 7), (2, 7), (3, 8)):
+        await engine.open_session(unit, session, replace(WARM, seed=seed), PROMPT)
+        texts.append(await generate(engine, unit, PROMPT, 20, session=session))
+    assert texts[0] == texts[1] != texts[2]
+
+
+async def test_logprobs_are_the_models_own(engine: EngineClient, unit: int) -> None:
+    await engine.open_session(unit, 1, replace(GREEDY, logprobs=3))
+    token = (await engine.step_sample(unit, tokens_frame(PROMPT))).tokens[0]
+    assert token.logprob is not None
+    assert token.top[0][:2] == (token.token, token.logprob)
+    assert [item[1] for item in token.top] == sorted((item[1] for item in token.top), reverse=True)
+    assert sum(np.exp(item[1]) for item in token.top) <= 1.0
+
+
+async def test_logit_bias_and_grammar_bind(engine: EngineClient, unit: int) -> None:
+    """A bias makes one token certain; a grammar lets only its words through and ends the text."""
+    await engine.open_session(unit, 1, replace(GREEDY, logit_bias={77: 1000.0}))
+    assert await generate(engine, unit, PROMPT, 3) == [77, 77, 77]
+    await engine.open_session(unit, 1, replace(WARM, grammar='root ::= "yes" | "no"'))
+    out = await generate(engine, unit, PROMPT, 1)
+    for _ in range(3):
+        pieces = b"".join(await engine.pieces(unit, out, special=False))
+        if pieces in (b"yes", b"no"):
+            break
+        out.append((await engine.step_sample(unit, tokens_frame(out[-1:], len(PROMPT) + len(out) - 1))).token)
+    assert pieces in (b"yes", b"no")
+    sampled = await engine.step_sample(unit, tokens_frame(out[-1:], len(PROMPT) + len(out) - 1))
+    assert sampled.is_eog
+
+
+@pytest.mark.parametrize(
+    "grammar", ["root ::= (", 'other ::= "a"', "root ::= root", "root ::= undefined-rule"]
+)
+async def test_broken_grammars_are_refused(engine: EngineClient, unit: int, grammar: str) -> None:
+    with pytest.raises(RequestError):
+        await engine.open_session(unit, 1, replace(GREEDY, grammar=grammar))
+    assert engine.alive
+
+
+async def test_a_draft_is_accepted_as_far_as_it_is_right(
+    engine: EngineClient, unit: int, expected: Sequence[int]
+) -> None:
+    """Several wanted rows with a draft: tokens until the first that the model would not choose."""
+    await engine.open_session(unit, 1, GREEDY)
+    await engine.step_sample(unit, tokens_frame(PROMPT))
+    draft = [expected[0], expected[1], expected[2], (expected[3] + 1) % 300]
+    frame = tokens_frame(draft, len(PROMPT), wanted=0, meta={"draft": [*draft[1:]]})
+    sampled = await engine.step_sample(unit, frame)
+    assert [item.token for item in sampled.tokens] == list(expected[1:4])
+
+
+async def test_sampling_needs_an_open_session(engine: EngineClient, unit: int) -> None:
+    with pytest.raises(RequestError):
+        await engine.step_sample(unit, tokens_frame(PROMPT, session=77))
+
+
+# --- states ----------------------------------------------------------------------------------------
+async def test_a_state_moves_between_units(
+    engine: EngineClient, model: Path, expected: Sequence[int]
+) -> None:
+    """Prefill in one unit, decode in another; damaged or foreign states are refused."""
+    first = await engine.load(UnitSpec(model_path=str(model), fingerprint="a", **SMALL))
+    second = await engine.load(UnitSpec(model_path=str(model), fingerprint="a", **SMALL))
+    other = await engine.load(UnitSpec(model_path=str(model), fingerprint="b", **SMALL))
+    await engine.step(first.unit_id, tokens_frame(PROMPT[:-1]))
+    state = await engine.state_get(first.unit_id, 1)
+    assert await engine.state_set(second.unit_id, 9, state) == len(PROMPT) - 1
+    await engine.open_session(second.unit_id, 9, GREEDY)
+    frame = tokens_frame(PROMPT[-1:], len(PROMPT) - 1, session=9)
+    assert (await engine.step_sample(second.unit_id, frame)).token == expected[0]
+    with pytest.raises(ShapeMismatch):
+        await engine.state_set(other.unit_id, 1, state)
+    with pytest.raises(RemoteProtocolError):
+        await engine.state_set(second.unit_id, 9, state[:-1])
+    with pytest.raises(SessionLost):
+        await engine.state_get(first.unit_id, 55)
+    for info in (first, second, other):
+        await engine.unload(info.unit_id)
+
+
+# --- life and death --------------------------------------------------------------------------------
+async def test_many_calls_are_under_way_at_once(engine: EngineClient, unit: int) -> None:
+    answers = await asyncio.gather(*(engine.pieces(unit, [60 + n % 100]) for n in range(200)))
+    assert len(answers) == 200
+
+
+async def test_unknown_operations_are_refused(engine: EngineClient) -> None:
+    with pytest.raises(RequestError):
+        await engine._call({"op": "fly"})
+    with pytest.raises(RequestError):
+        await engine._call({"op": "tokenize"})
+
+
+async def test_unloading_answers_what_waits(engine: EngineClient, model: Path) -> None:
+    info = await engine.load(UnitSpec(model_path=str(model), **SMALL))
+    steps = [asyncio.create_task(engine.step(info.unit_id, tokens_frame([1] * 60))) for _ in range(4)]
+    await asyncio.sleep(0)
+    await engine.unload(info.unit_id)
+    results = await asyncio.gather(*steps, return_exceptions=True)
+    assert all(isinstance(result, Frame | Cancelled) for result in results)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGABRT, signal.SIGTERM])
+async def test_a_killed_engine_fails_every_call_at_once(model: Path, number: signal.Signals) -> None:
+    """Nothing hangs, the exit is told once, later calls fail too, closing is safe."""
+    codes: list[int] = []
+    engine = await EngineClient.start(on_exit=codes.append)
+    info = await engine.load(UnitSpec(model_path=str(model), **SMALL))
+    steps = [
+        asyncio.create_task(engine.step(info.unit_id, tokens_frame([1] * 60, session=session)))
+        for session in range(1, 5)
+    ]
+    await asyncio.sleep(0)
+    os.kill(engine.pid, number)
+    async with asyncio.timeout(20):
+        results = await asyncio.gather(*steps, return_exceptions=True)
+        assert all(isinstance(result, Frame | EngineUnavailable) for result in results)
+        await engine.close()
+        with pytest.raises(EngineUnavailable):
+            await engine.stats()
+        await engine.close()
+    assert codes == [-number]
+    assert not engine.alive
+
+
+async def test_closing_ends_the_process() -> None:
+    engine = await EngineClient.start()
+    assert engine.hello["pid"] == engine.pid
+    await engine.close()
+    assert engine.exit_code == 0
+    with pytest.raises(EngineUnavailable):
+        await engine.stats()
+
+
+async def test_an_engine_that_cannot_work_says_why(tmp_path: Path) -> None:
+    """A missing library is its own condition; other deaths bring the process's last words."""
+    with pytest.raises(EngineIncompatible, match="cannot be loaded"):
+        await EngineClient.start(environment={"LLAMA_CPP_LIB_PATH": "/nonexistent"})
+    (tmp_path / "msgpack.py").write_text("raise SystemError('no msgpack today')")
+    with pytest.raises(EngineUnavailable) as caught:
+        await EngineClient.start(environment={"PYTHONPATH": str(tmp_path)})
+    assert "no msgpack today" in caught.value.details["last_words"]
+
+
+def _index(path: Path):  # type: ignore[no-untyped-def]  # a test helper
+    from tests.kit.llama_runner import index_of
+
+    return index_of(path.read_bytes())
