@@ -70,6 +70,7 @@ class Books(RequestBook):
     async def recovered(
         self, running: Running, lost: P2PNodeError, times_ms: tuple[int, int, int, int]
     ) -> None:
+        del lost  # its own fact was recorded when it was noticed
         detected, replanned, refilled, resumed = times_ms
         await self._ledger.do(
             c.RecordFact(

@@ -10,7 +10,7 @@ import msgspec
 
 from p2pnode.compute.cost import Device, Link, Mesh
 from p2pnode.compute.plan import Plan
-from p2pnode.compute.planner import Planned, WishedMode, Wish, plan
+from p2pnode.compute.planner import Planned, Wish, WishedMode, plan
 from p2pnode.compute.shape import shape_of
 from p2pnode.errors import RequestError
 from p2pnode.node.catalog import Catalog, KnownModel
@@ -58,7 +58,7 @@ class Planning:
         own = self._device(
             self._me, self._name, self._capability(), "active", is_holder=model.is_complete_here
         )
-        devices = {self._me: own}
+        devices: dict[str, Device] = {self._me: own}
         links: dict[tuple[str, str], Link] = {}
         for link in self._links.links.values():
             if (

@@ -1,0 +1,415 @@
+"""The node itself: its rooms put together, started in order and ended in the other."""
+
+from __future__ import annotations
+
+import asyncio
+import platform
+import secrets
+import time
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import structlog
+
+from p2pnode import __version__, limits
+from p2pnode import commands as c
+from p2pnode.config import JoinOptions
+from p2pnode.errors import P2PNodeError, StageLost
+from p2pnode.events import types as facts
+from p2pnode.facade import GenerateRequest
+from p2pnode.identity import Identity
+from p2pnode.models.serve import BlobServer
+from p2pnode.models.store import ModelStore, StoredModel
+from p2pnode.network import path_of
+from p2pnode.node.books import Books
+from p2pnode.node.capability import Capability, cores
+from p2pnode.node.catalog import BLOB, Catalog, KnownModel
+from p2pnode.node.engines import EngineHost
+from p2pnode.node.hosting import HostedStage, Hosting
+from p2pnode.node.ledger import Ledger
+from p2pnode.node.links import Link, Links
+from p2pnode.node.mesh import Mesh, key_of, peer_of
+from p2pnode.node.planning import Planning, PlanRequest, parts_of
+from p2pnode.node.requests import Requests
+from p2pnode.node.routing import Active, Routing
+from p2pnode.node.tasks import Tasks, describe
+from p2pnode.transport import messages
+from p2pnode.transport.port import Transport
+from p2pnode.units import ContentId, PeerId
+
+Tell = Callable[[str], None]
+_log = structlog.get_logger("p2pnode.node")
+
+
+def now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+class Node:
+    """Everything a running device is; faces see it through `node.faces.Faces`."""
+
+    def __init__(
+        self,
+        *,
+        options: JoinOptions,
+        identity: Identity,
+        ledger: Ledger,
+        transport: Transport,
+        store: ModelStore,
+    ) -> None:
+        self.options = options
+        self.identity = identity
+        self.ledger = ledger
+        self.transport = transport
+        self.store = store
+        self.name = options.name
+        self.me = identity.peer_id
+        self.started_ms = now_ms()
+        self.threads = options.threads or cores()
+        self.state = "active"
+        self.is_started = False
+        self.stopping = asyncio.Event()
+        self.tasks = Tasks(self._report)
+        self.capability = Capability(
+            options.data, threads=self.threads, memory_max_bytes=options.memory_max_bytes
+        )
+        self.links = Links(
+            transport,
+            tasks=self.tasks,
+            rng=Random(secrets.randbits(64)),  # noqa: S311 - jitter, not a secret
+            my_status=self._status,
+            on_status=self._on_status,
+            on_link=self._on_link,
+            is_member=lambda peer: self.mesh.is_member(peer),
+        )
+        self.mesh = Mesh(
+            identity=identity,
+            ledger=ledger,
+            transport=transport,
+            data_dir=options.data,
+            name=self.name,
+            addresses=self.addresses,
+            now_ms=now_ms,
+            member_added=self._member_added,
+        )
+        self.catalog = Catalog(store, self.links, report=self._blob_refused)
+        self.hosting = Hosting(
+            catalog=self.catalog,
+            links=self.links,
+            transport=transport,
+            tasks=self.tasks,
+            threads=self.threads,
+            new_engine=self._new_engine,
+            stored=self._stage_stored,
+            report=self._report,
+        )
+        self.routing = Routing(
+            me=self.me,
+            my_addresses=self.addresses,
+            catalog=self.catalog,
+            links=self.links,
+            hosting=self.hosting,
+            tasks=self.tasks,
+            threads=self.threads,
+            new_engine=self._new_engine,
+        )
+        self.planning = Planning(
+            me=self.me,
+            catalog=self.catalog,
+            links=self.links,
+            capability=self.capability.view,
+            name=self.name,
+        )
+        self.requests = Requests(
+            choose=self.choose,
+            choose_again=self.choose,
+            book=Books(ledger),
+            new_id=lambda: f"req-{secrets.token_hex(8)}",
+        )
+        self.applied: dict[ContentId, tuple[str, PlanRequest]] = {}
+        self.telemetry: list[Callable[[dict[str, Any]], None]] = []
+        transport.handle(BLOB, BlobServer(store).handle)
+
+    # --- life ----------------------------------------------------------------------------------------
+    async def start(self, tell: Tell) -> None:
+        """Recover, join or create the mesh, know the members, offer the models."""
+        answer = await self.ledger.do(
+            c.StartNode(version=__version__, platform=platform.system(), device_name=self.name)
+        )
+        if answer.get("crashed"):
+            tell("the last run did not end cleanly; its record was recovered")
+        is_first = not self.mesh.restore()
+        if self.options.ticket:
+            await self.mesh.join(self.options.ticket, tell)
+        elif is_first:
+            await self.mesh.create(f"{self.name}-mesh"[: limits.NAME_CHARACTERS_MAX])
+            tell(f'created the mesh "{self.mesh.mesh_name}"')
+        await self._offer_models(is_founder=self.mesh.my_role == "founder", tell=tell)
+        self._know_members()
+        self.tasks.spawn("record clock", self._tick())
+        self.is_started = True
+
+    async def _offer_models(self, *, is_founder: bool, tell: Tell) -> None:
+        demo = demo_model_path()
+        if is_founder and demo is not None:
+            await self._offer(await asyncio.to_thread(self.store.add_demo, demo))
+        for path in self.options.models:
+            model = await asyncio.to_thread(self.store.add_file, path)
+            await self._offer(model)
+            tell(f"model {model.name}: {model.manifest.size / 1e6:.1f} MB")
+
+    async def _offer(self, model: StoredModel) -> None:
+        summary = model.manifest.summary()
+        await self.ledger.do(
+            c.AddModel(
+                model=facts.ModelAdded(
+                    model=model.content_id,
+                    name=model.name[:128],
+                    architecture=str(summary["architecture"])[:128],
+                    quantisation=str(summary["quantisation"] or "")[:128],
+                    size_bytes=model.manifest.size,
+                    layer_count=int(summary["layers"] or 0),
+                    source="file" if model.imported else "peer",
+                    context_length=int(summary["context_length"] or 0),
+                )
+            )
+        )
+
+    def _know_members(self) -> None:
+        remembered = self.mesh.remembered()
+        assert self.mesh.membership is not None
+        for key in self.mesh.membership.members():
+            peer = peer_of(key)
+            if peer != self.me:
+                self.links.know(peer, addresses=remembered.get(peer, []))
+        for address in self.options.peers:
+            before, _, peer_text = address.partition("/p2p/")
+            self.links.know(PeerId(peer_text), addresses=[before])
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(limits.TICK_S)
+            await self.ledger.log.tick()
+            await self.ledger.do(c.ExpireHolds())
+
+    async def stop(self, reason: str) -> None:
+        """Frees engines and streams, seals the record, closes the socket."""
+        self.stopping.set()
+        self.is_started = False
+        await self.routing.close()
+        await self.hosting.close()
+        self.mesh.remember({p: link.addresses for p, link in self.links.links.items() if link.addresses})
+        await self.tasks.close()
+        await self.transport.close()
+        await self.ledger.do(c.StopNode(reason=reason))
+        await self.ledger.close()
+        await asyncio.to_thread(self.store.close)
+
+    # --- what others hear and say --------------------------------------------------------------------
+    def addresses(self) -> list[str]:
+        return list(self.transport.listen_multiaddrs)[: limits.TICKET_ADDRESSES_MAX]
+
+    def _status(self) -> messages.Status:
+        membership = self.mesh.membership
+        rtt_ms = {
+            link.peer_id: round(link.connection.stats().rtt_s * 1000, 3)
+            for link in self.links.links.values()
+            if link.connection is not None and link.is_up
+        }
+        return messages.Status(
+            name=self.name,
+            version=__version__,
+            role=self.mesh.my_role,
+            mesh_key=membership.mesh_key if membership else b"",
+            addresses=self.addresses(),
+            grants=membership.export() if membership else [],
+            revocations=membership.export_revocations() if membership else [],
+            models=self.catalog.announce(),
+            capability=self.capability.view(),
+            state=self.state,
+            now_ms=now_ms(),
+            checkpoint=self.ledger.log.checkpoint() or "",
+            extra={"rtt_ms": rtt_ms, "stages": [self._hosted_view(h) for h in self.hosting.stages.values()]},
+        )
+
+    def _hosted_view(self, hosted: HostedStage) -> dict[str, Any]:
+        return {
+            "plan_id": hosted.order.plan_id,
+            "model": hosted.order.model_name,
+            "layers": list(hosted.layers),
+            "bytes_fetched": hosted.bytes_fetched,
+            "up": hosted.engine.is_up,
+        }
+
+    def _on_status(self, link: Link, status: messages.Status) -> None:
+        for address in status.addresses[: limits.PEER_ADDRESSES_MAX]:
+            if address.startswith("/") and address not in link.addresses and len(link.addresses) < 16:
+                link.addresses.append(address)
+        self.tasks.spawn("hear status", self._hear(link, status))
+
+    async def _hear(self, link: Link, status: messages.Status) -> None:
+        await self.mesh.hear(status)
+        entry = self.ledger.state.peers.peers.get(link.peer_id)
+        if link.connection is not None and (
+            entry is None or not entry.online or entry.version != status.version
+        ):
+            remote = link.connection.remote_multiaddr.split("/")
+            path = path_of(remote[2] if len(remote) > 2 else "")
+            await self.ledger.do(
+                c.RecordPeerSeen(
+                    peer=link.peer_id,
+                    device_name=link.name,
+                    path=path,
+                    address_commitment=self.ledger.log.commit_secret(
+                        f"address of {link.peer_id}", link.connection.remote_multiaddr.encode()
+                    ),
+                    version=status.version[:128],
+                )
+            )
+        for model in status.models:
+            await self._learn_model(str(model.get("manifest", "")), str(model.get("name", ""))[:128], link)
+
+    async def _learn_model(self, content_id: str, name: str, link: Link) -> None:
+        """Keep the manifest (never the weights) of what others offer, so that it can be planned for at once."""
+        if not content_id or not name or any(m.content_id == content_id for m in self.store.models()):
+            return
+        await self.catalog.manifest(ContentId(content_id), name=name, extra_holders=[link.peer_id])
+
+    def _on_link(self, link: Link, is_up: bool) -> None:
+        if not is_up and not self.stopping.is_set():
+            self.tasks.spawn(
+                "peer lost", self.ledger.do(c.RecordPeerLost(peer=link.peer_id, reason="connection lost"))
+            )
+        self.say({"kind": "link", "data": {"peer": link.peer_id, "name": link.name, "up": is_up}})
+
+    def _member_added(self, peer: PeerId, name: str, addresses: list[str]) -> None:
+        self.links.know(peer, name=name, addresses=addresses)
+        self.links.status_changed()
+
+    # --- plans ---------------------------------------------------------------------------------------
+    async def choose(self, request: GenerateRequest) -> Active:
+        """The plan a request runs on: the one applied for its model, else this device alone, else a new plan."""
+        model = self.catalog.resolve(request.model)
+        if request.mode == "local":
+            return await self._locally(model)
+        applied = self.applied.get(model.content_id)
+        active = self.routing.of_model(model.content_id, None if request.mode == "auto" else request.mode)
+        if active is not None and (active.mode != "local" or applied is None):
+            return active
+        if applied is not None:
+            try:
+                return await self.activate(model, applied[1])
+            except P2PNodeError as error:
+                if not model.is_complete_here:
+                    raise StageLost(
+                        f"the plan for {model.name} cannot be carried out: {error.message}"
+                    ) from error
+                self.say({"kind": "fallback", "data": {"model": model.name, "reason": error.message}})
+                return await self._locally(model)
+        if request.mode == "auto" and model.is_complete_here:
+            return await self._locally(model)
+        return await self.activate(model, PlanRequest(model=model.name, mode=request.mode))  # type: ignore[arg-type]
+
+    async def _locally(self, model: KnownModel) -> Active:
+        return await self.routing.local(model, lambda data: self.say({"kind": "loading", "data": data}))
+
+    async def activate(self, model: KnownModel, request: PlanRequest) -> Active:
+        """Plan, record, carry out; a plan that fails is recorded with who refused and why."""
+        planned = await self.planning.make(request, model)
+        made = planned.plan
+        if made.mode == "local":
+            return await self._locally(model)
+        started_s = time.monotonic()
+        await self._propose(made, model)
+        try:
+            active = await self.routing.pipeline(
+                made.plan_id, model, parts_of(made), lambda data: self.say({"kind": "loading", "data": data})
+            )
+        except P2PNodeError as error:
+            self.say({"kind": "plan_failed", "data": {"plan_id": made.plan_id, "reason": error.message}})
+            raise
+        plan = self.ledger.state.plans.plans.get(made.plan_id)
+        if plan is None or plan.state != "active":
+            await self.ledger.do(
+                c.ActivatePlan(plan_id=made.plan_id, duration_ms=int((time.monotonic() - started_s) * 1000))
+            )
+        self.links.status_changed()
+        return active
+
+    async def _propose(self, made: Any, model: KnownModel) -> None:
+        if made.plan_id in self.ledger.state.plans.plans:
+            return
+        await self.ledger.do(
+            c.ProposePlan(
+                plan=facts.PlanProposed(
+                    plan_id=made.plan_id,
+                    model=model.content_id,
+                    mode=made.mode,
+                    stages=tuple((stage.peer, stage.layer_first, stage.layer_end) for stage in made.stages),
+                    tokens_per_s_milli=int(made.prediction.tokens_per_s * 1000),
+                    why="; ".join(made.reasons)[:500],
+                )
+            )
+        )
+
+    # --- small things --------------------------------------------------------------------------------
+    def say(self, item: dict[str, Any]) -> None:
+        """Ephemeral news for the live feed."""
+        for listener in list(self.telemetry):
+            listener(item)
+
+    def _new_engine(self, purpose: str) -> EngineHost:
+        return EngineHost(purpose, tasks=self.tasks, notice=self._engine_notice)
+
+    async def _engine_notice(self, what: str, purpose: str, details: dict[str, int | str]) -> None:
+        fact: facts.EngineDied | facts.EngineRestarted
+        if what == "died":
+            fact = facts.EngineDied(
+                model=purpose[:128], exit_code=int(details["exit_code"]), reason=str(details["reason"])[:500]
+            )
+        else:
+            fact = facts.EngineRestarted(
+                model=purpose[:128], attempt=int(details["attempt"]), duration_ms=int(details["duration_ms"])
+            )
+        await self.ledger.do(c.RecordFact(fact=fact))
+        self.say({"kind": f"engine_{what}", "data": {"purpose": purpose, **details}})
+
+    async def _stage_stored(self, hosted: HostedStage) -> None:
+        if hosted.bytes_fetched == 0:
+            return
+        await self.ledger.do(
+            c.StoreShard(
+                shard=facts.ShardStored(
+                    model=hosted.order.model,
+                    content=f"{hosted.order.model[-24:]}:{hosted.layers[0]}-{hosted.layers[1]}",
+                    layer_first=hosted.layers[0],
+                    layer_end=hosted.layers[1],
+                    size_bytes=hosted.bytes_fetched,
+                    source="mesh",
+                )
+            )
+        )
+
+    def _blob_refused(self, peer: str, error: P2PNodeError) -> None:
+        fact = facts.BlobRefused(content="", peer=peer[:128], reason=f"{error.code}: {error.message}"[:500])
+        self.tasks.spawn("blob refused", self.ledger.do(c.RecordFact(fact=fact)))
+
+    def _report(self, what: str, error: BaseException) -> None:
+        if isinstance(error, P2PNodeError):
+            _log.info("work ended", what=what, why=describe(error))
+        else:
+            _log.error("work failed", what=what, exc_info=error)
+
+
+def demo_model_path() -> Path | None:
+    """The embedded model: beside the package in a checkout, inside it when installed."""
+    here = Path(__file__).resolve()
+    for folder in (here.parents[2] / "models", here.parents[1] / "data"):
+        if (path := folder / "p2pnode-demo.gguf").is_file():
+            return path
+    return None
+
+
+__all__ = ["Node", "demo_model_path", "key_of", "now_ms"]
