@@ -21,16 +21,17 @@ from p2pnode.compute.architectures import (
 from p2pnode.compute.ggml_types import F32, TENSOR_TYPES, TensorType
 from p2pnode.compute.gguf_values import Entry, ModelIndex, TensorInfo, align_up, header_bytes
 from p2pnode.compute.new_tensor import NewTensor, ones, original, zeros
-from p2pnode.compute.part import Cut, CutFacts, Part, Piece, Zeros, check_part, real_layer_count
+from p2pnode.compute.part import Cut, CutFacts, Part, Piece, Shard, Zeros, check_part, real_layer_count
 from p2pnode.compute.rewrite import Rewriter, recurrent_layers, sliding_pattern, vocabulary_size
 from p2pnode.compute.shard import ShardPlan, reduce_names
-from p2pnode.errors import BadModelFile
+from p2pnode.errors import ArchitectureUnsupported, BadModelFile, PlanError
 
 _LAYER_TENSOR = re.compile(r"^blk\.(\d+)\.(.+)$")
 _OUTPUT = "output.weight"
 _EMBEDDING = "token_embd.weight"
 _SHARED = ("rope_freqs.", "rope_factors_long.", "rope_factors_short.")
 _FINGERPRINT_BYTES = 16
+_SMALLEST = Shard(0, (1, 1 << 20))
 
 LayerTensors = dict[int, list[tuple[str, TensorInfo]]]
 
@@ -90,10 +91,20 @@ def _tensors_by_layer(index: ModelIndex, layers: Sequence[_Layer]) -> LayerTenso
     return found
 
 
-def _inert(row: Architecture, name: str, suffix: str, tensor: TensorInfo) -> NewTensor:
+def _inert(row: Architecture, suffix: str, tensor: NewTensor) -> NewTensor:
     if suffix in row.inert_ones:
-        return ones(name, tensor.shape)
-    return zeros(name, tensor.shape, tensor.type)
+        return ones(tensor.name, tensor.shape)
+    return zeros(tensor.name, tensor.shape, tensor.type)
+
+
+def _shard_plan(row: Architecture, index: ModelIndex, part: Part, found: LayerTensors) -> ShardPlan | None:
+    """The part's share of each layer; of an inert layer, the smallest share there can be."""
+    if part.layer_count:
+        return ShardPlan(row, index, part.shard, found) if part.shard else None
+    try:
+        return ShardPlan(row, index, _SMALLEST, found)
+    except (ArchitectureUnsupported, PlanError):
+        return None
 
 
 def _layer_tensors(
@@ -102,12 +113,8 @@ def _layer_tensors(
     for number, layer in enumerate(layers):
         for suffix, tensor in found[layer.source]:
             name = f"blk.{number}.{suffix}"
-            if layer.inert:
-                yield _inert(row, name, suffix, tensor)
-            elif shard is None:
-                yield original(tensor, name)
-            else:
-                yield shard.tensor(layer.source, suffix, tensor, name)
+            kept = shard.tensor(layer.source, suffix, tensor, name) if shard else original(tensor, name)
+            yield _inert(row, suffix, kept) if layer.inert else kept
 
 
 def _small_type(width: int) -> TensorType:
@@ -168,15 +175,14 @@ def _content(index: ModelIndex, part: Part) -> _Content:
         rewriter.rows_input()
     if not part.output:
         rewriter.without_tokenizer(vocabulary_size(index) if part.embedding else 1)
-    shard = None
-    if part.shard is not None and part.layer_count:
-        shard = ShardPlan(row, index, part.shard, found)
+    shard = _shard_plan(row, index, part, found)
+    if shard is not None:
         shard.rewrite(rewriter, sources)
     tensors = [*_global_tensors(row, index, part), *_layer_tensors(row, layers, found, shard)]
     if shard is not None:
         tensors += shard.additions(len(layers))
         rewriter.rename(row.shard_as)
-    reduce = reduce_names(found, sources) if shard else ()
+    reduce = reduce_names(found, sources) if part.shard and part.layer_count else ()
     return _Content(row, rewriter.entries(), tensors, len(layers), reduce)
 
 

@@ -206,3 +206,13 @@ def test_embedding_lookup_refuses_what_it_cannot() -> None:
         embed_rows(INDEX, reader_of(LLAMA), [320])
     with pytest.raises(ArchitectureUnsupported, match="not in the table"):
         embed_rows(renamed("hopeful"), reader_of(LLAMA), [1])
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2", "mixtral", "llama-q4_k"])
+def test_the_output_alone_costs_little_more_than_its_matrix(name: str) -> None:
+    toy = TOYS[name]
+    index = index_of(model_bytes(toy))
+    made = cut(index, Part(toy.layers, toy.layers, output=True))
+    needed = sum(index.tensors[each].size for each in needed_tensors(index, made.part))
+    layer = sum(tensor.size for each, tensor in index.tensors.items() if each.startswith("blk.0."))
+    assert made.size - len(made.header) - needed < layer * 0.6
