@@ -13,7 +13,8 @@ from dataclasses import asdict
 
 from p2pnode.compute.engine_channel import Channel
 from p2pnode.compute.engine_protocol import Buffer, Message, error_fields, frame_fields, frame_of, spec_of
-from p2pnode.compute.engine_unit import Reply, Unit
+from p2pnode.compute.engine_step import Reply
+from p2pnode.compute.engine_unit import Unit
 from p2pnode.compute.llama_abi import L
 from p2pnode.errors import Busy, NotFound, P2PNodeError, RequestError
 from p2pnode.limits import ENGINE_UNITS_MAX
