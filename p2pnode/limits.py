@@ -260,7 +260,7 @@ BLOB_STEAL_AFTER_S = 2.0
 """An idle holder waits this long for the others before it is asked for what a slow one owes."""
 
 BLOB_ATTEMPTS_MAX = 3
-"""Streams opened to one holder in one fetch before it is given up."""
+"""Streams to one holder that brought nothing, one after the other, before it is given up."""
 
 
 # --- engine ----------------------------------------------------------------------------------------

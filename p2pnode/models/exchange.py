@@ -263,7 +263,9 @@ class _Fetch:
 
     async def _work(self, holder: Holder) -> None:
         """Take batches until nothing is left that this holder can give."""
-        for attempt in range(1, limits.BLOB_ATTEMPTS_MAX + 1):
+        failures = 0
+        while failures < limits.BLOB_ATTEMPTS_MAX:
+            before = self.result.chunks_by_peer.get(holder.peer, 0)
             client: BlobClient | None = None
             try:
                 client = await _connect(holder)
@@ -274,7 +276,9 @@ class _Fetch:
                 self._drop(holder, error)
                 return
             except (TransportError, OSError, ModelIncomplete, ModelUnknown) as error:
-                if isinstance(error, (ModelUnknown, PeerTimeout)) or attempt == limits.BLOB_ATTEMPTS_MAX:
+                has_progressed = self.result.chunks_by_peer.get(holder.peer, 0) > before
+                failures = 1 if has_progressed else failures + 1
+                if isinstance(error, (ModelUnknown, PeerTimeout)) or failures == limits.BLOB_ATTEMPTS_MAX:
                     self._drop(holder, error)
                     return
             finally:
