@@ -1,0 +1,52 @@
+// Numbers and names as people read them.
+
+export function bytes(count) {
+  if (!Number.isFinite(count)) return "–";
+  const units = ["B", "KB", "MB", "GB", "TB"];
+  let value = count;
+  let index = 0;
+  while (value >= 1000 && index < units.length - 1) {
+    value /= 1000;
+    index += 1;
+  }
+  return index === 0 ? `${value} B` : `${value.toFixed(1)} ${units[index]}`;
+}
+
+export function units(micro) {
+  if (!Number.isFinite(micro)) return "–";
+  const sign = micro < 0 ? "−" : "";
+  const whole = Math.floor(Math.abs(micro) / 1e6);
+  const part = String(Math.abs(micro) % 1e6).padStart(6, "0").replace(/0+$/, "");
+  return `${sign}${whole.toLocaleString("en")}${part ? `.${part}` : ""}`;
+}
+
+export function layers(range) {
+  if (!Array.isArray(range) || range.length !== 2) return "–";
+  return range[1] > range[0] ? `${range[0]}–${range[1] - 1}` : "none";
+}
+
+export function shortPeer(peer) {
+  const text = String(peer ?? "");
+  return text.length > 12 ? `…${text.slice(-8)}` : text;
+}
+
+export function ago(ms, now = Date.now()) {
+  if (!Number.isFinite(ms) || ms <= 0) return "–";
+  const seconds = Math.max(0, Math.round((now - ms) / 1000));
+  if (seconds < 60) return `${seconds} s ago`;
+  if (seconds < 3600) return `${Math.floor(seconds / 60)} min ago`;
+  if (seconds < 86400) return `${Math.floor(seconds / 3600)} h ago`;
+  return `${Math.floor(seconds / 86400)} d ago`;
+}
+
+export function plural(count, word) {
+  return `${count} ${word}${count === 1 ? "" : "s"}`;
+}
+
+export function rtt(ms) {
+  return Number.isFinite(ms) ? `${ms < 10 ? ms.toFixed(1) : Math.round(ms)} ms` : "–";
+}
+
+export function time(ms) {
+  return Number.isFinite(ms) && ms > 0 ? new Date(ms).toLocaleString() : "–";
+}

@@ -1,0 +1,42 @@
+// The mesh as a drawing: devices on a ring, links with their round trip, the stage at work marked.
+import { html } from "./dom.js";
+import { layers, rtt, shortPeer } from "./format.js";
+import { toneOf } from "./layers.js";
+
+export function positions(count, width = 640, height = 260) {
+  if (count === 1) return [{ x: width / 2, y: height / 2 }];
+  return Array.from({ length: count }, (_, index) => {
+    const angle = Math.PI + (index / count) * 2 * Math.PI;
+    return { x: width / 2 + Math.cos(angle) * (width / 2 - 90), y: height / 2 + Math.sin(angle) * (height / 2 - 52) };
+  });
+}
+
+export function Topology({ peers, plan, hop }) {
+  if (!peers.length) return null;
+  const ordered = [...peers].sort((a, b) => Number(Boolean(b.self)) - Number(Boolean(a.self)));
+  const at = positions(ordered.length);
+  const place = new Map(ordered.map((peer, index) => [peer.peer, at[index]]));
+  const stages = plan?.stages ?? [];
+  const words = ordered.map((peer) => peer.name || shortPeer(peer.peer)).join(", ");
+  return html`<svg class="topology" viewBox="0 0 640 260" role="img" aria-label=${`Devices: ${words}`}>
+    ${ordered.slice(1).map((peer, index) => {
+      const [from, to] = [at[0], at[index + 1]];
+      return html`<g key=${peer.peer}>
+        <line class=${peer.state === "lost" ? "link lost" : "link"} x1=${from.x} y1=${from.y} x2=${to.x} y2=${to.y} />
+        <text class="link-text" x=${(from.x + to.x) / 2} y=${(from.y + to.y) / 2 - 5}>${rtt(peer.rtt_ms)}</text>
+      </g>`;
+    })}
+    ${stages.slice(1).map((stage, index) => {
+      const [from, to] = [place.get(stages[index].peer), place.get(stage.peer)];
+      return from && to && from !== to && html`<line key=${index} class=${`flow ${hop === index ? "is-active" : ""}`} x1=${from.x} y1=${from.y} x2=${to.x} y2=${to.y} />`;
+    })}
+    ${ordered.map((peer, index) => {
+      const stage = stages.findIndex((item) => item.peer === peer.peer);
+      return html`<g key=${peer.peer} class=${`device ${stage >= 0 ? toneOf(stage) : "tone-none"} ${hop === stage && stage >= 0 ? "is-active" : ""}`}>
+        <circle cx=${at[index].x} cy=${at[index].y} r="17" />
+        <text x=${at[index].x} y=${at[index].y + 35}>${peer.name || shortPeer(peer.peer)}</text>
+        ${stage >= 0 && html`<text class="small" x=${at[index].x} y=${at[index].y + 49}>layers ${layers(stages[stage].layers)}</text>`}
+      </g>`;
+    })}
+  </svg>`;
+}

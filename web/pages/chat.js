@@ -1,0 +1,158 @@
+// Chat: streams an answer, says how fast and by whom it was computed, and stops when told.
+import { html, useEffect, useRef, useState } from "../lib/dom.js";
+import { stream } from "../lib/api.js";
+import { units } from "../lib/format.js";
+import { LayerBar, StageTable } from "../lib/layers.js";
+import { toSafeHtml } from "../lib/markdown.js";
+
+export const MODES = [
+  ["auto", "Auto"],
+  ["local", "Local"],
+  ["pipeline", "Pipeline"],
+  ["tensor_rpc", "Tensor RPC"],
+  ["tensor", "Tensor Native"],
+  ["hybrid", "Hybrid"],
+];
+const MODE_KEY = "p2pnode.mode";
+const HISTORY_KEY = "p2pnode.chat";
+
+const load = (key, fallback) => {
+  try {
+    return JSON.parse(localStorage.getItem(key)) ?? fallback;
+  } catch {
+    return fallback;
+  }
+};
+
+export function Chat({ state }) {
+  const [messages, setMessages] = useState(() => load(HISTORY_KEY, []));
+  const [draft, setDraft] = useState("");
+  const [mode, setMode] = useState(() => load(MODE_KEY, "auto"));
+  const [model, setModel] = useState("");
+  const [live, setLive] = useState(null);
+  const abort = useRef(null);
+  const log = useRef(null);
+
+  useEffect(() => localStorage.setItem(MODE_KEY, JSON.stringify(mode)), [mode]);
+  useEffect(() => localStorage.setItem(HISTORY_KEY, JSON.stringify(messages.slice(-100))), [messages]);
+  useEffect(() => log.current?.scrollTo({ top: log.current.scrollHeight }), [messages, live]);
+  useEffect(() => () => abort.current?.abort(), []);
+
+  async function ask(history) {
+    const controller = new AbortController();
+    abort.current = controller;
+    const answer = { role: "assistant", content: "", prefill: null, tokens: 0, started: performance.now() };
+    setMessages(history);
+    setLive({ ...answer });
+    const body = {
+      messages: history.filter((m) => !m.error).map(({ role, content }) => ({ role, content })),
+      stream: true,
+      stream_options: { include_usage: true },
+      return_progress: true,
+      mode,
+      ...(model ? { model } : {}),
+    };
+    try {
+      for await (const chunk of stream("/v1/chat/completions", body, controller.signal)) {
+        const choice = chunk.choices?.[0];
+        if (chunk.prompt_progress) answer.prefill = chunk.prompt_progress;
+        if (choice?.delta?.content) {
+          if (!answer.tokens) answer.first = performance.now();
+          answer.content += choice.delta.content;
+          answer.tokens += 1;
+          answer.speed = answer.tokens > 1 ? (answer.tokens - 1) / ((performance.now() - answer.first) / 1000) : null;
+        }
+        if (choice?.finish_reason) answer.finish = choice.finish_reason;
+        if (chunk.p2pnode) answer.by = chunk.p2pnode;
+        if (chunk.usage) answer.usage = chunk.usage;
+        setLive({ ...answer });
+      }
+    } catch (error) {
+      if (error.name === "AbortError") answer.stopped = true;
+      else answer.error = { message: error.message, hint: error.hint };
+    }
+    abort.current = null;
+    setLive(null);
+    setMessages([...history, answer]);
+  }
+
+  function submit(event) {
+    event?.preventDefault();
+    const text = draft.trim();
+    if (!text || live) return;
+    setDraft("");
+    ask([...messages, { role: "user", content: text }]);
+  }
+
+  function regenerate() {
+    const last = messages.findLastIndex((message) => message.role === "user");
+    if (last >= 0) ask(messages.slice(0, last + 1));
+  }
+
+  const shown = live ? [...messages, { ...live, live: true }] : messages;
+  return html`<section class="chat" aria-labelledby="chat-title">
+    <header class="chat-head">
+      <h1 id="chat-title">Chat</h1>
+      <label>Model
+        <select value=${model} onChange=${(event) => setModel(event.target.value)}>
+          <option value="">default</option>
+          ${state.models.map((item) => html`<option key=${item.name} value=${item.name}>${item.name}</option>`)}
+        </select>
+      </label>
+      <label>Mode
+        <select value=${mode} onChange=${(event) => setMode(event.target.value)}>
+          ${MODES.map(([value, label]) => html`<option key=${value} value=${value}>${label}</option>`)}
+        </select>
+      </label>
+      <button type="button" onClick=${() => setMessages([])} disabled=${Boolean(live) || !messages.length}>New chat</button>
+    </header>
+    <div class="messages" ref=${log} role="log" aria-live="polite" aria-busy=${Boolean(live)} tabindex="0">
+      ${shown.length === 0 && html`<p class="muted empty">Ask something. Every answer says which devices computed it.</p>`}
+      ${shown.map((message, index) => html`<${Message} key=${index} message=${message} />`)}
+    </div>
+    <form class="composer" onSubmit=${submit}>
+      <label class="sr" for="prompt">Your message</label>
+      <textarea id="prompt" rows="2" value=${draft} placeholder="Message (Enter sends, Shift+Enter breaks the line)"
+        onInput=${(event) => setDraft(event.target.value)}
+        onKeyDown=${(event) => event.key === "Enter" && !event.shiftKey && !event.isComposing && submit(event)}></textarea>
+      ${live
+        ? html`<button type="button" class="stop" onClick=${() => abort.current?.abort()}>Stop</button>`
+        : html`<button type="submit" class="primary" disabled=${!draft.trim()}>Send</button>`}
+      ${!live && messages.length > 0 && html`<button type="button" onClick=${regenerate}>Regenerate</button>`}
+    </form>
+  </section>`;
+}
+
+function Message({ message }) {
+  const { role, content, by, error } = message;
+  if (role === "user") return html`<div class="message user"><p>${content}</p></div>`;
+  const waiting = message.live && !content;
+  return html`<div class="message assistant">
+    ${content && html`<div class="markdown" dangerouslySetInnerHTML=${{ __html: toSafeHtml(content) }}></div>`}
+    ${waiting && html`<${Prefill} progress=${message.prefill} />`}
+    ${error && html`<p class="notice bad" role="alert">${error.message} ${error.hint ?? ""}</p>`}
+    ${message.stopped && html`<p class="muted">Stopped.</p>`}
+    <${Facts} message=${message} />
+    ${by && html`<details class="who"><summary>Who computed this</summary>
+      <p class="muted">${by.mode}, ${by.stages.length === 1 ? "one device" : `${by.stages.length} devices in turn`};
+        ${" "}request <a href=${`#/audit?request=${by.request_id}`}>${by.request_id}</a></p>
+      <${LayerBar} stages=${by.stages} /><${StageTable} stages=${by.stages} /></details>`}
+  </div>`;
+}
+
+function Prefill({ progress }) {
+  if (!progress?.total) return html`<p class="muted">Waiting for the first token…</p>`;
+  return html`<p class="muted">Reading the prompt <progress value=${progress.processed} max=${progress.total}></progress> ${progress.processed} of ${progress.total} tokens</p>`;
+}
+
+function Facts({ message }) {
+  const { usage, by } = message;
+  const speed = by?.tokens_per_s ?? message.speed;
+  const facts = [];
+  if (by) facts.push(by.mode);
+  if (usage) facts.push(`${usage.prompt_tokens} + ${usage.completion_tokens} tokens`);
+  if (speed) facts.push(`${speed.toFixed(1)} tokens/s`);
+  if (by) facts.push(`${units(by.cost_microunits)} units`);
+  if (message.finish === "length") facts.push("cut at the length limit");
+  return facts.length ? html`<p class="facts">${facts.join(" · ")}</p>` : null;
+}
