@@ -45,6 +45,7 @@ class Catalog:
         self._links = links
         self._report = report
         self._indexes: dict[tuple[ContentId, bool], ModelIndex] = {}
+        self._metadata: dict[ContentId, dict[str, Any]] = {}
         self.bytes_fetched: dict[ContentId, int] = {}
 
     # --- what there is -------------------------------------------------------------------------------
@@ -175,6 +176,22 @@ class Catalog:
             self._indexes[key] = index
         return self._indexes[key], paths
 
+    def metadata(self, model: KnownModel) -> dict[str, Any]:
+        """What faces need of a model's header; token texts only where the vocabulary is on this disk."""
+        key = model.content_id
+        if key not in self._metadata:
+            found = {**model.summary, "bos_token": "", "eos_token": "", "add_bos": False}
+            if model.is_local:
+                found.update(self.store.get(key).manifest.summary())
+                index = self._indexes.get((key, True))
+                if index is None and model.is_complete_here:
+                    index, _ = open_model(self.store.paths(key)[0])
+                if index is not None:
+                    found.update(_token_texts(index))
+                    self._metadata[key] = found
+            return found
+        return self._metadata[key]
+
     def model_id(self, content_id: ContentId) -> bytes:
         return cid.to_digest(content_id)
 
@@ -186,6 +203,24 @@ class Catalog:
         if link is None or link.connection is None:
             raise ModelUnknown(f"{peer_id[-6:]} is not reachable now")
         return await link.connection.open_stream(BLOB)
+
+
+def _token_texts(index: ModelIndex) -> dict[str, Any]:
+    entries = index.metadata
+    tokens = entries["tokenizer.ggml.tokens"].value() if "tokenizer.ggml.tokens" in entries else []
+    assert isinstance(tokens, list | tuple)
+
+    def text(key: str) -> str:
+        entry = entries.get(f"tokenizer.ggml.{key}")
+        number = entry.value() if entry is not None else None
+        return str(tokens[number]) if isinstance(number, int) and 0 <= number < len(tokens) else ""
+
+    add = entries.get("tokenizer.ggml.add_bos_token")
+    return {
+        "bos_token": text("bos_token_id"),
+        "eos_token": text("eos_token_id"),
+        "add_bos": bool(add.value()) if add is not None else False,
+    }
 
 
 def _existing_file(name: str) -> Path | None:

@@ -1,0 +1,223 @@
+"""The only place where real sockets, files, clocks and engines are made and put together."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import secrets
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from p2pnode import __version__
+from p2pnode.api.app import create_app
+from p2pnode.api.keys import FileKeys
+from p2pnode.api.security import ApiSecurity
+from p2pnode.api.server import ApiServer
+from p2pnode.config import JoinOptions
+from p2pnode.errors import ConfigError, DataDirError, P2PNodeError
+from p2pnode.identity import load_or_create
+from p2pnode.models.files import data_errors, write_atomic
+from p2pnode.models.store import ModelStore
+from p2pnode.node.core import Node, now_ms
+from p2pnode.node.faces import Faces
+from p2pnode.node.ledger import Ledger
+from p2pnode.transport.quic import QuicTransport
+
+NODE_FILE = "node.json"
+SWITCH_INTERVAL_S = 0.0005
+"""A busy Python thread must not keep the loop that owns the QUIC sockets waiting (measured: 30 ms with the default)."""
+
+Tell = Callable[[str], None]
+
+
+class RunningNode:
+    """A node with its API, as `join` and the demo run it."""
+
+    def __init__(self, node: Node, server: ApiServer, closing: asyncio.Event, data: Path) -> None:
+        self.node = node
+        self.server = server
+        self._closing = closing
+        self._data = data
+
+    @classmethod
+    async def start(cls, options: JoinOptions, tell: Tell) -> RunningNode:
+        """Everything a device needs, or a condition and nothing left behind."""
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
+        data = options.data
+        prepare_folder(data)
+        closing = asyncio.Event()
+        server = ApiServer(options.api, closing)
+        listener = await server.bind()
+        undo: list[Callable[[], Any]] = [listener.close]
+        try:
+            identity = load_or_create(data)
+            ledger = await Ledger.open(data, identity, now_ms=now_ms)
+            undo.append(ledger.close)
+            transport = QuicTransport(identity, options.listen, agent=f"p2pnode/{__version__}")
+            store = await asyncio.to_thread(ModelStore, data / "models")
+            node = Node(options=options, identity=identity, ledger=ledger, transport=transport, store=store)
+            await transport.start()
+            undo.append(transport.close)
+            await node.start(tell)
+            token = secrets.token_urlsafe(24)
+            security = ApiSecurity(
+                host=server.host,
+                admin_token=token,
+                allowed_hosts=frozenset(options.allowed_hosts),
+                keys=FileKeys(data / "api_keys.json"),
+                console=options.console,
+            )
+            await server.start(create_app(Faces(node), security, closing=closing), listener)
+        except BaseException:
+            for step in reversed(undo):
+                result = step()
+                if asyncio.iscoroutine(result):
+                    await result
+            raise
+        running = cls(node, server, closing, data)
+        running.write_node_file(token)
+        return running
+
+    def write_node_file(self, token: str) -> None:
+        """How programs on this machine find the node; readable by its owner alone."""
+        document = {
+            "api": self.server.url,
+            "pid": os.getpid(),
+            "token": token,
+            "peer_id": self.node.me,
+            "version": __version__,
+        }
+        path = self._data / NODE_FILE
+        write_atomic(path, json.dumps(document).encode())
+        path.chmod(0o600)
+
+    async def stop(self, reason: str) -> None:
+        (self._data / NODE_FILE).unlink(missing_ok=True)
+        self.node.stopping.set()
+        await self.server.stop()
+        await self.node.stop(reason)
+
+
+def prepare_folder(data: Path) -> None:
+    """A folder that can be written, private to its owner."""
+    with data_errors(data):
+        data.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if not os.access(data, os.W_OK | os.X_OK):
+        raise DataDirError(f"the data folder {data} cannot be written", hint="choose another with --data")
+    probe = data / f".probe-{os.getpid()}"
+    with data_errors(data):
+        probe.write_bytes(b"p2pnode")
+        probe.unlink()
+
+
+def configure_logging() -> None:
+    """Plain lines on a terminal, JSON for services; nothing on stdout, which belongs to answers."""
+    renderer: Any = (
+        structlog.dev.ConsoleRenderer() if sys.stderr.isatty() else structlog.processors.JSONRenderer()
+    )
+    level = logging.DEBUG if os.environ.get("P2PNODE_DEBUG") else logging.INFO
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso"),
+            structlog.processors.format_exc_info,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+
+
+def ticket_text(options: JoinOptions) -> str | None:
+    """The ticket from the command line, a file, or standard input."""
+    if options.invite_file is None:
+        return options.ticket
+    if options.ticket is not None:
+        raise ConfigError("give the ticket or --invite-file, not both")
+    if str(options.invite_file) == "-":
+        return sys.stdin.readline().strip()
+    try:
+        return options.invite_file.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the ticket cannot be read from {options.invite_file}: {error}") from None
+
+
+def run_node(options: JoinOptions) -> int:
+    """`p2pnode join`: run until SIGTERM or SIGINT; 0 after a clean stop."""
+    configure_logging()
+    from dataclasses import replace
+
+    return asyncio.run(_run(replace(options, ticket=ticket_text(options), invite_file=None)))
+
+
+async def _run(options: JoinOptions) -> int:
+    stop = asyncio.Event()
+    reasons: list[str] = []
+    loop = asyncio.get_running_loop()
+
+    def asked(name: str) -> None:
+        reasons.append(name)
+        stop.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, asked, signal.Signals(number).name)
+
+    def tell(text: str) -> None:
+        if not options.as_json:
+            print(f"  ✓ {text}", flush=True)
+
+    starting = asyncio.ensure_future(RunningNode.start(options, tell))
+    waiting = asyncio.ensure_future(stop.wait())
+    await asyncio.wait((starting, waiting), return_when=asyncio.FIRST_COMPLETED)
+    if not starting.done():
+        starting.cancel()
+        await asyncio.gather(starting, return_exceptions=True)
+        return 0
+    running = starting.result()
+    running.node.ledger.log.on_failure(lambda failure: asked(failure.message))
+    await announce(running, as_json=options.as_json)
+    await stop.wait()
+    waiting.cancel()
+    failed = running.node.ledger.log.failure
+    await running.stop(reasons[0] if reasons else "asked")
+    return 0 if failed is None else 1
+
+
+async def announce(running: RunningNode, *, as_json: bool) -> None:
+    """What a person needs next: who this is, where the panel is, how others join."""
+    node = running.node
+    addresses = [f"{address}/p2p/{node.me}" for address in node.addresses()]
+    document: dict[str, Any] = {
+        "peer_id": node.me,
+        "name": node.name,
+        "mesh": node.mesh.mesh_name,
+        "role": node.mesh.my_role,
+        "api": running.server.url,
+        "addresses": addresses,
+        "data": str(node.options.data),
+    }
+    if node.mesh.my_role == "founder" and not node.ledger.state.invites.invites:
+        made = await node.mesh.invite(uses=1, expires_s=3600, role="worker", label="first start")
+        document["ticket"] = made["ticket"]
+    if as_json:
+        print(json.dumps(document), flush=True)
+        return
+    print(f"  {node.name} is ready in the mesh {node.mesh.mesh_name!r} as {node.mesh.my_role}")
+    print(f"  peer id  {node.me}")
+    print(f"  panel    {running.server.url}")
+    for address in addresses:
+        print(f"  address  {address}")
+    if "ticket" in document:
+        print(f"\n  On the next device (within an hour, once):\n\n    p2pnode join {document['ticket']}\n")
+    sys.stdout.flush()
+
+
+__all__ = ["P2PNodeError", "RunningNode", "run_node"]

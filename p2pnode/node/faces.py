@@ -1,0 +1,360 @@
+"""What faces see of the node: `NodeFacade` over the projections, the live links and the running work."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from p2pnode import __version__, limits
+from p2pnode import commands as c
+from p2pnode.errors import Busy, RequestError
+from p2pnode.events.codec import Record
+from p2pnode.facade import GenerateEvent, GenerateRequest, JsonObject
+from p2pnode.node.capability import process_tree_rss_bytes
+from p2pnode.node.core import Node, now_ms
+from p2pnode.node.planning import PlanRequest
+from p2pnode.node.queries import LogQueries
+from p2pnode.units import ContentId, PeerId
+
+Command = Callable[[Mapping[str, Any]], Awaitable[JsonObject]]
+
+
+class Faces:
+    """Implements `NodeFacade` for one node."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._queries = LogQueries(node.ledger)
+        self._commands: dict[str, Command] = {
+            "topup": self._top_up,
+            "pause": self._pause,
+            "resume": self._resume,
+            "drain": self._drain,
+            "seal": self._seal,
+            "set": self._set,
+            "forget_peer": self._forget_peer,
+            "revoke_invite": self._revoke_invite,
+            "release_plan": self._release_plan,
+            "remove_model": self._remove_model,
+            "log_forget": self._log_forget,
+        }
+
+    @property
+    def peer_id(self) -> PeerId:
+        return self._node.me
+
+    @property
+    def name(self) -> str:
+        return self._node.name
+
+    # --- views ---------------------------------------------------------------------------------------
+    def health(self) -> JsonObject:
+        node = self._node
+        broken = [
+            a.plan_id
+            for a in node.routing.active.values()
+            if a.lost is not None and a.model.content_id in node.applied
+        ]
+        return {
+            "status": "ok",
+            "ready": node.is_started
+            and node.state == "active"
+            and not broken
+            and node.ledger.log.failure is None,
+            "peer_id": node.me,
+            "name": node.name,
+            "version": __version__,
+        }
+
+    def status(self) -> JsonObject:
+        node = self._node
+        return {
+            **self.health(),
+            "mesh": {
+                "name": node.mesh.mesh_name,
+                "role": node.mesh.my_role,
+                "members": len(self.peers()["peers"]),
+            },
+            "state": node.state,
+            "started_ms": node.started_ms,
+            "addresses": [f"{a}/p2p/{node.me}" for a in node.addresses()],
+            "capability": node.capability.view(),
+            "memory": {"node_and_engines_bytes": process_tree_rss_bytes()},
+            "hosted_stages": [
+                {
+                    "plan_id": hosted.order.plan_id,
+                    "model": hosted.order.model_name,
+                    "layers": list(hosted.layers),
+                    "head": hosted.order.head,
+                    "bytes_fetched": hosted.bytes_fetched,
+                    "bytes_wanted": hosted.bytes_wanted,
+                    "engine_pid": hosted.engine.pid,
+                    "up": hosted.engine.is_up,
+                }
+                for hosted in node.hosting.stages.values()
+            ],
+            "engines": [
+                {"purpose": a.engine.purpose, "pid": a.engine.pid, "plan_id": a.plan_id, "up": a.engine.is_up}
+                for a in node.routing.active.values()
+            ],
+            "log": {"size": node.ledger.log.size, "blocks": node.ledger.log.block_count},
+            "running": len(node.requests.running),
+        }
+
+    def peers(self) -> JsonObject:
+        view = self._node.ledger.view("peers")
+        for entry in view["peers"]:
+            if entry["self"]:
+                entry.update(state="online", role=self._node.mesh.my_role, name=self._node.name)
+                entry.update(addresses=self._node.addresses(), version=__version__, last_seen_ms=now_ms())
+                continue
+            link = self._node.links.links.get(PeerId(entry["peer"]))
+            entry["role"] = self._node.mesh.role_of(PeerId(entry["peer"])) or entry["role"]
+            if link is None:
+                continue
+            entry["addresses"] = list(link.addresses)
+            entry["tried"] = [{"address": a, "reason": r} for a, r in link.tried]
+            if link.is_up and link.connection is not None:
+                stats = link.connection.stats()
+                entry.update(
+                    state="online",
+                    rtt_ms=round(stats.rtt_s * 1000, 3),
+                    path=stats.path,
+                    bytes_sent=stats.bytes_sent,
+                    bytes_received=stats.bytes_received,
+                    datagram_bytes=stats.datagram_bytes,
+                )
+                entry["last_seen_ms"] = now_ms()
+            elif entry["state"] == "online":
+                entry["state"] = "offline"
+            if link.status is not None:
+                entry["name"] = link.name or entry["name"]
+                entry["capability"] = link.status.capability
+                entry["stages"] = link.status.extra.get("stages", [])
+                entry["clock_skew_ms"] = link.status.now_ms - now_ms() if link.is_up else None
+        return view
+
+    def models(self) -> JsonObject:
+        known = self._node.catalog.known()
+        default = self._node.catalog.resolve(None).name if known else None
+        return {
+            "models": [
+                {
+                    "name": model.name,
+                    "manifest": model.content_id,
+                    **{k: v for k, v in model.summary.items() if k != "chat_template"},
+                    "here": "complete" if model.is_complete_here else "part" if model.is_local else "no",
+                    "holders": [*([self._node.me] if model.is_complete_here else []), *model.holders],
+                    "default": model.name == default,
+                }
+                for model in known
+            ]
+        }
+
+    def sessions(self) -> JsonObject:
+        view = self._node.ledger.view("sessions")
+        live = {request_id: running.view() for request_id, running in self._node.requests.running.items()}
+        for entry in view["sessions"]:
+            if entry["request_id"] in live:
+                entry.update(live[entry["request_id"]])
+        return view
+
+    def plans(self) -> JsonObject:
+        view = self._node.ledger.view("plans")
+        for entry in view["plans"]:
+            active = self._node.routing.active.get(entry["plan_id"])
+            if active is not None:
+                entry["live"] = active.lost is None
+                entry["stages"] = active.stages
+                entry["probe_ms"] = round(active.probe_s * 1000, 2)
+                entry["lost"] = active.lost.message if active.lost else None
+        return view
+
+    def billing(self) -> JsonObject:
+        return self._node.ledger.view("billing")
+
+    def settings(self) -> JsonObject:
+        return self._node.ledger.view("settings")
+
+    # --- models --------------------------------------------------------------------------------------
+    def resolve_model(self, name: str | None) -> str:
+        return self._node.catalog.resolve(name).name
+
+    def model_metadata(self, name: str) -> JsonObject:
+        return self._node.catalog.metadata(self._node.catalog.resolve(name))
+
+    async def tokenize(self, model: str, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        active = await self._node.choose(GenerateRequest(model=model, prompt=""))
+        return await active.engine.client.tokenize(
+            active.vocabulary_unit, text, add_special=add_special, parse_special=parse_special
+        )
+
+    async def detokenize(self, model: str, tokens: Sequence[int]) -> str:
+        active = await self._node.choose(GenerateRequest(model=model, prompt=""))
+        return (await active.engine.client.detokenize(active.vocabulary_unit, list(tokens))).decode(
+            "utf-8", "replace"
+        )
+
+    async def embed(self, model: str, inputs: Sequence[Sequence[int]]) -> list[list[float]]:
+        del inputs
+        raise RequestError(f"{model} cannot embed here yet", hint="embeddings come with a later version")
+
+    # --- doing ---------------------------------------------------------------------------------------
+    def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateEvent]:
+        return self._node.requests.generate(request)
+
+    async def plan(self, request: Mapping[str, Any]) -> JsonObject:
+        node = self._node
+        try:
+            asked = msgspec.convert(dict(request), PlanRequest)
+        except msgspec.ValidationError as error:
+            raise RequestError(f"this plan request cannot be read: {error}") from None
+        model = await node.catalog.resolve_or_add(asked.model)
+        planned = await node.planning.make(asked, model)
+        made = planned.plan
+        answer: JsonObject = {
+            "plan_id": made.plan_id,
+            "model": model.name,
+            "mode": made.mode,
+            "head": made.head,
+            "applied": False,
+            "stages": [
+                {
+                    "peer": stage.peer,
+                    "name": node.links.name_of(PeerId(stage.peer)),
+                    "layers": [stage.layer_first, stage.layer_end],
+                    "role": stage.role,
+                    "memory_bytes": sum(rank.memory_bytes for rank in stage.ranks),
+                    "fetch_bytes": sum(rank.fetch_bytes for rank in stage.ranks),
+                }
+                for stage in made.stages
+            ],
+            "prediction": {
+                **msgspec.to_builtins(made.prediction),
+                "tokens_per_s": made.prediction.tokens_per_s,
+            },
+            "reasons": list(made.reasons),
+            "rejections": [r.as_dict() for r in planned.rejections],
+        }
+        if asked.apply:
+            active = await node.activate(model, asked)
+            node.applied[ContentId(model.content_id)] = (active.plan_id, asked)
+            answer.update(applied=True, plan_id=active.plan_id, probe_ms=round(active.probe_s * 1000, 2))
+            by_peer = {(s["peer"], s["layers"][0]): s for s in active.stages}
+            for stage in answer["stages"]:
+                stage.update(by_peer.get((stage["peer"], stage["layers"][0]), {}))
+        return answer
+
+    async def invite(self, *, uses: int, expires_s: int, role: str, label: str) -> JsonObject:
+        return await self._node.mesh.invite(uses=uses, expires_s=expires_s, role=role, label=label)
+
+    async def command(self, name: str, arguments: Mapping[str, Any]) -> JsonObject:
+        command = self._commands.get(name)
+        if command is None:
+            raise RequestError(
+                f"there is no command {name!r}", hint=f"known: {', '.join(sorted(self._commands))}"
+            )
+        try:
+            return await command(arguments)
+        except KeyError as error:
+            raise RequestError(f"the argument {error} is missing") from None
+
+    async def _top_up(self, a: Mapping[str, Any]) -> JsonObject:
+        key = str(a["idempotency_key"])
+        return await self._node.ledger.do(
+            c.TopUp(
+                account=str(a["account"]),
+                amount_microunits=int(a["amount_microunits"]),
+                idempotency_key=key,
+                note=str(a.get("note", "")),
+            ),
+            idempotency_key=key,
+        )
+
+    async def _pause(self, a: Mapping[str, Any]) -> JsonObject:
+        return await self._set_state("paused", c.PauseDevice(reason=str(a.get("reason", ""))))
+
+    async def _resume(self, a: Mapping[str, Any]) -> JsonObject:
+        return await self._set_state("active", c.ResumeDevice(reason=str(a.get("reason", ""))))
+
+    async def _drain(self, a: Mapping[str, Any]) -> JsonObject:
+        return await self._set_state("draining", c.DrainDevice(reason=str(a.get("reason", ""))))
+
+    async def _set_state(self, state: str, command: c.Command) -> JsonObject:
+        await self._node.ledger.do(command)
+        self._node.state = state
+        self._node.links.status_changed()
+        return {"state": state}
+
+    async def _seal(self, a: Mapping[str, Any]) -> JsonObject:
+        del a
+        await self._node.ledger.log.seal()
+        return {"size": self._node.ledger.log.size, "blocks": self._node.ledger.log.block_count}
+
+    async def _set(self, a: Mapping[str, Any]) -> JsonObject:
+        return await self._node.ledger.do(c.ChangeSetting(key=str(a["key"]), value=str(a["value"])))
+
+    async def _forget_peer(self, a: Mapping[str, Any]) -> JsonObject:
+        self._node.links.forget(PeerId(str(a["peer"])))
+        return await self._node.ledger.do(c.ForgetPeer(peer=str(a["peer"])))
+
+    async def _revoke_invite(self, a: Mapping[str, Any]) -> JsonObject:
+        return await self._node.ledger.do(c.RevokeInvite(invite_id=str(a["invite_id"])))
+
+    async def _release_plan(self, a: Mapping[str, Any]) -> JsonObject:
+        plan_id = str(a["plan_id"])
+        node = self._node
+        node.applied = {k: v for k, v in node.applied.items() if v[0] != plan_id}
+        await node.routing.release(plan_id, reason="released by its owner")
+        return await node.ledger.do(c.AbandonPlan(plan_id=plan_id, reason="released by its owner"))
+
+    async def _remove_model(self, a: Mapping[str, Any]) -> JsonObject:
+        model = self._node.store.get(str(a["model"]))
+        freed = await asyncio.to_thread(self._node.store.remove, model.name)
+        await self._node.ledger.do(c.RemoveModel(model=model.content_id))
+        return {"removed": model.name, "freed_bytes": freed}
+
+    async def _log_forget(self, a: Mapping[str, Any]) -> JsonObject:
+        return {"forgotten": await self._node.ledger.log.forget(str(a["subject"]))}
+
+    # --- the record ----------------------------------------------------------------------------------
+    def log_query(self, name: str, arguments: Mapping[str, Any]) -> Any:
+        return self._queries.ask(name, arguments)
+
+    async def live(self, after_index: int | None) -> AsyncIterator[JsonObject]:
+        """Events from the record as they are committed, telemetry between; a reader too slow is let go."""
+        node = self._node
+        queue: asyncio.Queue[JsonObject] = asyncio.Queue(limits.LIVE_ITEMS_WAITING_MAX)
+        overflow = asyncio.Event()
+
+        def put(item: JsonObject) -> None:
+            if queue.full():
+                overflow.set()
+            else:
+                queue.put_nowait(item)
+
+        def committed(record: Record) -> None:
+            put(self._queries.record_view(record))
+
+        stop = node.ledger.log.subscribe(committed)
+        node.telemetry.append(put)
+        try:
+            if after_index is not None:
+                first = max(0, after_index + 1)
+                for record in node.ledger.log.read(first, node.ledger.log.size):
+                    yield self._queries.record_view(record)
+            while not node.stopping.is_set():
+                if overflow.is_set():
+                    raise Busy("this reader was too slow for the live feed")
+                try:
+                    async with asyncio.timeout(limits.STATUS_INTERVAL_S):
+                        yield await queue.get()
+                except TimeoutError:
+                    running = [r.view() for r in node.requests.running.values()]
+                    yield {"kind": "pulse", "data": {"peers": self.peers()["peers"], "running": running}}
+        finally:
+            stop()
+            node.telemetry.remove(put)
