@@ -216,7 +216,9 @@ class FinishRequest:
     decode_ms: int
     stages: LayerRanges = ()
     work: Shares = ()
-    """(peer, layer-tokens it computed); this node included."""
+    """(peer, layer-tokens it computed); this node included. Divides what `work_before` leaves of the price."""
+    work_before: tuple[Shares, ...] = ()
+    """The same for each unit for which receipts were exchanged while the request ran."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

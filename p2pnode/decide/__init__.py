@@ -9,19 +9,21 @@ from __future__ import annotations
 from typing import Final
 
 from p2pnode.commands import Command
-from p2pnode.decide import credit, mesh, requests, work
+from p2pnode.decide import credit, mesh, receipts, requests, work
 from p2pnode.decide.outcome import Deciders
 from p2pnode.decide.price import divide, price_microunits
+from p2pnode.decide.receipts import may_compute
 from p2pnode.events.log import Decision
 from p2pnode.projections import MeshState
 
-__all__ = ["decide", "divide", "price_microunits"]
+__all__ = ["decide", "divide", "may_compute", "price_microunits"]
 
 _TABLE: Final[Deciders] = {
     **mesh.DECIDERS,
     **work.DECIDERS,
     **requests.DECIDERS,
     **credit.DECIDERS,
+    **receipts.DECIDERS,
 }
 
 

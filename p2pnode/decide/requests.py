@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from p2pnode import limits
-from p2pnode.commands import ExpireHolds, FailRequest, FinishRequest, ServeRequest
+from p2pnode.commands import ExpireHolds, FailRequest, FinishRequest, ServeRequest, Shares
 from p2pnode.decide.outcome import Answer, Deciders, between, decision, label, nothing, reason
 from p2pnode.decide.price import divide, price_microunits
 from p2pnode.errors import (
@@ -24,6 +24,7 @@ from p2pnode.network import FREE_PATHS
 from p2pnode.projections import MeshState, billing
 from p2pnode.projections.billing import Billing, Hold
 from p2pnode.projections.sessions import Request
+from p2pnode.units import MICRO_PER_UNIT
 
 TOKENS_MAX: Final = 2**31 - 1
 _UNPAID_ENDS: Final = frozenset({"cancelled", "error"})
@@ -199,10 +200,7 @@ def _settlement(state: MeshState, command: FinishRequest, hold: Hold) -> facts.C
     """The price by tokens, never more than was held, shared out by layer-tokens."""
     quoted = min(price_microunits(command.completion_tokens), hold.quoted)
     amount = min(quoted, hold.amount)
-    trusted = [(peer, work) for peer, work in command.work if not _has_ended(state.billing, peer)]
-    shares = divide(amount, trusted)
-    if amount and not shares:
-        shares = ((state.billing.own_account, amount),)
+    shares = shares_of(state.billing, amount, command.work, command.work_before)
     return facts.CreditSettled(
         hold_id=command.request_id,
         payer=hold.payer,
@@ -211,6 +209,26 @@ def _settlement(state: MeshState, command: FinishRequest, hold: Hold) -> facts.C
         shares=shares,
         quoted_microunits=quoted,
     )
+
+
+def shares_of(
+    state: Billing, amount: int, work: Shares, work_before: tuple[Shares, ...] = ()
+) -> tuple[tuple[str, int], ...]:
+    """Who earns how much of `amount`: a unit for each entry of `work_before`, the rest by `work`.
+
+    Accounts without credit earn nothing; what nobody earns is this node's.
+    """
+    total: dict[str, int] = {}
+    left = amount
+    parts: list[tuple[int, Shares]] = []
+    for part in work_before:
+        parts.append((min(left, MICRO_PER_UNIT), part))
+        left -= parts[-1][0]
+    for price, part in (*parts, (left, work)):
+        shares = divide(price, [(peer, done) for peer, done in part if not _has_ended(state, peer)])
+        for account, share in shares or ((state.own_account, price),):
+            total[account] = total.get(account, 0) + share
+    return tuple((account, share) for account, share in sorted(total.items()) if share)
 
 
 def _has_ended(state: Billing, account: str) -> bool:
