@@ -188,7 +188,7 @@ def materialise(cut: Cut, *files: bytes) -> bytes:
     return b"".join(cut.reader(reader_of(*files)).chunks())
 
 
-def engine_for(cut: Cut, *files: bytes, reduce: Reduce | None = None) -> Engine:
+def engine_for(cut: Cut, *files: bytes, reduce: Reduce | None = None, context: int = 256) -> Engine:
     facts = cut.facts
     return Engine(
         materialise(cut, *files),
@@ -197,6 +197,7 @@ def engine_for(cut: Cut, *files: bytes, reduce: Reduce | None = None) -> Engine:
         positions=facts.positions,
         reduce_names=facts.reduce,
         reduce=reduce,
+        context=context,
     )
 
 
