@@ -13,9 +13,8 @@ import os
 import socket
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, Literal
+from typing import Any
 
-import psutil
 from aioquic.quic.connection import NetworkAddress
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -25,12 +24,14 @@ from p2pnode.identity import Identity
 from p2pnode.multiformats import DecodeError
 from p2pnode.transport import identify, multiaddr, ping
 from p2pnode.transport.identify_service import IdentifyService
+from p2pnode.transport.interfaces import interface_multiaddrs
 from p2pnode.transport.peer_connections import PeerConnections
 from p2pnode.transport.port import ConnectionObserver, Gate, StreamHandler
 from p2pnode.transport.quic_acceptor import Acceptor, Verdict
 from p2pnode.transport.quic_connection import QuicPeerConnection
 from p2pnode.transport.quic_core import Credentials, QuicCore
 from p2pnode.transport.quic_dialer import Dialer
+from p2pnode.transport.quic_path import probe_sizes
 from p2pnode.transport.quic_socket import UdpSocket
 from p2pnode.transport.quic_stream import QuicPeerStream
 from p2pnode.transport.router import RESET_PROTOCOL_VIOLATION, Router
@@ -58,6 +59,8 @@ class QuicTransport:
         *,
         agent: str = "p2pnode",
         idle_timeout_s: float = limits.IDLE_TIMEOUT_S,
+        datagram_bytes_max: int = limits.DATAGRAM_BYTES_MAX,
+        core: type[QuicCore] = QuicCore,
         unix_time: Callable[[], float] = time.time,
         random_bytes: Callable[[int], bytes] = os.urandom,
     ) -> None:
@@ -67,6 +70,8 @@ class QuicTransport:
         self._identity = identity
         self._listen = self._parse_listen(listen)
         self._idle_timeout_s = idle_timeout_s
+        self._core = core
+        self.probe_sizes = probe_sizes(datagram_bytes_max)
         self._credentials = _make_credentials(identity, unix_time)
         self._sockets: list[UdpSocket] = []
         self._routes: dict[bytes, QuicPeerConnection] = {}
@@ -103,7 +108,7 @@ class QuicTransport:
     @property
     def listen_multiaddrs(self) -> Sequence[str]:
         listening = self._sockets[: len(self._listen)]
-        expanded = [address for udp in listening for address in _expand(udp)]
+        expanded = [address for udp in listening for address in interface_multiaddrs(udp)]
         return list(dict.fromkeys(expanded))[: limits.LISTEN_ADDRESSES_MAX]
 
     def handle(self, protocol: str, handler: StreamHandler) -> None:
@@ -206,7 +211,7 @@ class QuicTransport:
                 return
         connection.socket = udp
         connection.receive(data, address, now)
-        if connection.core.is_fresh:
+        if connection.core.is_fresh and not connection.is_outbound:
             # Nothing in the first datagram could be decrypted: garbage keeps no memory.
             self.acceptor.refused["undecryptable"] = self.acceptor.refused.get("undecryptable", 0) + 1
             connection.abandon()
@@ -223,7 +228,7 @@ class QuicTransport:
             udp.send_batch([(decision.reply, address)])
         if decision.verdict is not Verdict.ACCEPT:
             return None
-        core = QuicCore(
+        core = self._core(
             self._credentials,
             self._credentials.configuration(is_client=False, idle_timeout_s=self._idle_timeout_s),
             original_destination_connection_id=decision.original_destination,
@@ -232,6 +237,7 @@ class QuicTransport:
         connection = self._new_connection(core, udp, address, is_outbound=False)
         self.add_route(decision.destination, connection)
         self.acceptor.begun(address, now)
+        connection.expect_handshake_within(limits.HANDSHAKE_TIMEOUT_S)
         return connection
 
     def _begin_dial(
@@ -239,7 +245,7 @@ class QuicTransport:
     ) -> QuicPeerConnection:
         assert self._loop is not None
         udp = self._socket_for(family, address)
-        core = QuicCore(
+        core = self._core(
             self._credentials,
             self._credentials.configuration(is_client=True, idle_timeout_s=self._idle_timeout_s),
             expected_peer=peer_id,
@@ -350,21 +356,3 @@ def _make_credentials(identity: Identity, unix_time: Callable[[], float]) -> Cre
     now = datetime.datetime.fromtimestamp(unix_time(), datetime.UTC)
     serial = int.from_bytes(os.urandom(16), "big") >> 1 | 1
     return Credentials(make_certificate(identity, key, now, serial), key, unix_time)
-
-
-def _expand(udp: UdpSocket) -> list[str]:
-    """The addresses behind a bound socket: its own, or those of every interface that is up."""
-    if not udp.is_wildcard:
-        return [multiaddr.QuicAddress("ip6" if ":" in udp.host else "ip4", udp.host, udp.port).multiaddr()]
-    kind: Literal["ip4", "ip6"] = "ip6" if udp.family == socket.AF_INET6 else "ip4"
-    up = {name for name, status in psutil.net_if_stats().items() if status.isup}
-    hosts = [
-        entry.address
-        for name, entries in psutil.net_if_addrs().items()
-        if name in up
-        for entry in entries
-        if entry.family == udp.family
-    ]
-    # Loopback last: it is of use to nodes of the same machine only.
-    hosts.sort(key=lambda host: host.startswith("127.") or host == "::1")
-    return [multiaddr.QuicAddress(kind, host, udp.port).multiaddr() for host in hosts]

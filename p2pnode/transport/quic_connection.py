@@ -16,6 +16,7 @@ from p2pnode.transport.identify import Identify
 from p2pnode.transport.multistream import Initiator, Responder
 from p2pnode.transport.port import ConnectionStats
 from p2pnode.transport.quic_core import QuicCore
+from p2pnode.transport.quic_path import PathProber
 from p2pnode.transport.quic_socket import UdpSocket
 from p2pnode.transport.quic_stream import QuicPeerStream
 from p2pnode.units import PeerId
@@ -23,18 +24,12 @@ from p2pnode.units import PeerId
 CRYPTO_ERROR_FIRST, CRYPTO_ERROR_END = 0x100, 0x200
 """RFC 9000 section 20.1: TLS alerts as QUIC errors."""
 
-PROBE_SIZES = (1452, 8952, 16_384)
-"""Ethernet, jumbo frames and loopback, less IPv6 and UDP headers (16,384: what the core can write)."""
-
-PROBE_ATTEMPTS_MAX = 3
-PROBE_AGAIN_S = 60.0
-"""After the path lost large datagrams; RFC 8899 PMTU_RAISE_TIMER is 600 s, home networks change faster."""
-
 
 class Host(Protocol):
     """What a connection needs of its transport."""
 
     random_bytes: Callable[[int], bytes]
+    probe_sizes: tuple[int, ...]
 
     def add_route(self, connection_id: bytes, connection: QuicPeerConnection) -> None: ...
     def drop_route(self, connection_id: bytes) -> None: ...
@@ -86,7 +81,8 @@ class QuicPeerConnection:
         self._flush_wanted = False
         self._flushed_now = False
         self._ping_uid = 0
-        self._probe_losses: dict[int, int] = {}
+        self._handshake_timer: asyncio.TimerHandle | None = None
+        self._path = PathProber(self, host.probe_sizes)
 
     # --- port --------------------------------------------------------------------------------------
     @property
@@ -200,6 +196,11 @@ class QuicPeerConnection:
         if stream.is_finished:
             self._streams.pop(stream.stream_id, None)
 
+    def expect_handshake_within(self, timeout_s: float) -> None:
+        self._handshake_timer = self.loop.call_later(
+            timeout_s, self.close_now, 0, "the handshake took too long"
+        )
+
     # --- driven by the transport -------------------------------------------------------------------
     def receive(self, data: bytes, address: NetworkAddress, now: float) -> None:
         self._bytes_received += len(data)
@@ -227,7 +228,7 @@ class QuicPeerConnection:
         if core.closing is not None and self.error is None:
             self._ended_by_peer(*core.closing)
         if core.probe_results:
-            self._judge_probes()
+            self._path.judge_probes()
         if self._stream_room is not None:
             room, self._stream_room = self._stream_room, None
             room.set_result(None)
@@ -277,11 +278,13 @@ class QuicPeerConnection:
 
     def _establish(self) -> None:
         self.is_established = True
+        if self._handshake_timer is not None:
+            self._handshake_timer.cancel()
         if not self.established.done():
             self.established.set_result(None)
         self._schedule_keep_alive()
         self._host.established(self)
-        self._probe(PROBE_SIZES)
+        self._path.probe()
 
     # --- sending -----------------------------------------------------------------------------------
     def wrote(self) -> None:
@@ -314,18 +317,18 @@ class QuicPeerConnection:
             return
         datagrams = self.core.datagrams_to_send(now=self.loop.time())
         if datagrams:
-            self._send(datagrams)
+            self.send(datagrams)
         for stream in tuple(self.waiting_writers):
             if self.core.unsent_bytes(stream.stream_id) <= limits.WRITE_UNSENT_BYTES_MAX // 4:
                 stream.wake_writer()
-        self._arm_timer()
+        self.arm_timer()
 
-    def _send(self, datagrams: list[tuple[bytes, NetworkAddress]]) -> None:
+    def send(self, datagrams: list[tuple[bytes, NetworkAddress]]) -> None:
         for data, _ in datagrams:
             self._bytes_sent += len(data)
         self.socket.send_batch(datagrams)
 
-    def _arm_timer(self) -> None:
+    def arm_timer(self) -> None:
         """Timers that would fire too early are left: firing checks again, re-arming costs more."""
         at = self.core.get_timer()
         if at is None or (self._timer is not None and self._timer_at <= at):
@@ -344,10 +347,10 @@ class QuicPeerConnection:
         if at <= now:
             self.core.handle_timer(now=now)
             self.process()
-            self._judge_path()
+            self._path.judge_losses()
         self.flush()
 
-    # --- keep-alive and datagram size --------------------------------------------------------------
+    # --- keep-alive --------------------------------------------------------------------------------
     def _schedule_keep_alive(self) -> None:
         interval_s = min(limits.KEEP_ALIVE_S_MAX, self.core.idle_timeout_s / 3)
         self._keep_alive = self.loop.call_later(interval_s, self._on_keep_alive)
@@ -358,41 +361,6 @@ class QuicPeerConnection:
             self.core.send_ping(self._ping_uid)
             self.flush()
             self._schedule_keep_alive()
-
-    def _probe(self, sizes: tuple[int, ...]) -> None:
-        for size in sizes:
-            if (
-                self.core.datagram_bytes
-                < size
-                <= min(self.core.peer_datagram_bytes_max, limits.DATAGRAM_BYTES_MAX)
-            ):
-                self._send(self.core.probe_datagram(size, self.loop.time()))
-        self._arm_timer()
-
-    def _judge_probes(self) -> None:
-        """Larger datagrams once a probe showed that the path carries them."""
-        results, self.core.probe_results = self.core.probe_results, []
-        again: list[int] = []
-        for size, arrived in results:
-            if arrived:
-                if size > self.core.datagram_bytes:
-                    self.core.set_datagram_bytes(size)
-            else:
-                losses = self._probe_losses[size] = self._probe_losses.get(size, 0) + 1
-                if losses < PROBE_ATTEMPTS_MAX:
-                    again.append(size)
-        if again and self.error is None:
-            self._probe(tuple(again))
-
-    def _judge_path(self) -> None:
-        if self.core.path_swallows_datagrams:
-            self.core.set_datagram_bytes(limits.DATAGRAM_BYTES_MIN)
-            self._probe_losses.clear()
-            self.loop.call_later(PROBE_AGAIN_S, self._probe_again)
-
-    def _probe_again(self) -> None:
-        if self.error is None:
-            self._probe(PROBE_SIZES)
 
     # --- the end -----------------------------------------------------------------------------------
     def _ended_by_peer(self, code: int, reason: str, is_transport_error: bool) -> None:
@@ -411,9 +379,10 @@ class QuicPeerConnection:
     def _end(self, reason: str, code: int) -> None:
         peer = self.core.peer.peer_id if self.core.peer is not None else None
         self.error = ConnectionLost(f"the connection ended: {reason}", peer=peer, code=code, reason=reason)
-        for timer in (self._timer, self._keep_alive):
+        for timer in (self._timer, self._keep_alive, self._handshake_timer):
             if timer is not None:
                 timer.cancel()
+        self._path.stop()
         if not self.established.done():
             self.established.set_exception(self.error)
             self.established.exception()

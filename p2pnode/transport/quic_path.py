@@ -1,0 +1,92 @@
+"""How large datagrams may be on one path: probed before use, given up when the path stops carrying them.
+
+RFC 8899 (DPLPMTUD) in small: a padded PING of the wanted size; its acknowledgement raises the size, losses of
+large packets without an acknowledgement between them lower it to what every path carries.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Protocol
+
+from aioquic.quic.connection import NetworkAddress
+
+from p2pnode import limits
+from p2pnode.errors import P2PNodeError
+from p2pnode.transport.quic_core import QuicCore
+
+PROBE_SIZES = (1452, 8952, 16_384)
+"""Ethernet and jumbo frames less IPv6 and UDP headers; loopback, where the core's own limit is reached."""
+
+PROBE_ATTEMPTS_MAX = 3
+"""RFC 8899 MAX_PROBES."""
+
+PROBE_AGAIN_S = 60.0
+"""After the path lost large datagrams; RFC 8899 PMTU_RAISE_TIMER is 600 s, home networks change faster."""
+
+
+def probe_sizes(datagram_bytes_max: int) -> tuple[int, ...]:
+    """The usual sizes below a maximum, and the maximum itself."""
+    smaller = [size for size in PROBE_SIZES if size < datagram_bytes_max]
+    return (*smaller, datagram_bytes_max)
+
+
+class Prober(Protocol):
+    """What is probed: a connection."""
+
+    core: QuicCore
+    loop: asyncio.AbstractEventLoop
+    error: P2PNodeError | None
+
+    def send(self, datagrams: list[tuple[bytes, NetworkAddress]]) -> None: ...
+    def arm_timer(self) -> None: ...
+
+
+class PathProber:
+    def __init__(self, connection: Prober, sizes: tuple[int, ...]) -> None:
+        self._connection = connection
+        self._sizes = sizes
+        self._losses: dict[int, int] = {}
+        self._again: asyncio.TimerHandle | None = None
+
+    def probe(self) -> None:
+        """Ask the path about every size above the one in use."""
+        self._probe(self._sizes)
+
+    def _probe(self, sizes: tuple[int, ...]) -> None:
+        connection = self._connection
+        if connection.error is not None or connection.core.closing is not None:
+            return
+        largest = min(connection.core.peer_datagram_bytes_max, limits.DATAGRAM_BYTES_MAX)
+        for size in sizes:
+            if connection.core.datagram_bytes < size <= largest:
+                connection.send(connection.core.probe_datagram(size, connection.loop.time()))
+        connection.arm_timer()
+
+    def judge_probes(self) -> None:
+        """Larger datagrams once a probe arrived; a lost one is tried again a few times."""
+        core = self._connection.core
+        results, core.probe_results = core.probe_results, []
+        again: list[int] = []
+        for size, arrived in results:
+            if arrived:
+                if size > core.datagram_bytes:
+                    core.set_datagram_bytes(size)
+                continue
+            losses = self._losses[size] = self._losses.get(size, 0) + 1
+            if losses < PROBE_ATTEMPTS_MAX:
+                again.append(size)
+        if again:
+            self._probe(tuple(again))
+
+    def judge_losses(self) -> None:
+        """Back to the smallest size when large datagrams vanish one after the other."""
+        core = self._connection.core
+        if core.path_swallows_datagrams:
+            core.set_datagram_bytes(limits.DATAGRAM_BYTES_MIN)
+            self._losses.clear()
+            self._again = self._connection.loop.call_later(PROBE_AGAIN_S, self.probe)
+
+    def stop(self) -> None:
+        if self._again is not None:
+            self._again.cancel()
