@@ -75,3 +75,34 @@ def summary_text(summary: JsonObject, indent: str = "") -> str:
 def _short(value: Any) -> str:
     text = str(value)
     return text if len(text) <= 24 else f"{text[:10]}…{text[-6:]}"
+
+
+def witnesses_text(view: JsonObject) -> str:
+    """Cosignatures received and given; frauds last, since they matter most."""
+    lines = [f"log {view['origin']}, {view['size']} events"]
+    lines += [
+        f"  cosigned by {w['peer']} at size {w['size']}, {time_text(w['time_ms'])}"
+        for w in view["cosigned_by"]
+    ]
+    if not view["cosigned_by"]:
+        lines.append("  nobody has cosigned it yet")
+    lines += [
+        f"  cosigned {w['origin']} at size {w['size']}, {time_text(w['time_ms'])}" for w in view["cosigned"]
+    ]
+    lines += [
+        f"FRAUD: {f['peer']} signed two logs under {f['origin']} (event {f['index']})"
+        for f in view["equivocations"]
+    ]
+    return "\n".join(lines)
+
+
+def receipts_text(found: JsonObject) -> str:
+    """The verdict on a receipt file."""
+    if not found["ok"]:
+        return "\n".join(["NOT OK", *(f"  {problem}" for problem in found["problems"])])
+    lines = [
+        f"ok: {r['channel']} number {r['sequence']}: {r['provider']} computed for {r['consumer']}, "
+        f"logged by {', '.join(r['logged_by'])}"
+        for r in found["receipts"]
+    ]
+    return "\n".join(lines)

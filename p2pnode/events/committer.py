@@ -234,18 +234,11 @@ class Committer(Generic[State]):
 
     def _load_snapshot(self, size: int, edge: Edge) -> tuple[State, int]:
         """A snapshot counts only if code, log and its own hash agree with it; else as if there were none."""
-        row = self._connection.execute(
-            "SELECT size, log_root, version, state_hash, state FROM snapshots WHERE name = 'state'"
-        ).fetchone()
-        if row is not None:
-            snapshot_size, log_root, version, state_hash, state = row
-            fits = version == self._fold.version and 0 < snapshot_size <= size
-            if (
-                fits
-                and sha256(state).digest() == state_hash
-                and root_at(StoredTree(self.tables, edge), snapshot_size) == log_root
-            ):
-                return self._fold.load(state), int(snapshot_size)
+        row = self.tables.snapshot()
+        if row is not None and row.version == self._fold.version and 0 < row.size <= size:
+            is_whole = sha256(row.state).digest() == row.state_hash
+            if is_whole and root_at(StoredTree(self.tables, edge), row.size) == row.log_root:
+                return self._fold.load(row.state), row.size
         return self._fold.initial(), 0
 
     def _repeat(self, row: IdempotencyRow, fingerprint: bytes) -> Outcome:

@@ -90,6 +90,17 @@ class SecretRow:
     text: bytes | None
 
 
+@dataclass(frozen=True, slots=True)
+class SnapshotRow:
+    """A folded state as kept."""
+
+    size: int
+    log_root: bytes
+    version: str
+    state_hash: bytes
+    state: bytes
+
+
 def connect_writer(path: Path) -> Connection:
     """The connection that writes; durable at every commit."""
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5.0)
@@ -242,6 +253,9 @@ class Tables:
             raise CorruptRecord("a leaf is not a hash")
         return b"".join(hashes)
 
+    def bindings(self) -> list[int]:
+        return [row[0] for row in self.connection.execute("SELECT seq FROM bindings ORDER BY seq")]
+
     def block_count(self) -> int:
         return int(self._one("SELECT coalesce(max(number) + 1, 0) FROM blocks")[0])
 
@@ -279,6 +293,12 @@ class Tables:
             (subject, subject),
         )
         return [SecretRow(*row) for row in rows]
+
+    def snapshot(self) -> SnapshotRow | None:
+        row = self._one(
+            "SELECT size, log_root, version, state_hash, state FROM snapshots WHERE name = 'state'"
+        )
+        return None if row is None else SnapshotRow(*row)
 
     def _one(self, sql: str, *parameters: Any) -> Any:
         return self.connection.execute(sql, parameters).fetchone()

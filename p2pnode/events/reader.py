@@ -66,6 +66,11 @@ class LogReader:
             raise NotFound(f"no event has the index, id or request {what!r}")
         return [self.record(index) for index in indexes]
 
+    def bindings(self) -> list[int]:
+        """Where the log's keys were bound."""
+        with self._lock:
+            return self.tables.bindings()
+
     @property
     def block_count(self) -> int:
         with self._lock:

@@ -1,0 +1,241 @@
+"""The rest of `p2pnode log`: fold again, export, witnesses, receipts, forget."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from p2pnode.cli import log_render as render
+from p2pnode.cli.log_folder import folder_options, open_reader
+from p2pnode.cli.output import node_options, print_json
+
+EXISTING_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+@click.command()
+@click.option("--to", "size", type=click.IntRange(min=0), help="After so many events (default: all).")
+@folder_options
+def replay(data: Path, as_json: bool, size: int | None) -> None:
+    """Fold the record again: what was known after its first N events."""
+    from p2pnode.events.replay import check_snapshot
+    from p2pnode.events.replay import replay as fold_again
+    from p2pnode.projections import MeshFold
+
+    tables = open_reader(data).tables
+    replayed = fold_again(tables, MeshFold(), size)
+    check = check_snapshot(tables, MeshFold()) if size is None else None
+    document: dict[str, Any] = {
+        "size": replayed.size,
+        "state_hash": replayed.state_hash.hex(),
+        "state": state_summary(replayed.state),
+        "snapshot": None if check is None else {"size": check.size, "ok": check.ok},
+    }
+    if as_json:
+        print_json(document)
+    else:
+        click.echo(render.summary_text(document))
+    if check is not None and not check.ok:
+        raise click.exceptions.Exit(1)
+
+
+@click.command()
+@folder_options
+def rebuild(data: Path, as_json: bool) -> None:
+    """Fold everything from the beginning and compare with the kept snapshot; drop it if it differs."""
+    from p2pnode.events.replay import check_snapshot
+    from p2pnode.events.replay import replay as fold_again
+    from p2pnode.projections import MeshFold
+
+    reader = open_reader(data)
+    replayed = fold_again(reader.tables, MeshFold())
+    check = check_snapshot(reader.tables, MeshFold())
+    reader.close()
+    ok = check is None or check.ok
+    document = {
+        "size": replayed.size,
+        "state_hash": replayed.state_hash.hex(),
+        "ok": ok,
+        "snapshot_size": None if check is None else check.size,
+        "dropped": not ok and _drop_snapshot(data),
+    }
+    if as_json:
+        print_json(document)
+    else:
+        click.echo(render.summary_text(document))
+    if not ok:
+        raise click.exceptions.Exit(1)
+
+
+@click.command()
+@click.option("--first", default=0, show_default=True, help="From this event on.")
+@click.option("--end", type=int, help="Up to this event, exclusive.")
+@click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="A file, instead of stdout.")
+@click.option("--raw", is_flag=True, help="Each event's exact bytes in hexadecimal instead of its fields.")
+@folder_options
+def export(data: Path, as_json: bool, first: int, end: int | None, output: Path | None, raw: bool) -> None:
+    """Write events as JSON lines (with --json as one document)."""
+    reader = open_reader(data)
+    stop = reader.size if end is None else min(end, reader.size)
+    lines = _exported(reader, first, stop, raw)
+    with click.open_file(str(output) if output else "-", "w", encoding="utf-8") as file:
+        if as_json:
+            json.dump({"first": first, "end": stop, "events": list(lines)}, file, ensure_ascii=False)
+            file.write("\n")
+            return
+        for line in lines:
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    if output is not None:
+        click.echo(f"{max(stop - first, 0)} events written to {output}", err=True)
+
+
+@click.command()
+@folder_options
+def witnesses(data: Path, as_json: bool) -> None:
+    """Who cosigned this log, whose logs this node cosigned, and who was caught."""
+    from p2pnode.events.witness_view import witness_view
+
+    view = witness_view(open_reader(data))
+    if as_json:
+        print_json(view)
+    else:
+        click.echo(render.witnesses_text(view))
+
+
+@click.group()
+def receipt() -> None:
+    """Take receipts out of the record and check them without it."""
+
+
+@receipt.command("export")
+@click.argument("what")
+@click.option(
+    "--with",
+    "other",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="The other side's file.",
+)
+@click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="A file, instead of stdout.")
+@folder_options
+def receipt_export(data: Path, as_json: bool, what: str, other: Path | None, output: Path | None) -> None:
+    """Write a receipt (by event index, id, or request) with the proof that it is in this log."""
+    del as_json  # it is JSON in any case
+    from p2pnode.events.receipt_file import export_receipts, merge
+
+    document = export_receipts(open_reader(data), what)
+    if other is not None:
+        document = merge(document, json.loads(other.read_text(encoding="utf-8")))
+    text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+    with click.open_file(str(output) if output else "-", "w", encoding="utf-8") as file:
+        file.write(text)
+
+
+@receipt.command("verify")
+@click.argument("file", type=EXISTING_FILE)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def receipt_verify(file: Path, as_json: bool) -> None:
+    """Check a receipt file offline: signatures, both logs' proofs, and that both tell the same."""
+    from p2pnode.events.receipt_file import verify_receipts
+
+    found = verify_receipts(file.read_text(encoding="utf-8"))
+    if as_json:
+        print_json(found)
+    else:
+        click.echo(render.receipts_text(found))
+    if not found["ok"]:
+        raise click.exceptions.Exit(1)
+
+
+@click.command()
+@click.argument("subject")
+@node_options
+def forget(data: Path | None, api: str | None, subject: str, as_json: bool) -> None:
+    """Delete what is kept about a request, account or peer: salts and texts. The record says that it was done."""
+    from p2pnode.cli.output import connect
+    from p2pnode.errors import NodeNotRunning
+
+    try:
+        answer = connect(data, api).post("/command/log_forget", {"subject": subject})
+    except NodeNotRunning:
+        if api is not None:
+            raise
+        answer = {"subject": subject, "forgotten": _forget_offline(data, subject)}
+    if as_json:
+        print_json(answer)
+    else:
+        click.echo(f"{answer.get('forgotten', 0)} commitments about {subject} can not be opened any more")
+
+
+def state_summary(state: Any) -> dict[str, Any]:
+    """How many of what a folded state holds, and the balances."""
+    from p2pnode.projections import all_projections
+
+    return {name: _counts(getattr(state, name)) for name in all_projections()}
+
+
+def _counts(part: Any) -> Any:
+    """Sizes of tables, plain values as they are."""
+    return {
+        field: len(value) if isinstance(value, dict | list | tuple | set) else value
+        for field in type(part).__struct_fields__
+        if isinstance(value := getattr(part, field), dict | list | tuple | set | int | str)
+    }
+
+
+def _exported(reader: Any, first: int, end: int, raw: bool) -> Any:
+    from p2pnode.events.view import record_view
+    from p2pnode.limits import LOG_READ_EVENTS_MAX
+
+    for start in range(first, end, LOG_READ_EVENTS_MAX):
+        stop = min(start + LOG_READ_EVENTS_MAX, end)
+        if raw:
+            yield from (
+                {"index": start + i, "entry": e.hex()} for i, e in enumerate(reader.entries(start, stop))
+            )
+        else:
+            yield from map(record_view, reader.read(start, stop))
+
+
+def _own_log(data: Path | None) -> Any:
+    """The folder's log, opened to write; DataDirError while a node runs on it."""
+    import os
+
+    from p2pnode import identity
+    from p2pnode.config import default_data_dir
+    from p2pnode.events.store import SqliteLog
+    from p2pnode.projections import MeshFold
+
+    folder = data or default_data_dir(os.environ)
+    open_reader(folder).close()
+    return SqliteLog.open(folder, identity.load(folder / identity.KEY_FILE), fold=MeshFold())
+
+
+def _drop_snapshot(data: Path) -> bool:
+    """A snapshot that lies is deleted; the next start folds from the beginning."""
+    from p2pnode.events.database import connect_writer
+    from p2pnode.events.folder import LOG_DIR, FolderLock, database_path
+
+    lock = FolderLock(data / LOG_DIR)
+    lock.acquire()
+    try:
+        connection = connect_writer(database_path(data))
+        connection.execute("DELETE FROM snapshots")
+        connection.close()
+    finally:
+        lock.release()
+    return True
+
+
+def _forget_offline(data: Path | None, subject: str) -> int:
+    import asyncio
+
+    async def run() -> int:
+        log = _own_log(data)
+        try:
+            return int(await log.forget(subject))
+        finally:
+            await log.close()
+
+    return asyncio.run(run())
