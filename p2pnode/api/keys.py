@@ -15,7 +15,6 @@ from p2pnode.errors import ConfigError, DataDirError, NotFound, RequestError
 
 Scope = Literal["use", "admin"]
 KEY_PREFIX = "p2pk-"
-KEYS_NAME = "api_keys.json"
 _LABEL_CHARS_MAX = 64
 _KEYS_MAX = 1000
 
@@ -98,11 +97,11 @@ class MemoryKeys:
 
 
 class FileKeys(MemoryKeys):
-    """Keys in DATA/api_keys.json, replaced atomically, mode 0600."""
+    """Keys in a JSON file (DATA/api_keys.json), replaced atomically, mode 0600."""
 
-    def __init__(self, data: Path) -> None:
+    def __init__(self, path: Path) -> None:
         super().__init__()
-        self._path = data / KEYS_NAME
+        self._path = path
         try:
             rows = json.loads(self._path.read_text(encoding="utf-8"))
             keys = [ApiKey(**row) for row in rows]
