@@ -93,6 +93,7 @@ class Node:
             addresses=self.addresses,
             now_ms=now_ms,
             member_added=self._member_added,
+            where=self.where,
         )
         self.catalog = Catalog(store, self.links, report=self._blob_refused)
         self.hosting = Hosting(
@@ -200,7 +201,8 @@ class Node:
         self.is_started = False
         await self.routing.close()
         await self.hosting.close()
-        self.mesh.remember({p: link.addresses for p, link in self.links.links.items() if link.addresses})
+        self.links.close()
+        self.mesh.remember(self.where())
         await self.tasks.close()
         await self.transport.close()
         await self.ledger.do(c.StopNode(reason=reason))
@@ -210,6 +212,10 @@ class Node:
     # --- what others hear and say --------------------------------------------------------------------
     def addresses(self) -> list[str]:
         return list(self.transport.listen_multiaddrs)[: limits.TICKET_ADDRESSES_MAX]
+
+    def where(self) -> dict[str, list[str]]:
+        """Addresses of every other member, as far as known."""
+        return {peer: list(link.addresses) for peer, link in self.links.links.items() if link.addresses}
 
     def _status(self) -> messages.Status:
         membership = self.mesh.membership
@@ -231,7 +237,11 @@ class Node:
             state=self.state,
             now_ms=now_ms(),
             checkpoint=self.ledger.log.checkpoint() or "",
-            extra={"rtt_ms": rtt_ms, "stages": [self._hosted_view(h) for h in self.hosting.stages.values()]},
+            extra={
+                "rtt_ms": rtt_ms,
+                "peers": self.where(),
+                "stages": [self._hosted_view(h) for h in self.hosting.stages.values()],
+            },
         )
 
     def _hosted_view(self, hosted: HostedStage) -> dict[str, Any]:
@@ -247,10 +257,12 @@ class Node:
         for address in status.addresses[: limits.PEER_ADDRESSES_MAX]:
             if address.startswith("/") and address not in link.addresses and len(link.addresses) < 16:
                 link.addresses.append(address)
-        self.tasks.spawn("hear status", self._hear(link, status))
+        if not self.stopping.is_set():
+            self.tasks.spawn("hear status", self._hear(link, status))
 
     async def _hear(self, link: Link, status: messages.Status) -> None:
         await self.mesh.hear(status)
+        self._hear_of_others(status)
         entry = self.ledger.state.peers.peers.get(link.peer_id)
         if link.connection is not None and (
             entry is None or not entry.online or entry.version != status.version
@@ -270,6 +282,15 @@ class Node:
             )
         for model in status.models:
             await self._learn_model(str(model.get("manifest", "")), str(model.get("name", ""))[:128], link)
+
+    def _hear_of_others(self, status: messages.Status) -> None:
+        """Members tell where members are; who answers there is checked when dialling."""
+        for peer, addresses in list(dict(status.extra.get("peers", {})).items())[: limits.MESH_MEMBERS_MAX]:
+            peer_id = PeerId(str(peer))
+            link = self.links.links.get(peer_id)
+            if peer_id != self.me and (link is None or not link.is_up) and self.mesh.is_member(peer_id):
+                said = [str(a) for a in addresses if str(a).startswith("/")][: limits.PEER_ADDRESSES_MAX]
+                self.links.know(peer_id, addresses=said)
 
     async def _learn_model(self, content_id: str, name: str, link: Link) -> None:
         """Keep the manifest (never the weights) of what others offer, so that it can be planned for at once."""

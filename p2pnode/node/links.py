@@ -65,6 +65,7 @@ class Links:
         self._on_status = on_status
         self._on_link = on_link
         self._is_member = is_member
+        self._closed = False
         self._methods: dict[str, Method] = {}
         self._changed = asyncio.Event()
         self._news = asyncio.Event()
@@ -84,7 +85,7 @@ class Links:
         del link.addresses[limits.PEER_ADDRESSES_MAX :]
         if not link.is_up and (connection := self._transport.connection(peer_id)) is not None:
             self._attach(link, connection)
-        if not link.is_up and link.addresses and not link.dialing:
+        if not link.is_up and link.addresses and not link.dialing and not self._closed:
             link.dialing = True
             self._tasks.spawn(f"dial {peer_id[-6:]}", self._keep_dialing(link))
         return link
@@ -95,6 +96,10 @@ class Links:
             return self._my_status().name
         link = self.links.get(peer_id)
         return (link.name if link else "") or peer_id[-6:]
+
+    def close(self) -> None:
+        """No more dialing: the node is ending."""
+        self._closed = True
 
     def forget(self, peer_id: PeerId) -> None:
         self.links.pop(peer_id, None)
@@ -146,6 +151,8 @@ class Links:
     def _attach(self, link: Link, connection: Connection) -> None:
         link.connection, link.failures, link.tried = connection, 0, []
         self._something_new()
+        if self._closed:
+            return
         self._on_link(link, True)
         self._tasks.spawn(f"status {link.peer_id[-6:]}", self._tell_status(link, connection))
 

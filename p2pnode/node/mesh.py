@@ -63,6 +63,7 @@ class Mesh:
         addresses: Callable[[], list[str]],
         now_ms: Callable[[], int],
         member_added: Callable[[PeerId, str, list[str]], None],
+        where: Callable[[], dict[str, list[str]]],
     ) -> None:
         self._identity = identity
         self._ledger = ledger
@@ -72,6 +73,7 @@ class Mesh:
         self._addresses = addresses
         self._now_ms = now_ms
         self._member_added = member_added
+        self._where = where
         self.my_key = key_of(identity.peer_id)
         self.mesh_name = ""
         self.membership: Membership | None = None
@@ -195,7 +197,7 @@ class Mesh:
             mesh_name=self.mesh_name,
             grants=self.membership.export(),
             revocations=self.membership.export_revocations(),
-            peers=[{"peer": peer, "addresses": addresses} for peer, addresses in self.remembered().items()],
+            peers=[{"peer": peer, "addresses": addresses} for peer, addresses in self._where().items()],
         )
 
     # --- joining -------------------------------------------------------------------------------------
