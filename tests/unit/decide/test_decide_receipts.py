@@ -1,0 +1,268 @@
+"""Receipts in the record: order, exposure, agreement and fraud."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import msgspec
+import pytest
+
+from p2pnode.commands import FinishRequest, ReportFraud
+from p2pnode.decide import may_compute
+from p2pnode.decide.requests import shares_of
+from p2pnode.errors import BadReceipt, CreditEnded, ReceiptOwed
+from p2pnode.events import receipt as receipts
+from p2pnode.events import types as facts
+from p2pnode.events.receipt import Signed
+from p2pnode.projections import billing
+from tests.kit.receipts import Channel, channel, keys_of, public
+from tests.kit.story import Story, finish, serve
+
+UNIT = 1_000_000
+
+
+@pytest.fixture
+def between() -> Channel:
+    return channel()
+
+
+@pytest.fixture
+def provider(between: Channel) -> Story:
+    return Story(between.provider.peer)
+
+
+@pytest.fixture
+def consumer(between: Channel) -> Story:
+    return Story(between.consumer.peer)
+
+
+def fraud_of(peer: str) -> ReportFraud:
+    return ReportFraud(
+        fraud=facts.PeerEquivocated(peer=peer, origin="o", size_first=1, size_second=2, proof=b"p")
+    )
+
+
+# --- provider --------------------------------------------------------------------------------------
+def test_a_provider_earns_when_the_consumer_has_signed(between: Channel, provider: Story) -> None:
+    signed = between.signed()
+    provider.do(between.give(signed, agreed=False))
+    me, them = between.provider.peer, between.consumer.peer
+    assert billing.exposure(provider.state.billing, them) == 500_000
+    assert billing.available(provider.state.billing, me) == 0
+    provider.do(between.give(signed))
+    assert billing.exposure(provider.state.billing, them) == 0
+    assert dict(billing.balances(provider.state.billing)) == {me: 500_000, billing.DUE + them: -500_000}
+    size = provider.state.size
+    provider.do(between.give(signed))
+    provider.do(between.give(signed, agreed=False))
+    assert provider.state.size == size
+
+
+def test_a_receipt_may_be_recorded_with_both_signatures_at_once(between: Channel, provider: Story) -> None:
+    provider.do(between.give(between.signed()))
+    provider.do(between.give(between.signed()))
+    entry = provider.state.billing.given[between.consumer.peer]
+    assert (entry.sequence, entry.agreed_sequence, entry.agreed_microunits) == (2, 2, UNIT)
+
+
+def test_free_work_is_receipted_and_moves_nothing(between: Channel, provider: Story) -> None:
+    provider.do(between.give(between.signed(between.next(microunits=0, request_microunits=0))))
+    assert dict(billing.balances(provider.state.billing)) == {}
+
+
+def test_the_next_receipt_waits_for_the_signature_under_the_last(between: Channel, provider: Story) -> None:
+    first = between.signed()
+    provider.do(between.give(first, agreed=False))
+    second = between.signed()
+    with pytest.raises(ReceiptOwed):
+        provider.do(between.give(second, agreed=False))
+    provider.do(between.give(first))
+    provider.do(between.give(second, agreed=False))
+
+
+def test_a_provider_never_signs_two_receipts_under_one_number(between: Channel, provider: Story) -> None:
+    provider.do(between.give(between.signed(), agreed=False))
+    other = Channel(between.consumer, between.provider)
+    with pytest.raises(BadReceipt, match="another receipt"):
+        provider.do(between.give(other.signed(other.next(request_id="r2")), agreed=False))
+
+
+def test_a_provider_refuses_what_is_not_its_own_or_wrongly_signed(between: Channel, provider: Story) -> None:
+    signed = between.signed()
+    command = between.give(signed)
+    for wrong, match in (
+        (replace(command, provider_key=public(between.consumer)), "provider's signature"),
+        (replace(command, countersignature=bytes(64)), "consumer's signature"),
+        (replace(command, consumer_key=None), "consumer's signature"),
+        (replace(command, signature=bytes(64)), "provider's signature"),
+        (replace(command, provider_key=b"short"), "provider's signature"),
+    ):
+        with pytest.raises(BadReceipt, match=match):
+            provider.do(wrong)
+    with pytest.raises(BadReceipt, match="not its provider"):
+        Story(between.consumer.peer).do(command)
+    between.signed()
+    with pytest.raises(BadReceipt, match="1 is next"):
+        provider.do(between.give(between.signed()))
+
+
+def test_work_without_a_signature_stops_at_one_unit(between: Channel, provider: Story) -> None:
+    them = between.consumer.peer
+    may_compute(provider.state, them, UNIT)
+    with pytest.raises(ReceiptOwed):
+        may_compute(provider.state, them, UNIT + 1)
+    provider.do(between.give(between.signed(), agreed=False))
+    may_compute(provider.state, them, UNIT - 500_000)
+    with pytest.raises(ReceiptOwed) as owed:
+        may_compute(provider.state, them, UNIT - 499_999)
+    assert owed.value.details == {"owed": UNIT + 1}
+    provider.do(fraud_of(them))
+    with pytest.raises(CreditEnded):
+        may_compute(provider.state, them, 0)
+
+
+def test_nothing_is_given_to_a_consumer_that_equivocated(between: Channel, provider: Story) -> None:
+    provider.do(fraud_of(between.consumer.peer))
+    size = provider.state.size
+    provider.do(fraud_of(between.consumer.peer))
+    assert provider.state.size == size, "the same fraud is recorded once"
+    with pytest.raises(CreditEnded):
+        provider.do(between.give(between.signed(), agreed=False))
+
+
+# --- consumer --------------------------------------------------------------------------------------
+def test_a_consumer_records_what_it_signed_once(between: Channel, consumer: Story) -> None:
+    signed = between.signed()
+    assert consumer.do(between.accept(signed)) == {"accepted": True, "fraud": False}
+    size = consumer.state.size
+    assert consumer.do(between.accept(signed)) == {"accepted": True, "fraud": False}
+    assert consumer.state.size == size
+    consumer.do(between.accept(between.signed()))
+    entry = consumer.state.billing.received[between.provider.peer]
+    assert (entry.agreed_sequence, entry.agreed_layer_tokens, entry.agreed_microunits) == (2, 80, UNIT)
+
+
+def test_a_consumer_signs_only_for_work_it_saw(between: Channel, consumer: Story) -> None:
+    signed = between.signed()
+    for changes, match in (
+        ({"layer_tokens_max": 39}, "more work"),
+        ({"microunits_max": 499_999}, "part of the price"),
+        ({"countersignature": bytes(64)}, "own signature"),
+        ({"signature": bytes(64)}, "provider's signature"),
+    ):
+        with pytest.raises(BadReceipt, match=match):
+            consumer.do(between.accept(signed, **changes))
+    with pytest.raises(BadReceipt, match="not its consumer"):
+        Story(between.provider.peer).do(between.accept(signed))
+    between.signed()
+    with pytest.raises(BadReceipt) as gap:
+        consumer.do(between.accept(between.signed()))
+    assert gap.value.details == {"expected": 1}
+    consumer.do(between.accept(signed))
+    with pytest.raises(BadReceipt) as replay:
+        consumer.do(between.accept(between.signed()))
+    assert replay.value.details == {"expected": 2}
+
+
+def test_two_receipts_under_one_number_end_the_providers_credit(between: Channel, consumer: Story) -> None:
+    consumer.do(between.accept(between.signed()))
+    other = Channel(between.consumer, between.provider)
+    answer = consumer.do(between.accept(other.signed(other.next(request_id="r2"))))
+    assert answer == {"accepted": False, "fraud": True}
+    event = consumer.records[-1].event
+    assert isinstance(event, facts.PeerEquivocated)
+    first, second, key = receipts.check_fraud(event.proof)
+    assert (first.sequence, second.sequence, key) == (1, 1, public(between.provider))
+    with pytest.raises(CreditEnded):
+        consumer.do(between.accept(between.signed()))
+
+
+# --- instalments -----------------------------------------------------------------------------------
+def test_a_long_request_is_divided_unit_by_unit() -> None:
+    story = Story("self")
+    story.do(serve(max_tokens=3000))
+    command: FinishRequest = finish(
+        completion_tokens=2500,
+        work=(("b", 1),),
+        work_before=((("a", 1), ("b", 1)), (("a", 3), ("b", 1))),
+    )
+    assert story.do(command)["shares"] == [["a", 1_250_000], ["b", 1_750_000]]
+
+
+def test_instalments_never_exceed_the_price_and_unclaimed_ones_stay_here() -> None:
+    state = Story("self").state.billing
+    assert shares_of(state, UNIT, (("b", 1),), ((("a", 1),), (("a", 1),))) == (("a", UNIT),)
+    assert shares_of(state, 2 * UNIT, (("b", 1),), ((),)) == (("b", UNIT), ("self", UNIT))
+
+
+# --- the bytes -------------------------------------------------------------------------------------
+def test_a_fraud_proof_needs_a_contradiction_and_both_signatures(between: Channel) -> None:
+    first = between.signed()
+    other = Channel(between.consumer, between.provider)
+    second = other.signed(other.next(request_id="r2"))
+    key = public(between.provider)
+    proof = receipts.fraud_proof(first, second, key)
+    with pytest.raises(BadReceipt, match="do not contradict"):
+        receipts.fraud_proof(first, first, key)
+    with pytest.raises(BadReceipt, match="do not contradict"):
+        receipts.fraud_proof(first, between.signed(), key)
+    with pytest.raises(BadReceipt, match="not signed"):
+        receipts.fraud_proof(first, Signed(second.raw, bytes(64)), key)
+    with pytest.raises(BadReceipt, match="not signed"):
+        receipts.fraud_proof(first, second, public(keys_of("somebody else")))
+    with pytest.raises(BadReceipt, match="not a fraud proof"):
+        receipts.check_fraud(proof[:-1])
+    with pytest.raises(BadReceipt, match="one encoding"):
+        receipts.check_fraud(b"\xdc\x00\x06" + proof[1:])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"provider": "same", "consumer": "same"},
+        {"layer_end": 4},
+        {"position_end": 0},
+        {"layer_tokens": 0},
+        {"layer_tokens": 41},
+        {"request_layer_tokens": 39},
+        {"microunits": 499_999},
+        {"microunits": 500_002},
+        {"microunits": 1, "request_microunits": 0},
+        {"microunits": 1_500_000, "request_microunits": 3_000_000},
+        {"cumulative_layer_tokens": 39},
+        {"cumulative_microunits": 499_999},
+        {"sequence": 2},
+        {"previous": b"\x01" * 32},
+        {"previous": b""},
+        {"sequence": 0},
+        {"layer_first": -1},
+        {"checkpoint": "x" * 1025},
+    ],
+)
+def test_a_receipt_that_cannot_be_true_is_refused(between: Channel, changes: dict[str, object]) -> None:
+    with pytest.raises(BadReceipt):
+        receipts.encode(between.next(**changes))
+
+
+def test_a_receipt_has_one_encoding(between: Channel) -> None:
+    raw = receipts.encode(between.next())
+    assert receipts.decode(raw) == between.next()
+    fields = msgspec.msgpack.decode(raw)
+    unsorted = msgspec.msgpack.encode(dict(reversed(list(fields.items()))))
+    for wrong in (unsorted, raw[:-1], raw + b"\x00", b"", b"\xc1", b"\x81" * 100, b"\x00" * 3000):
+        with pytest.raises(BadReceipt):
+            receipts.decode(wrong)
+    with pytest.raises(BadReceipt):
+        receipts.decode(msgspec.msgpack.encode({**fields, "x": 1}, order="sorted"))
+    without = {k: v for k, v in fields.items() if k != "v"}
+    with pytest.raises(BadReceipt, match="one encoding"):
+        receipts.decode(msgspec.msgpack.encode(without, order="sorted"))
+
+
+def test_the_two_signatures_are_not_interchangeable(between: Channel) -> None:
+    signed = between.signed()
+    assert receipts.is_signed(signed.raw, signed.signature, public(between.provider))
+    assert signed.countersignature is not None
+    assert receipts.is_countersigned(signed.raw, signed.countersignature, public(between.consumer))
+    assert not receipts.is_signed(signed.raw, signed.countersignature, public(between.consumer))
+    assert receipts.channel_of("a", "b") == "a>b"
