@@ -27,8 +27,7 @@ class Sliding:
     optional: bool = False
     """A window of 0 turns sliding off; otherwise the graph insists on a sliding layer."""
 
-    def pattern(self, layer_count: int, period: int | None = None) -> list[bool]:
-        step = self.period if period is None else period
+    def pattern(self, layer_count: int, step: int) -> list[bool]:
         if step == 0:
             return [True] * layer_count
         if self.dense_first:
@@ -174,6 +173,5 @@ def token_scale(row: Architecture, index: ModelIndex) -> float:
     if row.scale in ("width", "width_tokens"):
         return math.sqrt(index.parameter_int("embedding_length"))
     if row.scale == "key":
-        value = index.parameter("embedding_scale", row.scale_default)
-        return float(value) if value else 1.0
+        return index.parameter_float("embedding_scale", row.scale_default) or 1.0
     return 1.0

@@ -67,12 +67,8 @@ def split_paths(path: Path) -> list[Path]:
 @contextmanager
 def _mapped(path: Path) -> Iterator[Buffer]:
     try:
-        with path.open("rb") as file:
-            if path.stat().st_size == 0:
-                yield b""
-                return
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                yield data
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            yield data
     except FileNotFoundError:
         raise BadModelFile(
             f"{path.name} is not there", hint="put all files of the model into one folder"

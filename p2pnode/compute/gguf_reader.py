@@ -289,8 +289,7 @@ def _check_split(files: Sequence[ModelFile], count: object) -> None:
                 f"file {number + 1} of the split is not what its name says",
                 hint="fetch the model's files again",
             )
-        if any(tensor.file != number for tensor in file.tensors.values()):
-            raise AssertionError("files of a split are parsed with their number")
+        assert all(tensor.file == number for tensor in file.tensors.values()), "parse files with their number"
     total = files[0].metadata.get("split.tensors.count")
     found = sum(len(file.tensors) for file in files)
     if total is not None and total.value() != found:

@@ -5,6 +5,7 @@ Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 
 from __future__ import annotations
 
+import math
 import re
 import struct
 from collections.abc import Iterable, Mapping, Sequence
@@ -112,6 +113,11 @@ class TensorInfo:
         return self.size // self.row_bytes if self.row_bytes else 0
 
 
+def _unsigned(value: object) -> bool:
+    """Whether a value fits llama.cpp's own 32-bit hyperparameters; flags of layers may be booleans."""
+    return isinstance(value, int) and 0 <= value < 1 << 32
+
+
 @dataclass(frozen=True, slots=True)
 class ModelIndex:
     """What one model is made of, over one file or several."""
@@ -142,14 +148,31 @@ class ModelIndex:
         return self.get(f"{self.architecture}.{key}", default)
 
     def parameter_int(self, key: str, default: int | None = None) -> int:
-        """An integer parameter; BadModelFile when absent without a default, or not an integer."""
+        """An unsigned integer parameter; BadModelFile when absent without a default, or anything else."""
         value = self.parameter(key, default)
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise BadModelFile(
-                f"{self.architecture}.{key} is {'missing' if value is None else 'not an integer'}",
-                hint="convert the model again with a current converter",
-            )
-        return value
+        if not _unsigned(value):
+            raise self._wrong(key, "missing" if value is None else "not an unsigned integer")
+        return int(value)
+
+    def parameter_ints(self, key: str, default: int | None = None) -> list[int]:
+        """A parameter of every layer, given as one value or as an array."""
+        value = self.parameter(key, default)
+        if not isinstance(value, list):
+            return [self.parameter_int(key, default)] * self.layer_count
+        if len(value) < self.layer_count or not all(_unsigned(each) for each in value):
+            raise self._wrong(key, f"not {self.layer_count} unsigned integers")
+        return [int(each) for each in value[: self.layer_count]]
+
+    def parameter_float(self, key: str, default: float) -> float:
+        value = self.parameter(key, default)
+        if not isinstance(value, float | int) or not math.isfinite(value):
+            raise self._wrong(key, "not a number")
+        return float(value)
+
+    def _wrong(self, key: str, what: str) -> BadModelFile:
+        return BadModelFile(
+            f"{self.architecture}.{key} is {what}", hint="convert the model again with a current converter"
+        )
 
     @property
     def layer_count(self) -> int:

@@ -12,7 +12,7 @@ from p2pnode.compute.ggml_types import TENSOR_TYPES
 from p2pnode.compute.gguf_reader import join, parse
 from p2pnode.compute.gguf_values import ModelIndex
 from p2pnode.compute.part import Cut, Part, real_layer_count
-from p2pnode.compute.rewrite import head_counts
+from p2pnode.compute.rewrite import vocabulary_size
 from p2pnode.compute.surgery import cut
 from p2pnode.errors import PlanError
 
@@ -91,9 +91,9 @@ def _recurrent(local: ModelIndex) -> list[bool]:
 
 def _cache_elements(local: ModelIndex) -> tuple[int, int]:
     """Elements of keys and of values per token, over all attention layers."""
-    heads = head_counts(local, "attention.head_count")
+    heads = local.parameter_ints("attention.head_count", 1)
     key = "attention.head_count_kv"
-    kv_heads = head_counts(local, key) if local.parameter(key) is not None else heads
+    kv_heads = local.parameter_ints(key) if local.parameter(key) is not None else heads
     width = local.parameter_int("embedding_length") // max(1, *heads)
     attention = [count for count, state in zip(kv_heads, _recurrent(local), strict=True) if not state]
     key_width = local.parameter_int("attention.key_length", width)
@@ -119,14 +119,9 @@ def _state_bytes(local: ModelIndex) -> int:
 
 def _compute_bytes(local: ModelIndex, *, output: bool) -> int:
     width = local.parameter_int("embedding_length")
-    used = max(1, max(head_counts(local, "expert_used_count")) if local.parameter("expert_used_count") else 1)
-    dense = (
-        max(head_counts(local, "feed_forward_length"), default=0)
-        if local.parameter("feed_forward_length")
-        else 0
-    )
-    expert = local.parameter("expert_feed_forward_length")
-    each = max(expert) if isinstance(expert, list) else expert or (dense if used > 1 else 0)
-    widest = max(dense, used * int(each))
-    vocabulary = local.tensors["token_embd.weight"].shape[1] if output else 0
+    used = max(local.parameter_ints("expert_used_count", 0))
+    dense = max(local.parameter_ints("feed_forward_length", 0))
+    expert = max(local.parameter_ints("expert_feed_forward_length", 0))
+    widest = max(dense, used * (expert or dense))
+    vocabulary = vocabulary_size(local) if output else 0
     return 4 * max(3 * widest + 4 * width, vocabulary + 2 * width)

@@ -9,6 +9,7 @@ from math import prod
 from p2pnode.compute.ggml_types import F32, TensorType
 from p2pnode.compute.gguf_values import TensorInfo
 from p2pnode.compute.part import Inline, Piece, Source, Zeros
+from p2pnode.errors import BadModelFile
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +44,8 @@ def ones(name: str, shape: tuple[int, ...]) -> NewTensor:
 def rows(tensor: TensorInfo, name: str, first: int, end: int) -> NewTensor:
     """Rows [first, end) of a matrix, or of each matrix of a stack; elements of a vector."""
     if len(tensor.shape) == 1:
-        assert tensor.type.block_elements == 1
-        unit = tensor.type.block_bytes
-        source = Source(tensor.file, tensor.offset + first * unit, (end - first) * unit)
-        return NewTensor(name, (end - first,), tensor.type, source, tensor.name)
+        return columns(tensor, name, first, end)
+    _check_range(tensor, first, end, tensor.shape[1], 1)
     unit = tensor.row_bytes
     shape = (tensor.shape[0], end - first, *tensor.shape[2:])
     source = Source(
@@ -62,8 +61,7 @@ def rows(tensor: TensorInfo, name: str, first: int, end: int) -> NewTensor:
 def columns(tensor: TensorInfo, name: str, first: int, end: int) -> NewTensor:
     """Elements [first, end) of every row; both fall on blocks of the tensor's type."""
     kind = tensor.type
-    assert first % kind.block_elements == 0, name
-    assert end % kind.block_elements == 0, name
+    _check_range(tensor, first, end, tensor.row_elements, kind.block_elements)
     source = Source(
         tensor.file,
         tensor.offset + first // kind.block_elements * kind.block_bytes,
@@ -72,3 +70,11 @@ def columns(tensor: TensorInfo, name: str, first: int, end: int) -> NewTensor:
         stride=tensor.row_bytes,
     )
     return NewTensor(name, (end - first, *tensor.shape[1:]), kind, source, tensor.name)
+
+
+def _check_range(tensor: TensorInfo, first: int, end: int, size: int, unit: int) -> None:
+    if not 0 <= first < end <= size or first % unit or end % unit:
+        raise BadModelFile(
+            f"tensor {tensor.name} of shape {tensor.shape} cannot be cut to [{first}, {end})",
+            hint="its sizes contradict the model's parameters: fetch it again",
+        )

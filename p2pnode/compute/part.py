@@ -175,6 +175,7 @@ class CutReader:
     def __init__(self, cut: Cut, read: ReadAt) -> None:
         self._read = read
         self._pieces = list(cut.all_pieces())
+        assert all(piece.total > 0 for piece in self._pieces)
         self._starts: list[int] = []
         self.size = 0
         for piece in self._pieces:
@@ -191,9 +192,8 @@ class CutReader:
             piece = self._pieces[at]
             start = offset - self._starts[at]
             take = min(piece.total - start, end - offset)
-            if take > 0:
-                out.extend(_piece_bytes(piece, start, take, self._read))
-                offset += take
+            out.extend(_piece_bytes(piece, start, take, self._read))
+            offset += take
             at += 1
         return b"".join(out)
 

@@ -16,43 +16,28 @@ SLIDING_WINDOW_ENDLESS = 1 << 22
 
 def sliding_pattern(row: Architecture, index: ModelIndex) -> list[bool]:
     """For every layer of the model: whether its attention slides."""
-    count = index.layer_count
-    if row.sliding is None or (row.sliding.optional and not index.parameter("attention.sliding_window", 0)):
+    key, count = "attention.sliding_window_pattern", index.layer_count
+    if row.sliding is None or (
+        row.sliding.optional and not index.parameter_int("attention.sliding_window", 0)
+    ):
         return [False] * count
-    given = index.parameter("attention.sliding_window_pattern")
-    if isinstance(given, list):
-        if len(given) < count:
-            raise BadModelFile(
-                f"the sliding window pattern has {len(given)} of {count} layers",
-                hint="convert the model again",
-            )
-        return [bool(value) for value in given[:count]]
-    return row.sliding.pattern(count, given if isinstance(given, int) else None)
+    if isinstance(index.parameter(key), list):
+        return [bool(value) for value in index.parameter_ints(key)]
+    return row.sliding.pattern(count, index.parameter_int(key, row.sliding.period))
 
 
 def recurrent_layers(row: Architecture, index: ModelIndex) -> list[bool]:
     """For every layer of the model: whether it keeps a state instead of keys and values."""
     count = index.layer_count
     if row.recurrent == "head_count_kv":
-        heads = index.parameter("attention.head_count_kv", 1)
-        return [value == 0 for value in heads[:count]] if isinstance(heads, list) else [heads == 0] * count
+        return [heads == 0 for heads in index.parameter_ints("attention.head_count_kv", 1)]
     if row.recurrent == "interval":
-        given = index.parameter("attention.recurrent_layers")
-        if isinstance(given, list):
-            return [bool(value) for value in given[:count]]
+        if index.parameter("attention.recurrent_layers") is not None:
+            return [bool(value) for value in index.parameter_ints("attention.recurrent_layers")]
         interval = index.parameter_int("full_attention_interval", 4) or count + 1
         real = count - index.parameter_int("nextn_predict_layers", 0)
         return [layer < real and (layer + 1) % interval != 0 for layer in range(count)]
     return [False] * count
-
-
-def head_counts(index: ModelIndex, key: str) -> list[int]:
-    """A per-layer number that files give as one value or as an array."""
-    value = index.parameter(key)
-    count = index.layer_count
-    if isinstance(value, list) and len(value) >= count:
-        return [int(each) for each in value[:count]]
-    return [index.parameter_int(key)] * count
 
 
 class Rewriter:
@@ -118,7 +103,7 @@ class Rewriter:
             local = [True] * len(local)
             self.put("attention.sliding_window", ValueType.UINT32, SLIDING_WINDOW_ENDLESS)
             if self.has("rope.freq_base_swa"):
-                base = float(index.parameter("rope.freq_base", 10000.0))
+                base = index.parameter_float("rope.freq_base", 10000.0)
                 self.put("rope.freq_base_swa", ValueType.FLOAT32, base)
         self.put_array("attention.sliding_window_pattern", ValueType.BOOL, local)
 
@@ -127,7 +112,7 @@ class Rewriter:
         index = self._index
         if not self.has("attention.q_lora_rank"):
             self.put("attention.q_lora_rank", ValueType.UINT32, 0)
-        if not index.parameter("expert_gating_func"):
+        if not index.parameter_int("expert_gating_func", 0):
             sigmoid = index.layer_count in (47, 48) and vocabulary_size(index) == 154_880
             self.put("expert_gating_func", ValueType.UINT32, 2 if sigmoid else 1)
 

@@ -16,7 +16,7 @@ from p2pnode.compute.ggml_types import F32
 from p2pnode.compute.gguf_values import ModelIndex, TensorInfo, ValueType
 from p2pnode.compute.new_tensor import NewTensor, columns, original, rows, zeros
 from p2pnode.compute.part import Shard
-from p2pnode.compute.rewrite import Rewriter, head_counts
+from p2pnode.compute.rewrite import Rewriter
 from p2pnode.errors import PlanError
 
 _WHOLE = re.compile(
@@ -106,15 +106,9 @@ class ShardPlan:
         self._width = index.parameter_int("embedding_length")
         if row.shard_as and "output.bias" in index.tensors:
             raise refusal(row.name, "its output has a bias")
-        self.heads, self.kv_heads = (
-            head_counts(index, "attention.head_count"),
-            head_counts(
-                index,
-                "attention.head_count_kv"
-                if index.parameter("attention.head_count_kv")
-                else "attention.head_count",
-            ),
-        )
+        self.heads = index.parameter_ints("attention.head_count")
+        has_kv = index.parameter("attention.head_count_kv") is not None
+        self.kv_heads = index.parameter_ints("attention.head_count_kv") if has_kv else self.heads
         if any(self.kv_heads[n] < 1 or self.heads[n] % self.kv_heads[n] for n in layers):
             raise refusal(row.name, "some of its layers have no plain attention heads")
         self.key_width = index.parameter_int("attention.key_length", self._default_width(index))
@@ -125,7 +119,7 @@ class ShardPlan:
             t.type.block_elements for each in layers.values() for s, t in each if s == "attn_output.weight"
         }
         block = lcm(*blocks)
-        unit = block // gcd(block, self.value_width)
+        unit = block // gcd(block, max(1, self.value_width))
         self._ranges = {
             n: head_ranges(self.heads[n], self.kv_heads[n], unit, shard.shares)[shard.rank] for n in layers
         }

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from p2pnode.compute.architectures import ARCHITECTURES, REFUSED
 from p2pnode.compute.embedding import embed_rows
-from p2pnode.compute.gguf import ModelIndex, ValueType, parse, scalar
+from p2pnode.compute.ggml_types import TENSOR_TYPES
+from p2pnode.compute.gguf import ModelIndex, ValueType, array, parse, scalar
 from p2pnode.compute.part import Part, Shard, Source, real_layer_count, whole
 from p2pnode.compute.surgery import cut, needed_tensors
 from p2pnode.errors import ArchitectureUnsupported, BadModelFile, PlanError, ShapeMismatch
@@ -206,6 +207,10 @@ def test_embedding_lookup_refuses_what_it_cannot() -> None:
         embed_rows(INDEX, reader_of(LLAMA), [320])
     with pytest.raises(ArchitectureUnsupported, match="not in the table"):
         embed_rows(renamed("hopeful"), reader_of(LLAMA), [1])
+    table = replace(INDEX.tensors["token_embd.weight"], type=TENSOR_TYPES[42])
+    odd = replace(INDEX, tensors={**INDEX.tensors, "token_embd.weight": table})
+    with pytest.raises(ArchitectureUnsupported, match="stored as"):
+        embed_rows(odd, lambda file, offset, size: bytes(size), [1])
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen2", "mixtral", "llama-q4_k"])
@@ -216,3 +221,58 @@ def test_the_output_alone_costs_little_more_than_its_matrix(name: str) -> None:
     needed = sum(index.tensors[each].size for each in needed_tensors(index, made.part))
     layer = sum(tensor.size for each, tensor in index.tensors.items() if each.startswith("blk.0."))
     assert made.size - len(made.header) - needed < layer * 0.6
+
+
+def local_metadata(toy: Toy, part: Part) -> dict[str, object]:
+    data = model_bytes(toy)
+    made = parse(materialise(cut(index_of(data), part), data))
+    return {key.partition(".")[2]: entry.value() for key, entry in made.metadata.items()}
+
+
+def test_patterns_in_the_file_come_before_the_familys_own() -> None:
+    pattern = [True, True, False, False, True, False]
+    listed = replace(TOYS["gemma2"], parameters={"attention.sliding_window_pattern": pattern})
+    assert local_metadata(listed, Part(1, 4))["attention.sliding_window_pattern"] == pattern[1:4]
+    every_third = replace(TOYS["gemma2"], parameters={"attention.sliding_window_pattern": 3})
+    expected = [True, False, True]
+    assert local_metadata(every_third, Part(1, 4))["attention.sliding_window_pattern"] == expected
+    all_slide = replace(TOYS["gemma2"], parameters={"attention.sliding_window_pattern": 0})
+    assert local_metadata(all_slide, Part(1, 2))["attention.sliding_window_pattern"] == [True]
+
+
+def test_a_base_frequency_of_sliding_layers_is_not_used_by_dense_ones() -> None:
+    toy = replace(TOYS["gpt-oss"], parameters={"rope.freq_base": 5e5, "rope.freq_base_swa": 1e4})
+    assert local_metadata(toy, Part(1, 2))["rope.freq_base_swa"] == 5e5
+    assert local_metadata(toy, Part(0, 2))["rope.freq_base_swa"] == 1e4
+
+
+def test_recurrent_layers_may_be_listed() -> None:
+    listed = [True, False, True, False, True]
+    toy = replace(TOYS["qwen3next"], parameters={"attention.recurrent_layers": listed})
+    assert local_metadata(toy, Part(1, 3))["attention.recurrent_layers"] == [False, True]
+
+
+def test_deepseek_guesses_are_written_down() -> None:
+    lite = TOYS["deepseek2-lite"]
+    index = index_of(model_bytes(lite))
+    bare = replace(index, metadata={k: v for k, v in index.metadata.items() if "q_lora_rank" not in k})
+    made = parse(cut(bare, Part(1, 3)).header, 10**9)
+    assert made.metadata["deepseek2.attention.q_lora_rank"].value() == 0
+    assert made.metadata["deepseek2.expert_gating_func"].value() == 1
+    given_function = replace(lite, parameters={"expert_gating_func": 2})
+    assert local_metadata(given_function, Part(1, 3))["expert_gating_func"] == 2
+
+
+def test_rope_sections_are_not_sliced_with_the_layers() -> None:
+    toy = replace(TOYS["qwen2vl"], layers=4)
+    assert local_metadata(toy, Part(1, 3))["rope.dimension_sections"] == [2, 3, 3, 0]
+    per_layer = array("llama.attention.head_count", ValueType.UINT32, [4, 4, 4, 4, 4])
+    index = replace(INDEX, metadata={**INDEX.metadata, per_layer.key: per_layer})
+    assert parse(cut(index, Part(1, 3)).header, 10**9).metadata[per_layer.key].count == 2
+
+
+def test_an_empty_tensor_has_no_piece() -> None:
+    empty = replace(INDEX.tensors["output_norm.weight"], name="empty", shape=(0,), size=0)
+    made = cut(replace(INDEX, tensors={**INDEX.tensors, "empty": empty}), whole(INDEX))
+    assert all(piece.total for piece in made.pieces)
+    assert parse(made.header, made.size).tensors["empty"].size == 0

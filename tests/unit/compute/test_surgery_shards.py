@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2pnode.compute.architectures import ARCHITECTURES
-from p2pnode.compute.gguf import parse
+from p2pnode.compute.gguf import ValueType, array, parse
 from p2pnode.compute.part import Part, Shard, whole
 from p2pnode.compute.shard import apportion, head_ranges
 from p2pnode.compute.surgery import cut, needed_tensors
-from p2pnode.errors import ArchitectureUnsupported, PlanError
+from p2pnode.errors import ArchitectureUnsupported, BadModelFile, PlanError
 from tests.kit.llama_runner import engine_for, index_of, materialise
 from tests.kit.pipelines import PROMPT, Group, Whole
 from tests.kit.toy_models import TOYS, model_bytes
@@ -189,3 +189,36 @@ def test_head_ranges_cover_every_query_head_once(group: int, kv: int, unit: int,
         assert local % local_kv == 0
         for head in (each.query_first, each.query_end - 1):
             assert each.kv_first <= head // group < each.kv_end
+
+
+def test_layers_of_different_heads_keep_their_own_counts() -> None:
+    toy = replace(
+        TOYS["llama"], parameters={"attention.head_count": [4] * 5, "attention.head_count_kv": [2] * 5}
+    )
+    index = index_of(model_bytes(toy))
+    arrays = {
+        key: array(f"llama.{key}", ValueType.UINT32, values)
+        for key, values in {
+            "attention.head_count": [4, 8, 4, 4, 4],
+            "attention.head_count_kv": [2, 4, 2, 2, 2],
+        }.items()
+    }
+    wide = {}
+    for name, tensor in index.tensors.items():
+        scale = 2 if name.startswith(("blk.1.attn_q", "blk.1.attn_k.", "blk.1.attn_v")) else 1
+        shape = (tensor.shape[0], tensor.shape[1] * scale) if scale == 2 else tensor.shape
+        if name == "blk.1.attn_output.weight":
+            shape, scale = (128, 64), 2
+        wide[name] = replace(tensor, shape=shape, size=tensor.size * scale)
+    odd = replace(
+        index, tensors=wide, metadata={**index.metadata, **{entry.key: entry for entry in arrays.values()}}
+    )
+    made = parse(cut(odd, Part(0, 3, shard=Shard(0, (1, 1)))).header, 10**9)
+    assert made.metadata["llama.attention.head_count"].value() == [2, 4, 2]
+
+
+def test_sizes_that_contradict_the_heads_are_refused() -> None:
+    index = index_of(model_bytes(TOYS["llama"]))
+    short = replace(index.tensors["blk.0.attn_q.weight"], shape=(64, 32))
+    with pytest.raises(BadModelFile, match="cannot be cut"):
+        cut(replace(index, tensors={**index.tensors, short.name: short}), Part(0, 2, shard=Shard(1, (1, 1))))
