@@ -131,6 +131,12 @@ LOG_DISK_FLOOR_BYTES = 16 * 1024 * 1024
 SECRET_TEXT_BYTES_MAX = 1024 * 1024
 """A prompt or command that the operator chose to keep beside its salt."""
 
+WITNESS_EVENT_MS_MIN = 60 * 60 * 1000
+"""Between two events about one witness: if every cosignature were an event, two idle nodes would cosign for ever."""
+
+WITNESS_ORIGINS_MAX = 1024
+"""Logs whose newest checkpoint this node remembers; a peer has one, and one more for each restored backup."""
+
 WITNESS_PROOF_HASHES_MAX = 63
 """What c2sp.org/tlog-witness allows in one add-checkpoint request."""
 
@@ -308,6 +314,17 @@ ENGINE_LOG_BYTES_MAX = 64 * 1024
 ENGINE_START_TIMEOUT_S = 30.0
 ENGINE_CLOSE_TIMEOUT_S = 5.0
 GRAMMAR_BYTES_MAX = 256 * 1024
+REDUCE_PART_BYTES = 96 * 1024
+"""One lock-step message between ranks: fits the socket buffers of every system."""
+REDUCE_DIRECT_BYTES_MAX = 64 * 1024
+"""Partial sums up to this go to every rank directly: latency counts, not volume."""
+REDUCE_TIMEOUT_S = 20.0
+"""A rank that computes a whole prefill chunk slower than this is as good as gone."""
+RANKS_MAX = 16
+LANE_DATAGRAM_BYTES_MIN = 256
+LANE_DATAGRAM_BYTES_MAX = 65_000
+LANE_MESSAGE_BYTES_MAX = REDUCE_PART_BYTES
+LANE_HELLO_TIMEOUT_S = 2.0
 LOGIT_BIAS_MAX = 4096
 LOGPROBS_MAX = 64
 PENALTY_TOKENS_MAX = 8192
@@ -316,6 +333,25 @@ PENALTY_TOKENS_MAX = 8192
 PLAN_DEVICES_MAX = 64
 PLAN_REASONS_MAX = 200
 PLAN_TEXT_CHARS_MAX = 1000
+PLAN_PARALLEL_MAX = 64
+PLAN_ALL_ORDERS_DEVICES_MAX = 5
+"""120 orders; above it orders are built and improved instead of tried."""
+
+PLAN_ORDER_TRIES_MAX = 120
+PLAN_BALANCE_PRICE_MAX = 1.03
+"""Decode time paid for even stages, which make prompts and several streams faster."""
+
+PLAN_BALANCE_STEPS = 12
+PLAN_GROUP_RANKS_MAX = 8
+PLAN_GAIN_MIN = 1.1
+"""A plan over several devices must be predicted this much faster than the best single one: predictions err."""
+
+RPC_EFFICIENCY = 0.87
+"""llama.cpp's RPC with layer split against a raw loop, measured on two workers."""
+
+RPC_ROUND_TRIPS = 4.0
+"""Half round trips a hop: graph, tensors and results are separate messages."""
+
 TENSOR_RTT_MAX_S = 0.002
 """Two all-reduces a layer: beyond 2 ms the network alone costs more than most layers."""
 

@@ -208,3 +208,10 @@ def unit_memory_bytes(
     layers = sum(shape.layer_bytes[first:end]) + shape.kv_bytes(first, end, load.n_ctx, load.parallel)
     ends = shape.weight_bytes(first, first, embedding=embedding, output=output)
     return int(layers * part) + ends + limits.UNIT_BUFFER_BYTES
+
+
+def streamed_memory_bytes(shape: ModelShape, load: Load) -> int:
+    """What a streaming device keeps: the ends, the KV cache, and the layer it computes with the next one."""
+    layers = 2 * max(shape.layer_bytes)
+    kv = shape.kv_bytes(0, shape.layer_count, load.n_ctx, load.parallel)
+    return layers + kv + shape.weight_bytes(0, 0, embedding=True, output=True) + limits.UNIT_BUFFER_BYTES
