@@ -17,11 +17,12 @@ from p2pnode.events.codec import Record, decode_trusted
 from p2pnode.events.database import Connection, IdempotencyRow, SecretRow, Tables, write_draft
 from p2pnode.events.ids import IdState, state_after
 from p2pnode.events.keys import LogKeys, is_binding_valid, origin_of
-from p2pnode.events.log import Decide, Fold, NewEvent, Outcome, State
+from p2pnode.events.log import LOCAL, Decide, Fold, NewEvent, Outcome, State
 from p2pnode.events.merkle import Edge, leaf_hash, root_at
-from p2pnode.events.types import KeysBound, SubjectForgotten
+from p2pnode.events.types import KeysBound, PeerEquivocated, SubjectForgotten, WitnessReceived
+from p2pnode.events.witness import UNKNOWN, AddCheckpoint, WitnessAnswer, Witnessed, answer_witness
 from p2pnode.identity import Identity
-from p2pnode.limits import LOG_SNAPSHOT_EVENTS
+from p2pnode.limits import LOG_SNAPSHOT_EVENTS, WITNESS_EVENT_MS_MIN, WITNESS_ORIGINS_MAX
 from p2pnode.units import EventIndex
 
 _CHUNK = 5_000
@@ -54,6 +55,10 @@ class Committer(Generic[State]):
         self._keys_batch: dict[tuple[str, str], IdempotencyRow] = {}
         self._secrets: list[SecretRow] = []
         self._also: list[Callable[[Connection], None]] = []
+        self._witnessed: dict[str, Witnessed] = {}
+        self._told_ms: dict[str, int] = {}
+        self._caught: set[str] = set()
+        """Origins whose fraud was recorded: the same proof again is no news."""
         self._snapshot_size = 0
         self.previous_origin = ""
         """The name this log went by before a refused rollback."""
@@ -95,7 +100,7 @@ class Committer(Generic[State]):
                 write_draft(self._connection, draft, keys, secrets, also)
             except Exception as error:
                 raise LogFailed(f"the log could not be written: {error}") from error
-        self._keys_batch, self._secrets, self._also = {}, [], []
+        self._keys_batch, self._secrets, self._also, self._witnessed = {}, [], [], {}
         return draft
 
     # --- jobs ---------------------------------------------------------------------------------------
@@ -146,10 +151,37 @@ class Committer(Generic[State]):
         )
         return len(commitments)
 
-    def add_cosignature(self, size: int, line: str) -> None:
+    def add_cosignature(self, size: int, line: str, peer: str) -> None:
+        """Keep a cosignature; now and then an event tells of it."""
+        now_ms = self.now_ms()
+        if peer and now_ms - self._told_ms.get(peer, 0) >= WITNESS_EVENT_MS_MIN:
+            self._told_ms[peer] = now_ms
+            root = root_at(StoredTree(self.tables, self.assembler.edge), size)
+            event = WitnessReceived(peer=peer, size=size, root=root, cosignature=line)
+            self.assembler.add([NewEvent(event)], LOCAL, None, now_ms)
         self._also.append(
             lambda c: c.execute("INSERT OR IGNORE INTO cosignatures VALUES (?, ?)", (size, line))
         )
+
+    def witness(self, peer: str, request: AddCheckpoint, binding: KeysBound) -> WitnessAnswer:
+        """Check against what was cosigned before and remember, both in this transaction."""
+        latest = self._witnessed.get(binding.origin) or self.tables.witnessed(binding.origin)
+        if latest is None and self.tables.witnessed_count() + len(self._witnessed) >= WITNESS_ORIGINS_MAX:
+            return WitnessAnswer(UNKNOWN, f"this witness knows {WITNESS_ORIGINS_MAX} logs already")
+        now_ms = self.now_ms()
+        answer, kept, event = answer_witness(self.assembler.keys, peer, request, binding, latest, now_ms)
+        if kept is not None:
+            self._witnessed[kept.origin] = kept
+            row = (kept.origin, kept.size, kept.root, kept.note, kept.binding, kept.recorded_ms)
+            self._also.append(
+                lambda c: c.execute("INSERT OR REPLACE INTO witnessed VALUES (?,?,?,?,?,?)", row)
+            )
+        if isinstance(event, PeerEquivocated):
+            event = None if event.origin in self._caught else event
+            self._caught.add(binding.origin)
+        if event is not None:
+            self.assembler.add([NewEvent(event)], LOCAL, None, now_ms)
+        return answer
 
     def snapshot(self) -> None:
         """Keep the folded state, if everything it holds is sealed."""

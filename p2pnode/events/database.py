@@ -17,6 +17,7 @@ from p2pnode.events.assembler import Draft
 from p2pnode.events.block import Block, parse_header
 from p2pnode.events.merkle import HASH_BYTES, TILE_WIDTH
 from p2pnode.events.types import KeysBound
+from p2pnode.events.witness import Witnessed
 
 SCHEMA_VERSION: Final = 1
 
@@ -44,7 +45,8 @@ CREATE TABLE snapshots (
   state_hash BLOB NOT NULL, state BLOB NOT NULL
 ) STRICT;
 CREATE TABLE witnessed (
-  origin TEXT PRIMARY KEY, size INTEGER NOT NULL, root BLOB NOT NULL, note TEXT NOT NULL
+  origin TEXT PRIMARY KEY, size INTEGER NOT NULL, root BLOB NOT NULL, note TEXT NOT NULL, binding BLOB NOT NULL,
+  recorded_ms INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE secrets (
   commitment BLOB PRIMARY KEY, subject TEXT NOT NULL, owner TEXT NOT NULL, salt BLOB NOT NULL, text BLOB
@@ -285,6 +287,15 @@ class Tables:
             "SELECT fingerprint, first, end FROM idempotency WHERE actor = ? AND key = ?", actor, key
         )
         return None if row is None else IdempotencyRow(actor, key, *row)
+
+    def witnessed(self, origin: str) -> Witnessed | None:
+        row = self._one(
+            "SELECT origin, size, root, note, binding, recorded_ms FROM witnessed WHERE origin = ?", origin
+        )
+        return None if row is None else Witnessed(*row)
+
+    def witnessed_count(self) -> int:
+        return int(self._one("SELECT count(*) FROM witnessed")[0])
 
     def secrets_of(self, subject: str) -> list[SecretRow]:
         """Those of a subject or an owner."""

@@ -7,6 +7,7 @@ another; a new generation is a key rotation. Source: specs/08-log.md#keys
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Final
 
 import msgspec
@@ -14,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from p2pnode import identity as identities
 from p2pnode import peer_id as ids
+from p2pnode.errors import BadCheckpoint
 from p2pnode.events.note import COSIGNATURE, ED25519, Verifier, verifier_of
 from p2pnode.events.types import KeysBound
 from p2pnode.identity import Identity
@@ -21,6 +23,7 @@ from p2pnode.multiformats import DecodeError
 
 _BINDING_CONTEXT: Final = b"p2pnode log keys v1\n"
 _encode: Final = msgspec.msgpack.Encoder(order="sorted").encode
+_decode: Final = msgspec.msgpack.Decoder(KeysBound).decode
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +90,23 @@ def witness_name(peer: str) -> str:
 def binding_message(event: KeysBound) -> bytes:
     """What the identity key signs: the event's other fields, canonical, under a context of their own."""
     return _BINDING_CONTEXT + _encode(replace(event, signature=bytes(64)))
+
+
+def encode_binding(event: KeysBound) -> bytes:
+    """A binding as one peer shows it to another."""
+    return _encode(event)
+
+
+@lru_cache(maxsize=256)
+def decode_binding(raw: bytes) -> KeysBound:
+    """Read a binding from a peer; BadCheckpoint unless its identity key signed it."""
+    try:
+        event = _decode(raw)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise BadCheckpoint(f"not a binding of keys: {error}") from error
+    if _encode(event) != raw or not is_binding_valid(event):
+        raise BadCheckpoint(f"the keys of {event.peer} are not vouched for by its identity key")
+    return event
 
 
 def is_binding_valid(event: KeysBound) -> bool:

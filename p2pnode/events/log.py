@@ -15,6 +15,7 @@ from p2pnode.events.block import Block
 from p2pnode.events.codec import Record
 from p2pnode.events.keys import LogKeys
 from p2pnode.events.types import Event
+from p2pnode.events.witness import WitnessAnswer
 from p2pnode.units import EventIndex, LogSize
 
 LOCAL: Final = "local"
@@ -158,8 +159,12 @@ class EventLog(Protocol[State_co]):
         """The newest signed checkpoint with the cosignatures gathered for it."""
         ...
 
-    async def add_cosignature(self, size: int, line: str) -> None:
-        """Keep a witness's signature line for the checkpoint of that size."""
+    async def add_cosignature(self, size: int, line: str, *, peer: str = "") -> None:
+        """Keep a witness's signature line for the checkpoint of that size; record it, at most once an hour."""
+        ...
+
+    async def witness(self, peer: str, request: str, binding: bytes) -> WitnessAnswer:
+        """Answer a peer's add-checkpoint request; what it relies on is checked and remembered in one commit."""
         ...
 
     def blocks(self, first: int, end: int) -> list[Block]: ...

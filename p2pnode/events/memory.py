@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
-from p2pnode.errors import IdempotencyConflict, LogFailed, NotFound
+from p2pnode.errors import BadCheckpoint, IdempotencyConflict, LogFailed, NotFound
 from p2pnode.events import merkle
 from p2pnode.events.assembler import Assembler, Position, fingerprint_of
 from p2pnode.events.block import Block
 from p2pnode.events.codec import Record, decode_trusted
 from p2pnode.events.database import SecretRow
-from p2pnode.events.keys import LogKeys
+from p2pnode.events.keys import LogKeys, decode_binding
 from p2pnode.events.log import LOCAL, Decide, Fold, NewEvent, NoFold, Outcome, State, Subscriber
 from p2pnode.events.note import parse_note, parse_signature_line
 from p2pnode.events.secret import commitment_of
-from p2pnode.events.types import Event, SubjectForgotten
+from p2pnode.events.types import Event, PeerEquivocated, SubjectForgotten, WitnessReceived
+from p2pnode.events.witness import BAD_REQUEST, WitnessAnswer, Witnessed, answer_witness, parse_add_checkpoint
 from p2pnode.identity import Identity
+from p2pnode.limits import WITNESS_EVENT_MS_MIN
 from p2pnode.units import EventIndex, LogSize
 
 T = TypeVar("T")
@@ -43,6 +45,9 @@ class MemoryLog(Generic[State]):
         self._blocks: list[Block] = []
         self._cosignatures: dict[int, list[str]] = {}
         self._secrets: list[SecretRow] = []
+        self._witnessed: dict[str, Witnessed] = {}
+        self._told_ms: dict[str, int] = {}
+        self._caught: set[str] = set()
         self._used_keys: dict[tuple[str, str], tuple[bytes, int, int]] = {}
         self._subscribers: list[Subscriber] = []
         self._is_closed = False
@@ -139,8 +144,12 @@ class MemoryLog(Generic[State]):
         lines = self._cosignatures.get(block.header.end, [])
         return str(parse_note(block.checkpoint).with_signatures(*map(parse_signature_line, sorted(lines))))
 
-    async def add_cosignature(self, size: int, line: str) -> None:
+    async def add_cosignature(self, size: int, line: str, *, peer: str = "") -> None:
         parse_signature_line(line)
+        now_ms = self._now_ms()
+        if peer and now_ms - self._told_ms.get(peer, 0) >= WITNESS_EVENT_MS_MIN:
+            self._told_ms[peer] = now_ms
+            await self.append([WitnessReceived(peer=peer, size=size, root=self.root(size), cosignature=line)])
         lines = self._cosignatures.setdefault(size, [])
         if line not in lines:
             lines.append(line)
@@ -169,6 +178,22 @@ class MemoryLog(Generic[State]):
         if not 0 < size_first <= size_second:
             raise NotFound(f"there is no proof from size {size_first} to {size_second}")
         return merkle.consistency_proof(self, size_first, size_second)
+
+    async def witness(self, peer: str, request: str, binding: bytes) -> WitnessAnswer:
+        try:
+            asked, bound = parse_add_checkpoint(request), decode_binding(binding)
+        except BadCheckpoint as error:
+            return WitnessAnswer(BAD_REQUEST, f"{error.message}\n")
+        latest = self._witnessed.get(bound.origin)
+        answer, kept, event = answer_witness(self.keys, peer, asked, bound, latest, self._now_ms())
+        if kept is not None:
+            self._witnessed[kept.origin] = kept
+        if isinstance(event, PeerEquivocated):
+            event = None if event.origin in self._caught else event
+            self._caught.add(bound.origin)
+        if event is not None:
+            await self.append([event])
+        return answer
 
     def commit_secret(self, subject: str, text: bytes, *, owner: str = "", keep_text: bool = False) -> bytes:
         salt = self._rng(32)

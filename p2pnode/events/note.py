@@ -79,6 +79,11 @@ class Note:
     def with_signatures(self, *lines: SignatureLine) -> Note:
         return Note(self.text, (*self.signatures, *lines))
 
+    def with_only(self, *verifiers: Verifier) -> Note:
+        """The note without the signatures of others."""
+        keys = {(verifier.name, verifier.key_hash) for verifier in verifiers}
+        return Note(self.text, tuple(s for s in self.signatures if (s.name, s.key_hash) in keys))
+
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
@@ -144,15 +149,29 @@ def parse_checkpoint(text: str) -> Checkpoint:
     origin, size_text, root_text, *extensions = lines[:-1]
     if not origin or any(not line for line in extensions):
         raise BadCheckpoint("a checkpoint has no empty lines")
-    if not (size_text.isascii() and size_text.isdigit()) or len(size_text) > 19:
-        raise BadCheckpoint("a checkpoint's size is a decimal number")
-    size = int(size_text)
-    if str(size) != size_text or size > SIZE_MAX:
-        raise BadCheckpoint("a checkpoint's size has no leading zeros and fits 63 bits")
+    size = parse_size(size_text)
     root = _base64(root_text, "a root")
     if len(root) != HASH_BYTES or (size == 0 and root != EMPTY_ROOT):
         raise BadCheckpoint("a checkpoint's root is a SHA-256 tree hash")
     return Checkpoint(origin, size, root, tuple(extensions))
+
+
+def parse_hash(line: str) -> bytes:
+    """One hash of a proof."""
+    value = _base64(line, "a hash")
+    if len(value) != HASH_BYTES:
+        raise BadCheckpoint(f"a hash has {HASH_BYTES} bytes")
+    return value
+
+
+def parse_size(text: str) -> int:
+    """A size or index: decimal, without leading zeros, below 2**63."""
+    if not (text.isascii() and text.isdigit()) or len(text) > 19:
+        raise BadCheckpoint("a size is a decimal number")
+    size = int(text)
+    if str(size) != text or size > SIZE_MAX:
+        raise BadCheckpoint("a size has no leading zeros and fits 63 bits")
+    return size
 
 
 def sign_note(text: str, name: str, key: Ed25519PrivateKey) -> SignatureLine:

@@ -12,8 +12,16 @@ from typing import Final, Protocol
 
 from p2pnode.errors import BadCheckpoint, NotFound
 from p2pnode.events.block import Block
-from p2pnode.events.merkle import HASH_BYTES, PROOF_HASHES_MAX, leaf_hash, verify_inclusion
-from p2pnode.events.note import Checkpoint, Verifier, open_checkpoint, parse_checkpoint, parse_note
+from p2pnode.events.merkle import PROOF_HASHES_MAX, leaf_hash, verify_inclusion
+from p2pnode.events.note import (
+    Checkpoint,
+    Verifier,
+    open_checkpoint,
+    parse_checkpoint,
+    parse_hash,
+    parse_note,
+    parse_size,
+)
 
 HEADER: Final = "c2sp.org/tlog-proof@v1"
 
@@ -70,12 +78,10 @@ def parse_proof(text: str) -> TlogProof:
         del lines[0]
     if not lines or not lines[0].startswith("index "):
         raise BadCheckpoint("a proof has an index")
-    number = lines.pop(0).removeprefix("index ")
-    if not (number.isascii() and number.isdigit()) or str(int(number)) != number:
-        raise BadCheckpoint("a proof's index is a decimal number")
+    index = parse_size(lines.pop(0).removeprefix("index "))
     if len(lines) > PROOF_HASHES_MAX:
         raise BadCheckpoint("a proof has at most 64 hashes")
-    return TlogProof(int(number), [_hash(line) for line in lines], checkpoint)
+    return TlogProof(index, [parse_hash(line) for line in lines], checkpoint)
 
 
 def check_proof(proof: TlogProof, entry: bytes, log: Verifier) -> Checkpoint:
@@ -99,13 +105,3 @@ def _sealed_at(log: Provable, size: int) -> str | None:
         else:
             high = middle
     return None
-
-
-def _hash(line: str) -> bytes:
-    try:
-        value = base64.b64decode(line, validate=True)
-    except ValueError as error:
-        raise BadCheckpoint("a proof's hashes are base64") from error
-    if len(value) != HASH_BYTES or base64.b64encode(value).decode() != line:
-        raise BadCheckpoint("a proof's hashes have 32 bytes")
-    return value

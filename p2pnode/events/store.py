@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from p2pnode.errors import DiskFull, LogFailed, NotFound, RequestError, RollbackRefused
+from p2pnode.errors import BadCheckpoint, DiskFull, LogFailed, NotFound, RequestError, RollbackRefused
 from p2pnode.events.assembler import fingerprint_of
 from p2pnode.events.block import Block
 from p2pnode.events.codec import Record
@@ -36,13 +36,14 @@ from p2pnode.events.folder import (
     publish_checkpoint,
     published_checkpoint,
 )
-from p2pnode.events.keys import LogKeys
+from p2pnode.events.keys import LogKeys, decode_binding
 from p2pnode.events.log import LOCAL, Decide, Fold, NewEvent, NoFold, Outcome, State, Subscriber
 from p2pnode.events.note import parse_note, parse_signature_line
 from p2pnode.events.reader import LogReader
 from p2pnode.events.rollback import check_published
 from p2pnode.events.secret import commitment_of
 from p2pnode.events.types import Event
+from p2pnode.events.witness import BAD_REQUEST, WitnessAnswer, parse_add_checkpoint
 from p2pnode.events.writer import Committed, Job, Writer
 from p2pnode.identity import Identity
 from p2pnode.limits import (
@@ -246,13 +247,23 @@ class SqliteLog(Generic[State]):
     async def tick(self) -> None:
         await self._writer.call(lambda _: None)
 
-    async def add_cosignature(self, size: int, line: str) -> None:
+    async def add_cosignature(self, size: int, line: str, *, peer: str = "") -> None:
         parse_signature_line(line)
-        await self._writer.call(lambda committer: committer.add_cosignature(size, line))
+        await self._writer.call(lambda committer: committer.add_cosignature(size, line, peer))
 
     async def witness_lamport(self, seen: int) -> None:
         """Order later events after what a peer had seen."""
         await self._writer.call(lambda committer: committer.assembler.witness_lamport(seen))
+
+    async def witness(self, peer: str, request: str, binding: bytes) -> WitnessAnswer:
+        try:
+            asked, bound = parse_add_checkpoint(request), decode_binding(binding)
+        except BadCheckpoint as error:
+            return WitnessAnswer(BAD_REQUEST, f"{error.message}\n")
+        answer: WitnessAnswer = await self._writer.call(
+            lambda committer: committer.witness(peer, asked, bound)
+        )
+        return answer
 
     def commit_secret(self, subject: str, text: bytes, *, owner: str = "", keep_text: bool = False) -> bytes:
         if keep_text and len(text) > SECRET_TEXT_BYTES_MAX:

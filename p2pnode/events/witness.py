@@ -1,0 +1,288 @@
+"""Witnessing: a peer cosigns a checkpoint after it saw that nothing it knew was changed.
+
+Pure: requests and answers of c2sp.org/tlog-witness as text, the decision, and proofs that a log signed two
+histories. The store checks and remembers in one transaction. Source: specs/08-log.md#witnesses
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Final, Literal
+
+import msgspec
+from msgspec import Meta
+
+from p2pnode.errors import BadCheckpoint
+from p2pnode.events.keys import LogKeys, decode_binding, encode_binding, verifiers_of
+from p2pnode.events.merkle import HASH_BYTES, TileReader, consistency_proof, root_at, verify_consistency
+from p2pnode.events.note import (
+    NOTE_BYTES_MAX,
+    Checkpoint,
+    Note,
+    Verifier,
+    cosign_note,
+    cosigned_at,
+    is_signed,
+    parse_checkpoint,
+    parse_hash,
+    parse_note,
+    parse_signature_line,
+    parse_size,
+)
+from p2pnode.events.types import CheckpointWitnessed, KeysBound, PeerEquivocated
+from p2pnode.limits import WITNESS_EVENT_MS_MIN, WITNESS_PROOF_HASHES_MAX
+
+OK: Final = 200
+BAD_REQUEST: Final = 400
+FORBIDDEN: Final = 403
+UNKNOWN: Final = 404
+CONFLICT: Final = 409
+UNPROCESSABLE: Final = 422
+
+
+@dataclass(frozen=True, slots=True)
+class AddCheckpoint:
+    """A request to cosign: the size the witness is thought to know, the proof from there, the note."""
+
+    old_size: int
+    proof: Sequence[bytes]
+    note: str
+
+    def __str__(self) -> str:
+        lines = "".join(f"{base64.b64encode(value).decode()}\n" for value in self.proof)
+        return f"old {self.old_size}\n{lines}\n{self.note}"
+
+
+@dataclass(frozen=True, slots=True)
+class Witnessed:
+    """The newest checkpoint of a log that this node cosigned."""
+
+    origin: str
+    size: int
+    root: bytes
+    note: str
+    binding: bytes
+    recorded_ms: int = 0
+    """When an event last told of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What to answer; on 200 `latest` is to be remembered, and `fraud` is to be told to everybody."""
+
+    status: int
+    reason: str = ""
+    known_size: int = 0
+    latest: Witnessed | None = None
+    fraud: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WitnessAnswer:
+    """A verdict as it goes back: a status and a body in the words of tlog-witness."""
+
+    status: int
+    body: str
+    fraud: bytes | None = None
+
+
+def parse_add_checkpoint(body: str) -> AddCheckpoint:
+    """Read a request; BadCheckpoint when it is not one."""
+    if len(body) > NOTE_BYTES_MAX + 64 * 64:
+        raise BadCheckpoint("a request to cosign is too large")
+    head, separator, note = body.partition("\n\n")
+    first, *lines = head.split("\n")
+    if not separator or not first.startswith("old "):
+        raise BadCheckpoint("a request to cosign begins with: old SIZE")
+    if len(lines) > WITNESS_PROOF_HASHES_MAX:
+        raise BadCheckpoint(f"a request to cosign has at most {WITNESS_PROOF_HASHES_MAX} hashes")
+    return AddCheckpoint(parse_size(first.removeprefix("old ")), [parse_hash(line) for line in lines], note)
+
+
+def judge(request: AddCheckpoint, binding: KeysBound, latest: Witnessed | None) -> Verdict:
+    """Whether to cosign, given the newest checkpoint cosigned for that log before."""
+    try:
+        note = parse_note(request.note)
+        checkpoint = parse_checkpoint(note.text)
+        if checkpoint.origin != binding.origin:
+            return Verdict(UNKNOWN, f"the keys shown are not of {checkpoint.origin}")
+        if not is_signed(note, verifiers_of(binding)[0]):
+            return Verdict(FORBIDDEN, f"not signed by the key of {binding.origin}")
+    except BadCheckpoint as error:
+        return Verdict(FORBIDDEN, error.message)
+    if latest is not None and decode_binding(latest.binding).generation > binding.generation:
+        return Verdict(FORBIDDEN, "these keys were replaced before")
+    fraud = None if latest is None else _same_size_fraud(latest, request.note, checkpoint, binding)
+    if fraud is not None:
+        return Verdict(UNPROCESSABLE, "this log signed another root for that size", fraud=fraud)
+    if request.old_size > checkpoint.size:
+        return Verdict(BAD_REQUEST, "the old size is larger than the new one")
+    known_size = 0 if latest is None else latest.size
+    if request.old_size != known_size:
+        return Verdict(CONFLICT, known_size=known_size)
+    if not _is_consistent(request, checkpoint, latest):
+        return Verdict(UNPROCESSABLE, "the proof does not lead from the known root to the new one")
+    kept = Witnessed(
+        checkpoint.origin, checkpoint.size, checkpoint.root, request.note, encode_binding(binding)
+    )
+    return Verdict(OK, latest=kept)
+
+
+def answer_witness(
+    keys: LogKeys,
+    peer: str,
+    request: AddCheckpoint,
+    binding: KeysBound,
+    latest: Witnessed | None,
+    now_ms: int,
+) -> tuple[WitnessAnswer, Witnessed | None, CheckpointWitnessed | PeerEquivocated | None]:
+    """The answer, what to remember before it goes out, and the fact to record, if any."""
+    if binding.peer != peer:
+        return WitnessAnswer(FORBIDDEN, "a node asks for its own log only\n"), None, None
+    verdict = judge(request, binding, latest)
+    if verdict.fraud is not None:
+        fraud = check_fraud(verdict.fraud)
+        event = PeerEquivocated(
+            peer=fraud.peer,
+            origin=fraud.origin,
+            size_first=fraud.size_first,
+            size_second=fraud.size_second,
+            proof=verdict.fraud,
+        )
+        return WitnessAnswer(verdict.status, f"{verdict.reason}\n", verdict.fraud), None, event
+    if verdict.latest is None:
+        body = str(verdict.known_size) if verdict.status == CONFLICT else verdict.reason
+        return WitnessAnswer(verdict.status, f"{body}\n"), None, None
+    kept = verdict.latest
+    is_news = latest is None or now_ms - latest.recorded_ms >= WITNESS_EVENT_MS_MIN
+    recorded_ms = now_ms if latest is None or is_news else latest.recorded_ms
+    text = parse_note(kept.note).text
+    line = cosign_note(text, keys.witness_verifier.name, keys.witness, now_ms // 1000)
+    told = CheckpointWitnessed(peer=peer, origin=kept.origin, size=kept.size, root=kept.root)
+    return (
+        WitnessAnswer(OK, f"{line}\n"),
+        replace(kept, recorded_ms=recorded_ms),
+        told if is_news else None,
+    )
+
+
+def read_cosignature(body: str, note: str, witness: Verifier) -> str:
+    """The line by which `witness` cosigned our checkpoint; BadCheckpoint if it is not there or wrong."""
+    lines = [parse_signature_line(line) for line in body.removesuffix("\n").split("\n")]
+    own = [line for line in lines if (line.name, line.key_hash) == (witness.name, witness.key_hash)]
+    if not own or cosigned_at(Note(parse_note(note).text, tuple(own)), witness) is None:
+        raise BadCheckpoint(f"the answer has no cosignature of {witness.name}")
+    return str(own[0])
+
+
+# --- two histories ----------------------------------------------------------------------------------
+_Text = Annotated[str, Meta(max_length=4096)]
+
+
+class _Fraud(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """What convinces anybody: both notes, the keys that signed them, and what contradicts."""
+
+    kind: Literal["p2pnode log fraud v1"]
+    binding_first: Annotated[bytes, Meta(max_length=2048)]
+    first: _Text
+    binding_second: Annotated[bytes, Meta(max_length=2048)]
+    second: _Text
+    prefix_root: Annotated[bytes, Meta(max_length=HASH_BYTES)]
+    """Root of the second tree at the first one's size; empty when both have one size."""
+    proof: Annotated[tuple[bytes, ...], Meta(max_length=WITNESS_PROOF_HASHES_MAX)]
+
+
+_encode: Final = msgspec.msgpack.Encoder().encode
+_decode: Final = msgspec.msgpack.Decoder(_Fraud).decode
+
+
+@dataclass(frozen=True, slots=True)
+class Fraud:
+    """A checked proof that one log has two histories."""
+
+    peer: str
+    origin: str
+    size_first: int
+    size_second: int
+
+
+def fraud_proof(
+    first: tuple[str, KeysBound],
+    second: tuple[str, KeysBound],
+    prefix_root: bytes = b"",
+    proof: Sequence[bytes] = (),
+) -> bytes:
+    """Two signed notes (smaller size first) that cannot both be true, as one document.
+
+    For different sizes `proof` leads from `prefix_root`, which differs from the first note's root, to the
+    second note's: whoever has the second tree's tiles can make it.
+    """
+    document = _encode(
+        _Fraud(
+            "p2pnode log fraud v1",
+            encode_binding(first[1]),
+            first[0],
+            encode_binding(second[1]),
+            second[0],
+            prefix_root,
+            tuple(proof),
+        )
+    )
+    check_fraud(document)
+    return document
+
+
+def fraud_from_tree(first: tuple[str, KeysBound], second: tuple[str, KeysBound], tree: TileReader) -> bytes:
+    """Prove a fork by the second log's own tiles, when its root at the first one's size is another."""
+    sizes = [parse_checkpoint(parse_note(note).text).size for note, _ in (first, second)]
+    if sizes[0] == sizes[1]:
+        return fraud_proof(first, second)
+    return fraud_proof(first, second, root_at(tree, sizes[0]), consistency_proof(tree, *sizes))
+
+
+def check_fraud(document: bytes) -> Fraud:
+    """Who cheated; BadCheckpoint when the document proves nothing."""
+    try:
+        fraud = _decode(document)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise BadCheckpoint(f"not a fraud proof: {error}") from error
+    if _encode(fraud) != document:
+        raise BadCheckpoint("the fraud proof is not in its one encoding")
+    peer, first = _signed_by(fraud.first, fraud.binding_first)
+    other_peer, second = _signed_by(fraud.second, fraud.binding_second)
+    if (peer, first.origin) != (other_peer, second.origin):
+        raise BadCheckpoint("the two checkpoints are of different logs")
+    if first.size == second.size:
+        contradict = first.root != second.root
+    else:
+        contradict = fraud.prefix_root != first.root and verify_consistency(
+            first.size, second.size, fraud.proof, fraud.prefix_root, second.root
+        )
+    if not contradict:
+        raise BadCheckpoint("the two checkpoints do not contradict each other")
+    return Fraud(peer, first.origin, first.size, second.size)
+
+
+def _same_size_fraud(
+    latest: Witnessed, note: str, checkpoint: Checkpoint, binding: KeysBound
+) -> bytes | None:
+    if checkpoint.size != latest.size or checkpoint.root == latest.root:
+        return None
+    return fraud_proof((latest.note, decode_binding(latest.binding)), (note, binding))
+
+
+def _signed_by(raw: str, binding_raw: bytes) -> tuple[str, Checkpoint]:
+    binding = decode_binding(binding_raw)
+    note = parse_note(raw)
+    checkpoint = parse_checkpoint(note.text)
+    if checkpoint.origin != binding.origin or not is_signed(note, verifiers_of(binding)[0]):
+        raise BadCheckpoint(f"a checkpoint is not signed by the key of {binding.origin}")
+    return binding.peer, checkpoint
+
+
+def _is_consistent(request: AddCheckpoint, checkpoint: Checkpoint, latest: Witnessed | None) -> bool:
+    if latest is None or latest.size == 0:
+        return not request.proof
+    return verify_consistency(latest.size, checkpoint.size, request.proof, latest.root, checkpoint.root)

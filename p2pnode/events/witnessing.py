@@ -1,0 +1,50 @@
+"""The asking side of witnessing: get one peer's cosignature for the newest checkpoint.
+
+The exchange itself is a function from request to (status, body), so that any transport can carry it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from p2pnode.errors import BadCheckpoint, RollbackRefused
+from p2pnode.events.keys import verifiers_of
+from p2pnode.events.log import EventLog
+from p2pnode.events.note import parse_checkpoint, parse_note, parse_size
+from p2pnode.events.types import KeysBound
+from p2pnode.events.witness import CONFLICT, OK, AddCheckpoint, read_cosignature
+
+Ask = Callable[[str], Awaitable[tuple[int, str]]]
+"""Carries an add-checkpoint request to a witness and brings back status and body."""
+
+
+async def gather_cosignature(log: EventLog[Any], witness: KeysBound, ask: Ask, known_size: int = 0) -> int:
+    """Have `witness` cosign the newest checkpoint; answers the size it knows now, for the next time.
+
+    Raises: RollbackRefused when the witness has cosigned a longer log of this name: then nothing may be
+    signed under it any more; BadCheckpoint when the witness refuses or its answer is wrong.
+    """
+    raw = log.checkpoint()
+    assert raw is not None, "a log is born with a checkpoint"
+    note = parse_note(raw)
+    own = str(note.with_only(log.keys.log_verifier))
+    checkpoint = parse_checkpoint(note.text)
+    for _ in range(2):
+        if known_size > checkpoint.size:
+            return known_size
+        proof = log.consistency_proof(known_size, checkpoint.size) if known_size else []
+        status, body = await ask(str(AddCheckpoint(known_size, proof, own)))
+        if status == OK:
+            line = read_cosignature(body, own, verifiers_of(witness)[1])
+            await log.add_cosignature(checkpoint.size, line, peer=witness.peer)
+            return checkpoint.size
+        if status != CONFLICT:
+            raise BadCheckpoint(f"{witness.peer} did not cosign ({status}): {body.strip()[:200]}")
+        known_size = parse_size(body.strip())
+        if known_size > log.size:
+            raise RollbackRefused(
+                f"{witness.peer} has cosigned {known_size} events of this log, which has {log.size}",
+                hint="this happens after restoring a backup; the node goes on under a new log name",
+            )
+    raise BadCheckpoint(f"{witness.peer} changes its mind about what it has cosigned")
