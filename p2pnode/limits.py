@@ -352,6 +352,22 @@ RPC_EFFICIENCY = 0.87
 RPC_ROUND_TRIPS = 4.0
 """Half round trips a hop: graph, tensors and results are separate messages."""
 
+AUTO_PERIOD_S = 30.0
+AUTO_HOLD_S = 120.0
+"""A plan made by auto mode stays at least so long: loading costs more than a few per cent of speed."""
+
+AUTO_SPEED_GAIN_MIN = 1.25
+AUTO_QUALITY_GAIN_MIN = 1.2
+AUTO_TOKENS_PER_S_MIN = 3.0
+"""Slower than reading speed is no answer; a smaller model is."""
+
+CALIBRATION_TOKENS_MIN = 8
+CALIBRATION_WEIGHT = 0.3
+CALIBRATION_STEP_MIN = 0.5
+CALIBRATION_STEP_MAX = 2.0
+CALIBRATION_FACTOR_MIN = 0.1
+CALIBRATION_FACTOR_MAX = 10.0
+
 TENSOR_RTT_MAX_S = 0.002
 """Two all-reduces a layer: beyond 2 ms the network alone costs more than most layers."""
 

@@ -39,6 +39,8 @@ class ModelShape:
     shard_refusal: str | None = None
     shard_units: int = 1
     """KV heads: the most ranks a tensor group can have."""
+    bits_per_weight: float | None = None
+    """Of the layers, on average."""
 
     @property
     def layer_count(self) -> int:

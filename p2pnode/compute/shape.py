@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from math import prod
 
 from p2pnode.compute.architectures import architecture_of
 from p2pnode.compute.cost import ModelShape
@@ -19,6 +20,7 @@ def shape_of(index: ModelIndex, *, name: str, content_id: str) -> ModelShape:
     """Sizes and cutting rules of a model; an architecture that cannot be cut still has a shape."""
     count = real_layer_count(index)
     layer_bytes, active_bytes = [0] * count, [0] * count
+    weights = 0
     experts = index.parameter("expert_count", 0) or 0
     used = index.parameter("expert_used_count", 0) or 0
     fraction = used / experts if experts and used else 1.0
@@ -27,6 +29,7 @@ def shape_of(index: ModelIndex, *, name: str, content_id: str) -> ModelShape:
         match = _LAYER.match(tensor.name)
         if match and int(match[1]) < count:
             layer_bytes[int(match[1])] += tensor.size
+            weights += prod(tensor.shape)
             active_bytes[int(match[1])] += int(tensor.size * (fraction if "_exps" in tensor.name else 1.0))
         elif match is None:
             ends[tensor.name if tensor.name in ends else ""] += tensor.size
@@ -47,6 +50,7 @@ def shape_of(index: ModelIndex, *, name: str, content_id: str) -> ModelShape:
         boundary=boundary,
         cut_refusal=cut_refusal,
         shard_refusal=shard_refusal,
+        bits_per_weight=8 * sum(layer_bytes) / weights if weights else None,
         shard_units=max(1, min(_heads_kv(index, layer) or 1 for layer in range(count))),
     )
 
