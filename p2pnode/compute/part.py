@@ -43,6 +43,12 @@ class Part:
     def layer_count(self) -> int:
         return self.layer_end - self.layer_first
 
+    def text(self) -> str:
+        """One form, for fingerprints and people: `0-4+embedding`, `4-8+output`, `0-8 rank 1 of 2:1:1`."""
+        ends = ("+embedding" if self.embedding else "") + ("+output" if self.output else "")
+        shard = f" rank {self.shard.rank} of {':'.join(map(str, self.shard.shares))}" if self.shard else ""
+        return f"{self.layer_first}-{self.layer_end}{ends}{shard}"
+
 
 def whole(index: ModelIndex) -> Part:
     """The part that is everything."""

@@ -199,7 +199,7 @@ def _lay_out(tensors: Sequence[NewTensor], alignment: int) -> Iterator[Piece]:
 def _facts(index: ModelIndex, part: Part, content: _Content, header: bytes, model_id: bytes) -> CutFacts:
     row = content.row
     digest = hashlib.blake2b(header, digest_size=_FINGERPRINT_BYTES, person=b"p2pnode-unit-1")
-    digest.update(repr(part).encode() + model_id)
+    digest.update(part.text().encode() + b"\0" + model_id)
     layers = range(part.layer_first, part.layer_end)
     sliding, recurrent = sliding_pattern(row, index), recurrent_layers(row, index)
     return CutFacts(
