@@ -31,6 +31,7 @@ from p2pnode.transport.quic_acceptor import Acceptor, Verdict
 from p2pnode.transport.quic_connection import QuicPeerConnection
 from p2pnode.transport.quic_core import Credentials, QuicCore
 from p2pnode.transport.quic_dialer import Dialer
+from p2pnode.transport.quic_fast import FastQuicCore
 from p2pnode.transport.quic_path import probe_sizes
 from p2pnode.transport.quic_socket import UdpSocket
 from p2pnode.transport.quic_stream import QuicPeerStream
@@ -60,7 +61,7 @@ class QuicTransport:
         agent: str = "p2pnode",
         idle_timeout_s: float = limits.IDLE_TIMEOUT_S,
         datagram_bytes_max: int = limits.DATAGRAM_BYTES_MAX,
-        core: type[QuicCore] = QuicCore,
+        core: type[QuicCore] = FastQuicCore,
         unix_time: Callable[[], float] = time.time,
         random_bytes: Callable[[int], bytes] = os.urandom,
     ) -> None:

@@ -36,17 +36,37 @@ class CappedReno(RenoCongestionControl):
         super().__init__(max_datagram_size=max_datagram_size)
         self.large_lost = 0
         """Datagrams above the minimum size lost since one was acknowledged."""
+        self.lost_since_pass = False
+        """Something has to be sent again; cleared by whoever looked after it."""
+        self.unusual_acked = False
+        """A packet of aioquic's own making was acknowledged, not one of the short way."""
 
     def set_datagram_size(self, size: int) -> None:
         self._max_datagram_size = size
         self.large_lost = 0
 
-    def on_packet_acked(self, *, now: float, packet: QuicSentPacket) -> None:
-        super().on_packet_acked(now=now, packet=packet)
-        if self.congestion_window > limits.CONGESTION_WINDOW_BYTES_MAX:
-            self.congestion_window = limits.CONGESTION_WINDOW_BYTES_MAX
-        if packet.sent_bytes > limits.DATAGRAM_BYTES_MIN:
+    def on_packet_acked(self, *, now: float, packet: QuicSentPacket) -> None:  # noqa: ARG002 (aioquic's)
+        """NewReno's, once for each packet and therefore without a call further up."""
+        size = packet.sent_bytes
+        self.bytes_in_flight -= size
+        if size > limits.DATAGRAM_BYTES_MIN:
             self.large_lost = 0
+        if packet.__class__ is QuicSentPacket:
+            self.unusual_acked = True
+        window = self.congestion_window
+        if window >= limits.CONGESTION_WINDOW_BYTES_MAX:
+            self.congestion_window = limits.CONGESTION_WINDOW_BYTES_MAX
+            return
+        assert packet.sent_time is not None
+        if packet.sent_time <= self._congestion_recovery_start_time:
+            return
+        if self.ssthresh is None or window < self.ssthresh:
+            self.congestion_window = window + size
+            return
+        self._congestion_stash += size
+        if self._congestion_stash >= window:
+            self._congestion_stash -= window
+            self.congestion_window = window + self._max_datagram_size
 
     def on_packets_lost(self, *, now: float, packets: Iterable[QuicSentPacket]) -> None:
         lost = list(packets)
@@ -59,6 +79,7 @@ class CappedReno(RenoCongestionControl):
         self._count(expired)
 
     def _count(self, packets: Iterable[QuicSentPacket]) -> None:
+        self.lost_since_pass = True
         self.large_lost += sum(packet.sent_bytes > limits.DATAGRAM_BYTES_MIN for packet in packets)
 
     @property

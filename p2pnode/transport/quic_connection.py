@@ -16,6 +16,7 @@ from p2pnode.transport.identify import Identify
 from p2pnode.transport.multistream import Initiator, Responder
 from p2pnode.transport.port import ConnectionStats
 from p2pnode.transport.quic_core import QuicCore
+from p2pnode.transport.quic_fast import FastQuicCore
 from p2pnode.transport.quic_path import PathProber
 from p2pnode.transport.quic_socket import UdpSocket
 from p2pnode.transport.quic_stream import QuicPeerStream
@@ -81,6 +82,8 @@ class QuicPeerConnection:
         self._flush_wanted = False
         self._flushed_now = False
         self._ping_uid = 0
+        if isinstance(core, FastQuicCore):
+            core.sink = self._feed
         self._handshake_timer: asyncio.TimerHandle | None = None
         self._path = PathProber(self, host.probe_sizes)
 
@@ -205,6 +208,13 @@ class QuicPeerConnection:
     def receive(self, data: bytes, address: NetworkAddress, now: float) -> None:
         self._bytes_received += len(data)
         self.core.receive_datagram(data, address, now)
+
+    def _feed(self, stream_id: int, data: bytes) -> bool:
+        stream = self._streams.get(stream_id)
+        if stream is None:
+            return False
+        stream.feed(data, False)
+        return True
 
     def process(self) -> None:
         """Turn what the machine learned into bytes for readers and news for the transport."""

@@ -1,0 +1,409 @@
+"""Bulk rate, round trips and processor time of the transport, beside TCP, TLS and aioquic's own API.
+
+    python -m bench.transport [--rounds N] [--quick] [--out bench/results/transport.json]
+
+Two processes on loopback; each variant runs once per round, rounds are interleaved and medians reported, so
+that ratios within one run can be compared on a busy machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import multiprocessing
+import os
+import platform
+import ssl
+import statistics
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from aioquic.asyncio import QuicConnectionProtocol, connect, serve
+from aioquic.quic.configuration import QuicConfiguration
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from p2pnode.errors import RemoteProtocolError
+from p2pnode.identity import Identity
+from p2pnode.transport.quic import QuicTransport
+from p2pnode.transport.quic_core import QuicCore
+from p2pnode.transport.quic_fast import FastQuicCore
+from p2pnode.transport.tls import make_certificate
+
+BULK_S = 1.0
+ROUND_TRIPS = {100: 300, 8192: 300, 262_144: 25}
+CHUNK = 262_144
+LISTEN = ("/ip4/127.0.0.1/udp/0/quic-v1",)
+Queue = Any
+
+
+@dataclass(frozen=True)
+class Variant:
+    name: str
+    kind: str
+    datagram: int = 0
+    core: str = "fast"
+
+
+VARIANTS = [
+    Variant("TCP (asyncio)", "tcp"),
+    Variant("TLS over TCP (asyncio)", "tls"),
+    Variant("aioquic API 1200", "stock", 1200),
+    Variant("aioquic API 1452", "stock", 1452),
+    Variant("aioquic API 16384", "stock", 16_384),
+    Variant("plain core 1200", "p2pnode", 1200, "plain"),
+    Variant("plain core 1452", "p2pnode", 1452, "plain"),
+    Variant("plain core 16384", "p2pnode", 16_384, "plain"),
+    Variant("fast core 1200", "p2pnode", 1200),
+    Variant("fast core 1452", "p2pnode", 1452),
+    Variant("fast core 8192", "p2pnode", 8192),
+    Variant("fast core 16384 (default on loopback)", "p2pnode", 16_384),
+]
+
+
+# --- measuring: a channel is (write, read_exactly, close) ------------------------------------------
+Write = Callable[[bytes], Awaitable[None]]
+Read = Callable[[int], Awaitable[bytes]]
+Open = Callable[[], Awaitable[tuple[Write, Read, Callable[[], Awaitable[None]]]]]
+
+HEADER = struct.Struct(">cI")
+"""Kind (b bulk, r round trip) and size, before each body; the answer to a bulk body is one byte at its end."""
+
+
+async def answer(write: Write, read: Read) -> None:
+    """The serving side of a channel, until it ends."""
+    while True:
+        kind, size = HEADER.unpack(await read(HEADER.size))
+        if kind == b"r":
+            await write(await read(size))
+            continue
+        while size:
+            step = min(size, CHUNK)
+            await read(step)
+            size -= step
+        await write(struct.pack(">d", time.process_time()))
+
+
+async def measure(open_channel: Open) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    write, read, close = await open_channel()
+    body = os.urandom(CHUNK)
+
+    async def bulk(chunks: int) -> float:
+        await write(HEADER.pack(b"b", chunks * CHUNK))
+        for _ in range(chunks):
+            await write(body)
+        return float(struct.unpack(">d", await read(8))[0])
+
+    started = time.perf_counter()
+    await bulk(8)
+    chunks = max(8, min(1200, int(8 * BULK_S / (time.perf_counter() - started))))
+    far, near, started = await bulk(1), time.process_time(), time.perf_counter()
+    far = await bulk(chunks) - far
+    elapsed, near = time.perf_counter() - started, time.process_time() - near
+    megabytes = chunks * CHUNK / 1e6
+    result["bulk_mb_s"] = megabytes / elapsed
+    result["cpu_ms_per_mb"] = {"send": near / megabytes * 1e3, "receive": far / megabytes * 1e3}
+
+    async def trip(size: int, write: Write, read: Read) -> float:
+        message = HEADER.pack(b"r", size) + body[:size]
+        started = time.perf_counter()
+        await write(message)
+        await read(size)
+        return (time.perf_counter() - started) * 1e3
+
+    for size, count in ROUND_TRIPS.items():
+        for _ in range(count // 10):
+            await trip(size, write, read)
+        times = sorted([await trip(size, write, read) for _ in range(count)])
+        result[f"rtt_ms_{size}"] = {"p50": times[count // 2], "p99": times[int(count * 0.99)]}
+    await close()
+    times = []
+    for _ in range(60):
+        started = time.perf_counter()
+        write, read, close = await open_channel()
+        await trip(8192, write, read)
+        times.append((time.perf_counter() - started) * 1e3)
+        await close()
+    result["new_stream_rtt_ms_8192"] = {"p50": statistics.median(times)}
+    return result
+
+
+# --- TCP and TLS -----------------------------------------------------------------------------------
+def _pem() -> tuple[str, str]:
+    import datetime
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    made = make_certificate(Identity.generate(), key, datetime.datetime.now(datetime.UTC), 1)
+    folder = Path(tempfile.mkdtemp())
+    (folder / "cert.pem").write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    (folder / "key.pem").write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+    )
+    return str(folder / "cert.pem"), str(folder / "key.pem")
+
+
+async def tcp_server(variant: Variant, queue: Queue) -> None:
+    context = None
+    if variant.kind == "tls":
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(*_pem())
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await answer(*_channel(reader, writer)[:2])
+        except (asyncio.IncompleteReadError, ConnectionError):
+            writer.close()
+
+    server = await asyncio.start_server(handle, "127.0.0.1", 0, limit=1 << 20, ssl=context)
+    queue.put(server.sockets[0].getsockname()[1])
+    await asyncio.Event().wait()
+
+
+def _channel(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+) -> tuple[Write, Read, Callable[[], Awaitable[None]]]:
+    async def write(data: bytes) -> None:
+        writer.write(data)
+        await writer.drain()
+
+    async def close() -> None:
+        writer.write_eof() if writer.can_write_eof() else writer.close()
+
+    return write, reader.readexactly, close
+
+
+async def tcp_client(variant: Variant, port: int) -> dict[str, Any]:
+    context = None
+    if variant.kind == "tls":
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+
+    async def open_channel() -> tuple[Write, Read, Callable[[], Awaitable[None]]]:
+        return _channel(*await asyncio.open_connection("127.0.0.1", port, limit=1 << 20, ssl=context))
+
+    return await measure(open_channel)
+
+
+# --- aioquic's own asyncio API (server authentication only) ----------------------------------------
+def _stock_configuration(variant: Variant, *, is_client: bool) -> QuicConfiguration:
+    return QuicConfiguration(
+        is_client=is_client,
+        alpn_protocols=["bench"],
+        verify_mode=ssl.CERT_NONE,
+        max_datagram_size=variant.datagram,
+        max_data=16 << 20,
+        max_stream_data=16 << 20,
+    )
+
+
+def _stock_channel(
+    protocol: QuicConnectionProtocol, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+) -> tuple[Write, Read, Callable[[], Awaitable[None]]]:
+    stream_id = writer.get_extra_info("stream_id")
+
+    async def write(data: bytes) -> None:
+        writer.write(data)
+        # Its writer buffers without end: wait as a careful user would.
+        while True:
+            stream = protocol._quic._streams.get(stream_id)
+            if stream is None or stream.sender._buffer_stop - stream.sender._buffer_start < 4 << 20:
+                return
+            await asyncio.sleep(0.0005)
+
+    async def close() -> None:
+        writer.write_eof()
+
+    return write, reader.readexactly, close
+
+
+async def stock_server(variant: Variant, queue: Queue) -> None:
+    configuration = _stock_configuration(variant, is_client=False)
+    configuration.load_cert_chain(*_pem())
+    tasks: set[asyncio.Task[None]] = set()
+
+    class Server(QuicConnectionProtocol):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            self._stream_handler = self._begin
+
+        def _begin(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            task = asyncio.ensure_future(self._handle(reader, writer))
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+
+        async def _handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            try:
+                await answer(*_stock_channel(self, reader, writer)[:2])
+            except asyncio.IncompleteReadError:
+                writer.write_eof()
+
+    server = await serve("127.0.0.1", 0, configuration=configuration, create_protocol=Server)
+    queue.put(server._transport.get_extra_info("sockname")[1])
+    await asyncio.Event().wait()
+
+
+async def stock_client(variant: Variant, port: int) -> dict[str, Any]:
+    configuration = _stock_configuration(variant, is_client=True)
+    async with connect("127.0.0.1", port, configuration=configuration) as protocol:
+
+        async def open_channel() -> tuple[Write, Read, Callable[[], Awaitable[None]]]:
+            return _stock_channel(protocol, *await protocol.create_stream())
+
+        return await measure(open_channel)
+
+
+# --- p2pnode ---------------------------------------------------------------------------------------
+PROTOCOL = "/bench/1"
+
+
+def _node(variant: Variant) -> QuicTransport:
+    core = FastQuicCore if variant.core == "fast" else QuicCore
+    return QuicTransport(Identity.generate(), LISTEN, datagram_bytes_max=variant.datagram, core=core)
+
+
+async def p2pnode_server(variant: Variant, queue: Queue) -> None:
+    node = _node(variant)
+
+    async def handle(stream: Any) -> None:
+        try:
+            await answer(stream.write, stream.read_exactly)
+        except RemoteProtocolError:
+            return
+
+    node.handle(PROTOCOL, handle)
+    await node.start()
+    queue.put((list(node.listen_multiaddrs), node.peer_id))
+    await asyncio.Event().wait()
+
+
+async def p2pnode_client(variant: Variant, where: tuple[list[str], Any]) -> dict[str, Any]:
+    node = _node(variant)
+    await node.start()
+    connection = await node.dial(*where)
+    for _ in range(3):
+        await connection.ping()
+    assert connection.stats().datagram_bytes == variant.datagram, "probes did not settle"
+
+    async def open_channel() -> tuple[Write, Read, Callable[[], Awaitable[None]]]:
+        stream = await connection.open_stream(PROTOCOL)
+        return stream.write, stream.read_exactly, stream.close_write
+
+    result = await measure(open_channel)
+    await node.close()
+    return result
+
+
+KINDS: dict[str, tuple[Any, Any]] = {
+    "tcp": (tcp_server, tcp_client),
+    "tls": (tcp_server, tcp_client),
+    "stock": (stock_server, stock_client),
+    "p2pnode": (p2pnode_server, p2pnode_client),
+}
+
+
+def _serve(variant: Variant, queue: Queue) -> None:
+    asyncio.run(KINDS[variant.kind][0](variant, queue))
+
+
+def run(variant: Variant) -> dict[str, Any]:
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    server = context.Process(target=_serve, args=(variant, queue), daemon=True)
+    server.start()
+    try:
+        return asyncio.run(asyncio.wait_for(KINDS[variant.kind][1](variant, queue.get(timeout=10)), 60))
+    finally:
+        server.terminate()
+        server.join()
+
+
+# --- report ----------------------------------------------------------------------------------------
+def median(rounds: list[dict[str, Any]]) -> dict[str, Any]:
+    merged: dict[str, Any] = {}
+    for key, first in rounds[0].items():
+        values = [one[key] for one in rounds]
+        merged[key] = median(values) if isinstance(first, dict) else round(statistics.median(values), 4)
+    return merged
+
+
+def machine() -> dict[str, Any]:
+    cpu = next(
+        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        platform.processor(),
+    )
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "system": platform.system() + " " + platform.release().split("-")[0],
+        "python": platform.python_version(),
+        "aioquic": version("aioquic"),
+        "cryptography": version("cryptography"),
+        "commit": commit.stdout.strip(),
+        "load_average": os.getloadavg()[0],
+    }
+
+
+def ratios(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Against aioquic's own API in the same run, as specs/decisions and the issue state the targets."""
+    base = results["aioquic API 1452"]
+
+    def against(name: str) -> dict[str, float]:
+        one = results[name]
+        return {
+            "bulk": round(one["bulk_mb_s"] / base["bulk_mb_s"], 2),
+            "rtt_8192": round(one["rtt_ms_8192"]["p50"] / base["rtt_ms_8192"]["p50"], 3),
+        }
+
+    return {name: against(name) for name in results if "core" in name}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", default="", help="variants whose name contains this")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    variants = [variant for variant in VARIANTS if options.only in variant.name]
+    rounds: dict[str, list[dict[str, Any]]] = {variant.name: [] for variant in variants}
+    started = time.perf_counter()
+    for _ in range(options.rounds):
+        for variant in variants:
+            rounds[variant.name].append(run(variant))
+    results = {name: median(found) for name, found in rounds.items()}
+    for name, one in results.items():
+        trips = "  ".join(f"{size}: {one[f'rtt_ms_{size}']['p50']:7.3f}" for size in ROUND_TRIPS)
+        cpu = one["cpu_ms_per_mb"]
+        print(
+            f"{name:40} {one['bulk_mb_s']:8.1f} MB/s   rtt ms {trips}   new stream {one['new_stream_rtt_ms_8192']['p50']:.3f}"
+            f"   cpu ms/MB {cpu['send']:.1f}+{cpu['receive']:.1f}"
+        )
+    report: dict[str, Any] = {
+        "command": "python -m bench.transport " + " ".join(sys.argv[1:]),
+        "machine": machine(),
+        "rounds": options.rounds,
+        "seconds": round(time.perf_counter() - started, 1),
+        "results": results,
+    }
+    if "aioquic API 1452" in results:
+        report["ratios_to_aioquic_api_1452"] = ratios(results)
+        print(json.dumps(report["ratios_to_aioquic_api_1452"], indent=1))
+    if options.out is not None:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
