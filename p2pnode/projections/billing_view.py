@@ -9,8 +9,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Final
 
-import msgspec
-
 from p2pnode import limits
 from p2pnode.errors import RequestError
 from p2pnode.events import types as facts
@@ -212,8 +210,3 @@ def as_json(rows: Iterable[StatementRow]) -> str:
     """An array of objects, keys as in the CSV's header."""
     return json.dumps([asdict(row) for row in rows], ensure_ascii=False)
 
-
-def resolved_view(state: Billing, hold_id: str) -> JsonObject | None:
-    """How a hold ended, while it is remembered."""
-    entry = state.resolved.get(hold_id)
-    return None if entry is None else msgspec.structs.asdict(entry)

@@ -102,7 +102,8 @@ def test_a_device_belongs_to_one_mesh() -> None:
         with pytest.raises(WrongMesh, match="home"):
             story.do(other)
     joined = Story()
-    assert names_of(joined, join) == ["MeshJoined"]
+    joined.do(join)
+    assert (joined.state.node.mesh_id, joined.state.node.role) == ("m1", "member")
 
 
 @pytest.mark.parametrize(
