@@ -11,12 +11,14 @@ from quart import Quart, Response, g, request
 from p2pnode.api.chat import chat_routes
 from p2pnode.api.completions import completion_routes
 from p2pnode.api.context import ApiContext
+from p2pnode.api.embeddings import embedding_routes
 from p2pnode.api.envelope import error_response
 from p2pnode.api.infer import infer_routes
 from p2pnode.api.key_routes import key_routes
 from p2pnode.api.live import live_routes
 from p2pnode.api.mesh import mesh_routes, view_routes
 from p2pnode.api.panel import POLICY, find_panel, panel_routes
+from p2pnode.api.responses import responses_routes
 from p2pnode.api.security import ApiSecurity
 from p2pnode.facade import NodeFacade
 from p2pnode.limits import API_BODY_BYTES_MAX, API_BODY_TIMEOUT_S, API_RESPONSE_TIMEOUT_S
@@ -47,6 +49,8 @@ def create_app(
         view_routes(context),
         completion_routes(context),
         chat_routes(context),
+        embedding_routes(context),
+        responses_routes(context),
         infer_routes(context),
         mesh_routes(context),
         key_routes(context),

@@ -43,11 +43,16 @@ class StreamBody:
         events: AsyncIterator[Indexed],
         render: Render,
         tail: Callable[[list[Finished]], list[dict[str, Any]]],
+        *,
+        begin: Callable[[], list[dict[str, Any]]] = list,
+        named: bool = False,
     ) -> None:
         self._context = context
         self._events = events
         self._render = render
         self._tail = tail
+        self._begin = begin
+        self._named = named
         self._chunks = self._run()
         self._open = True
 
@@ -71,10 +76,16 @@ class StreamBody:
             self._open = False
             self._context.generating -= 1
 
+    def _event(self, document: dict[str, Any]) -> bytes:
+        """One event; the Responses API names its events, the older ones do not."""
+        return sse_data(json_bytes(document), event=document["type"] if self._named else None)
+
     async def _run(self) -> AsyncGenerator[bytes, None]:
         ends: list[Finished] = []
         items = until_closed(self._events, self._context.closing)
         try:
+            for document in self._begin():
+                yield self._event(document)
             async for item in items:
                 if item is None:
                     yield b": still here\n\n"
@@ -83,16 +94,17 @@ class StreamBody:
                 if isinstance(event, Finished):
                     ends.append(event)
                 for chunk in self._render(index, event):
-                    yield sse_data(json_bytes(chunk))
+                    yield self._event(chunk)
             if self._context.closing.is_set():
                 raise EngineUnavailable("the node is stopping", hint="try again when it is back")
             if not ends:
                 raise EngineUnavailable("the generation ended without a result", hint="try again")
             for chunk in self._tail(ends):
-                yield sse_data(json_bytes(chunk))
-            yield DONE
+                yield self._event(chunk)
+            if not self._named:
+                yield DONE
         except Exception as error:
-            yield sse_data(json_bytes(envelope(condition_of(error))))
+            yield sse_data(json_bytes(envelope(condition_of(error))), event="error" if self._named else None)
         finally:
             await items.aclose()
 

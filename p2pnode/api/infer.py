@@ -6,9 +6,9 @@ from typing import Any
 
 from quart import Blueprint, Response
 
-from p2pnode.api.chat import chat_prompt
 from p2pnode.api.completions import StreamBody
 from p2pnode.api.context import ApiContext, body, caller
+from p2pnode.api.conversation import chat_prompt
 from p2pnode.api.envelope import json_response
 from p2pnode.api.generation import (
     MAX_TOKENS_DEFAULT,

@@ -1,0 +1,71 @@
+"""POST /v1/embeddings."""
+
+from __future__ import annotations
+
+import base64
+import struct
+from typing import Any
+
+from quart import Blueprint, Response
+
+from p2pnode.api.context import ApiContext, body, caller
+from p2pnode.api.envelope import json_response
+from p2pnode.api.schemas import EmbeddingRequest, check_fields, parse
+from p2pnode.errors import RequestError
+from p2pnode.limits import API_EMBEDDING_INPUTS_MAX
+
+
+def inputs_of(value: str | list[Any]) -> list[str | list[int]]:
+    """OpenAI's four forms of input as a list of texts or token lists; none may be empty."""
+    items = [value] if isinstance(value, str) else value
+    if items and all(isinstance(item, int) and not isinstance(item, bool) for item in items):
+        items = [items]
+    if not items or len(items) > API_EMBEDDING_INPUTS_MAX:
+        raise RequestError(
+            f"between 1 and {API_EMBEDDING_INPUTS_MAX} inputs are embedded at once", param="input"
+        )
+    for item in items:
+        tokens = isinstance(item, list) and all(type(token) is int and 0 <= token < 1 << 31 for token in item)
+        if not item or not (isinstance(item, str) or tokens):
+            raise RequestError("an input is text or token ids, and not empty", param="input")
+    return list(items)
+
+
+def encoded(vector: list[float], form: str) -> list[float] | str:
+    if form == "float":
+        return vector
+    return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
+
+
+def embedding_routes(context: ApiContext) -> Blueprint:
+    routes = Blueprint("embeddings", __name__)
+    node = context.node
+
+    @routes.post("/v1/embeddings")
+    async def embeddings() -> Response:
+        caller("use")
+        asked = parse(EmbeddingRequest, await body())
+        ignored = check_fields("embedding", asked)
+        inputs = inputs_of(asked.input)
+        model = node.resolve_model(asked.model)
+        tokens = [
+            await node.tokenize(model, item, add_special=True, parse_special=False)
+            if isinstance(item, str)
+            else item
+            for item in inputs
+        ]
+        with context.slot():
+            vectors = await node.embed(model, tokens)
+        count = sum(len(item) for item in tokens)
+        document = {
+            "object": "list",
+            "model": model,
+            "data": [
+                {"object": "embedding", "index": index, "embedding": encoded(vector, asked.encoding_format)}
+                for index, vector in enumerate(vectors)
+            ],
+            "usage": {"prompt_tokens": count, "total_tokens": count},
+        }
+        return json_response(document, headers={"X-P2PNode-Ignored": ", ".join(ignored)} if ignored else None)
+
+    return routes
