@@ -179,11 +179,11 @@ def verify_consistency(
     size_first: int, size_second: int, proof: Sequence[bytes], root_first: bytes, root_second: bytes
 ) -> bool:
     """Whether the second tree begins with the first; nothing can be shown from an empty tree."""
-    if not _all_hashes(root_first, root_second, *proof) or len(proof) > PROOF_HASHES_MAX:
-        return False
     if size_first == size_second:
         return size_first >= 0 and not proof and root_first == root_second
-    if not 0 < size_first < size_second or not proof:
+    if not 0 < size_first < size_second or not 0 < len(proof) <= PROOF_HASHES_MAX:
+        return False
+    if not _all_hashes(root_first, root_second, *proof):
         return False
     path = list(proof) if size_first & (size_first - 1) else [root_first, *proof]
     position, last = size_first - 1, size_second - 1
