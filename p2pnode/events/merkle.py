@@ -180,7 +180,7 @@ def verify_consistency(
 ) -> bool:
     """Whether the second tree begins with the first; nothing can be shown from an empty tree."""
     if size_first == size_second:
-        return size_first >= 0 and not proof and root_first == root_second
+        return size_first > 0 and not proof and root_first == root_second
     if not 0 < size_first < size_second or not 0 < len(proof) <= PROOF_HASHES_MAX:
         return False
     if not _all_hashes(root_first, root_second, *proof):
