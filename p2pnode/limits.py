@@ -293,6 +293,11 @@ PREFILL_CHUNK_TOKENS = 256
 """Large enough for full speed of the matrix kernels, small enough that decoding sessions wait little."""
 
 PREFILL_CHUNKS_IN_FLIGHT = 4
+RECOVERIES_MAX = 8
+SILENCE_PING_S = 1.5
+STAGE_SILENCE_S_MIN = 4.0
+"""A stage that answered in milliseconds and then not for seconds sleeps or is gone."""
+
 STAGE_ANSWER_S_MAX = 120.0
 """A prefill chunk on a slow device takes many seconds; one that takes minutes will not come."""
 

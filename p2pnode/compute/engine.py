@@ -1,6 +1,6 @@
 """The engine process: units of llama.cpp behind one socket; it may die without the node dying.
 
-Started by `engine_client` as `python -m p2pnode.compute.engine FD`. Its first message is a hello, or the
+Started by `engine_client` as `python -m p2pnode.compute.engine FD FD`. Its first message is a hello, or the
 condition that keeps it from working here (no library, a llama.cpp of unknown layout).
 """
 
@@ -24,16 +24,16 @@ def _die_with_parent() -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """`FD` is this process's end of the socketpair."""
+    """Two descriptors: this process's ends of the message and the side socketpair."""
     _die_with_parent()
-    channel = Channel(socket.socket(fileno=int(arguments[0])))
+    channel, side = Channel(socket.socket(fileno=int(arguments[0]))), socket.socket(fileno=int(arguments[1]))
     try:
         try:
             from p2pnode.compute.engine_loop import Engine  # loads llama.cpp, and may refuse it
         except P2PNodeError as exc:
             channel.send({"id": 0, "error": error_fields(exc)})
             return 1
-        Engine(channel).run()
+        Engine(channel, side).run()
     except (NodeGoneError, EngineUnavailable):
         pass
     return 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import select
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from p2pnode.compute.engine_protocol import (
@@ -46,11 +46,12 @@ class Channel:
         except OSError as exc:
             raise NodeGoneError from exc
 
-    def ready(self) -> bool:
-        """Whether `receive` would have something to read now."""
+    def ready(self, others: Sequence[int] = (), timeout_s: float | None = 0.0) -> bool:
+        """Whether `receive` would have something to read now; `others` only end the wait."""
         if self._end > self._start:
             return True
-        return bool(select.select([self._socket], [], [], 0)[0])
+        ours = self._socket.fileno()
+        return ours in select.select([ours, *others], [], [], timeout_s)[0]
 
     def receive(self) -> tuple[Message, memoryview]:
         """The next message, waiting for it; the payload is the caller's own."""

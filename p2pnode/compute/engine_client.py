@@ -19,9 +19,12 @@ from typing import Any
 
 from p2pnode.compute.engine_protocol import (
     Buffer,
+    LaneToRank,
     Message,
+    RankLink,
     Sampled,
     SampledToken,
+    StreamToRank,
     Timings,
     UnitInfo,
     UnitSpec,
@@ -53,10 +56,15 @@ class EngineClient:
     """Many concurrent calls to one engine process; make it with `start`."""
 
     def __init__(
-        self, process: asyncio.subprocess.Process, stream: MessageStream, on_exit: OnExit | None
+        self,
+        process: asyncio.subprocess.Process,
+        stream: MessageStream,
+        side: socket.socket,
+        on_exit: OnExit | None,
     ) -> None:
         self._process = process
         self._stream = stream
+        self._side = side
         self._on_exit = on_exit
         self._calls: dict[int, asyncio.Future[tuple[Message, memoryview]]] = {}
         self._progress: dict[int, Progress] = {}
@@ -81,25 +89,30 @@ class EngineClient:
     ) -> EngineClient:
         """Start a process and wait until it speaks; raises EngineUnavailable with its last words."""
         ours, theirs = socket.socketpair()
+        side, their_side = socket.socketpair()
+        side.setblocking(False)
         try:
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
                 "p2pnode.compute.engine",
                 str(theirs.fileno()),
+                str(their_side.fileno()),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=asyncio.subprocess.PIPE,
-                pass_fds=(theirs.fileno(), *pass_fds),
+                pass_fds=(theirs.fileno(), their_side.fileno(), *pass_fds),
                 env={**os.environ, **_ENVIRONMENT, **(environment or {})},
                 process_group=0,
             )
         except OSError as exc:
             ours.close()
+            side.close()
             raise EngineUnavailable(f"cannot start an engine process: {exc.strerror}") from exc
         finally:
             theirs.close()
-        client = cls(process, MessageStream(ours), on_exit)
+            their_side.close()
+        client = cls(process, MessageStream(ours), side, on_exit)
         try:
             async with asyncio.timeout(ENGINE_START_TIMEOUT_S):
                 await asyncio.shield(client._ready)
@@ -199,6 +212,38 @@ class EngineClient:
         )
         return Sampled(chosen, Timings(*header["t"]))
 
+    # tensor groups
+    async def open_lanes(self, host: str, count: int) -> list[int]:
+        """Bind datagram sockets for lanes on an address of this machine; their ports."""
+        header, _ = await self._call({"op": "lane_open", "host": host, "count": count})
+        return list(header["ports"])
+
+    async def link(self, unit_id: int, links: Sequence[RankLink], *, half: bool = False) -> None:
+        """Give a shard its ways to all other ranks; both ends of a lane must call this at about the same time.
+
+        Raises StageLost when datagrams do not get through: link again with streams then.
+        """
+        streams = [link.stream for link in links if isinstance(link, StreamToRank)]
+        if streams:
+            self._send_side(streams)
+        secrets = b"".join(link.secret for link in links if isinstance(link, LaneToRank))
+        await self._call(
+            {"op": "link", "unit": unit_id, "half": half, "links": [link.as_message() for link in links]},
+            secrets,
+        )
+
+    def give_up_exchange(self) -> None:
+        """End an exchange that waits for a lost rank: the step under way fails now, not at its timeout."""
+        self._send_side([])
+
+    def _send_side(self, streams: Sequence[socket.socket]) -> None:
+        if self._lost is not None:
+            raise self._lost
+        try:
+            socket.send_fds(self._side, [b"x"], [stream.fileno() for stream in streams])
+        except OSError as exc:
+            raise EngineUnavailable(f"the engine process is gone: {exc.strerror}") from exc
+
     # text
     async def tokenize(
         self, unit_id: int, text: str, *, add_special: bool = True, parse_special: bool = True
@@ -292,6 +337,7 @@ class EngineClient:
         if self._lost is None:
             self._lost = EngineUnavailable(f"the engine process is gone: {reason}")
             self._stream.close()
+            self._side.close()
         waiting: list[asyncio.Future[Any]] = [*self._calls.values(), self._ready]
         for future in waiting:
             if not future.done():

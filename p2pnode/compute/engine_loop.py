@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import ctypes
 import os
+import socket
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 
 from p2pnode.compute.engine_channel import Channel
+from p2pnode.compute.engine_links import GroupLinks
 from p2pnode.compute.engine_protocol import Buffer, Message, error_fields, frame_fields, frame_of, spec_of
 from p2pnode.compute.engine_step import Reply
 from p2pnode.compute.engine_unit import Unit
@@ -27,8 +29,9 @@ Answer = tuple[Message, Buffer]
 class Engine:
     """Dispatches messages and drives the units' batches."""
 
-    def __init__(self, channel: Channel) -> None:
+    def __init__(self, channel: Channel, side: socket.socket) -> None:
         self._channel = channel
+        self._groups = GroupLinks(side)
         self._units: dict[int, Unit] = {}
         self._next_unit = 1
         self._turn = 0
@@ -46,6 +49,8 @@ class Engine:
             "state_get": self._state_get,
             "state_set": self._state_set,
             "stats": self._stats,
+            "lane_open": self._lane_open,
+            "link": self._link,
         }
 
     def run(self) -> None:
@@ -54,9 +59,20 @@ class Engine:
         while True:
             busy = any(unit.waiting for unit in self._units.values())
             while not busy or self._channel.ready():
-                self._handle(*self._channel.receive())
+                if busy or self._wait():
+                    self._handle(*self._channel.receive())
                 busy = any(unit.waiting for unit in self._units.values())
             self._run_one_batch()
+
+    def _wait(self) -> bool:
+        """Sleep until a message comes; other ranks may ask meanwhile for pieces that got lost."""
+        groups = [unit.group for unit in self._units.values() if unit.group is not None]
+        others = [number for group in groups for number in group.filenos()]
+        if self._channel.ready(others, None):
+            return True
+        for group in groups:
+            group.service()
+        return False
 
     def _handle(self, message: Message, payload: memoryview) -> None:
         call = message.get("id", 0)
@@ -180,6 +196,17 @@ class Engine:
 
     def _state_set(self, message: Message, payload: memoryview) -> Answer:
         return {"positions": self._unit(message).set_state(message["session"], payload)}, b""
+
+    def _lane_open(self, message: Message, _payload: memoryview) -> Answer:
+        return {"ports": self._groups.open_lanes(str(message["host"]), int(message["count"]))}, b""
+
+    def _link(self, message: Message, payload: memoryview) -> Answer:
+        unit = self._unit(message)
+        group = self._groups.make(
+            unit.spec.rank, message["links"], bytes(payload), half=bool(message["half"])
+        )
+        unit.join_group(group)
+        return {}, b""
 
     def _stats(self, _message: Message, _payload: memoryview) -> Answer:
         units = {unit_id: unit.stats() for unit_id, unit in self._units.items()}

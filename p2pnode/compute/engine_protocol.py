@@ -7,6 +7,7 @@ same, since a broken engine must not take the node with it.
 
 from __future__ import annotations
 
+import socket
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -90,6 +91,37 @@ _BY_CODE: dict[str, type[P2PNodeError]] = {
     for kind in vars(errors).values()
     if isinstance(kind, type) and issubclass(kind, P2PNodeError) and kind is not P2PNodeError
 }
+
+
+# --- ways between ranks of a tensor group -----------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class StreamToRank:
+    """A connected stream socket; the node carries its other end to the rank. The engine gets its own copy."""
+
+    rank: int
+    stream: socket.socket
+
+    def as_message(self) -> list[Any]:
+        return [self.rank, "stream"]
+
+
+@dataclass(frozen=True, slots=True)
+class LaneToRank:
+    """Sealed datagrams from one of our lane ports to the rank's (specs/16-lane.md)."""
+
+    rank: int
+    port: int
+    peer_host: str
+    peer_port: int
+    secret: bytes
+    """32 bytes, fresh for this group and pair, exchanged over the authenticated connection."""
+    datagram_bytes: int = 1452
+
+    def as_message(self) -> list[Any]:
+        return [self.rank, "lane", self.port, self.peer_host, self.peer_port, self.datagram_bytes]
+
+
+RankLink = StreamToRank | LaneToRank
 
 
 # --- what a unit is --------------------------------------------------------------------------------

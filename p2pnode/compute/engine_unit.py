@@ -15,8 +15,9 @@ from p2pnode.compute.engine_protocol import UnitInfo, UnitSpec
 from p2pnode.compute.engine_step import Reply, Session, Step
 from p2pnode.compute.llama import Context, Model, check_spec
 from p2pnode.compute.llama_sampler import Sampler
+from p2pnode.compute.reduce import AllReduce
 from p2pnode.compute.sampling import plan_sampler
-from p2pnode.compute.taps import Reducer, Taps
+from p2pnode.compute.taps import Taps
 from p2pnode.compute.token_table import TokenRows
 from p2pnode.errors import (
     Busy,
@@ -42,7 +43,6 @@ class Unit:
         unit_id: int,
         spec: UnitSpec,
         progress: Callable[[float], bool] | None = None,
-        reducer: Reducer | None = None,
     ) -> None:
         started = time.perf_counter()
         check_spec(spec)
@@ -53,7 +53,7 @@ class Unit:
         self.model = Model(spec, progress)
         try:
             result_tap = spec.tap if spec.output == "rows" else None
-            self._taps = Taps(result_tap, spec.reduce, reducer)
+            self._taps = Taps(result_tap, spec.reduce, stop_after_reduce=spec.output == "none")
             if not spec.vocab_only:
                 self.context = Context(self.model, spec, self._taps.callback)
             if spec.token_table is not None:
@@ -63,6 +63,9 @@ class Unit:
             raise
         self.load_s = time.perf_counter() - started
         self.fingerprint = f"{spec.fingerprint}|{spec.kv_type_k}|{spec.kv_type_v}|{self.model.layers}"
+        self.group: AllReduce | None = None
+        self._all_rows = bool(spec.tap)
+        """Every row goes on to another stage; else only wanted ones leave the last layer."""
         self._sessions: dict[int, Session] = {}
         self._free = list(range(spec.sessions_max - 1, -1, -1))
         self._waiting: deque[Step] = deque()
@@ -107,7 +110,19 @@ class Unit:
     def waiting(self) -> bool:
         return bool(self._waiting)
 
+    def join_group(self, group: AllReduce) -> None:
+        """The ways to the other ranks; replaces a group that broke."""
+        if group.ranks != self.spec.ranks or not self.spec.reduce:
+            group.close()
+            raise RequestError(f"a group of {group.ranks} for a unit of {self.spec.ranks} ranks")
+        if self.group is not None:
+            self.group.close()
+        self.group = self._taps.reducer = group
+
     def close(self) -> None:
+        if self.group is not None:
+            self.group.close()
+            self.group = None
         for session in getattr(self, "_sessions", {}).values():
             if session.sampler is not None:
                 session.sampler.close()
@@ -160,6 +175,8 @@ class Unit:
 
     def free_session(self, session_id: int) -> Iterator[Reply]:
         """Forget a session; steps still waiting are answered as cancelled."""
+        if self.spec.ranks > 1 and any(step.frame.session == session_id for step in self._waiting):
+            raise Busy("steps of this session are under way on all ranks", hint="free it after their answers")
         yield from self.cancel(session_id)
         session = self._sessions.pop(session_id, None)
         if session is not None:
@@ -169,7 +186,12 @@ class Unit:
             self._free.append(session.sequence)
 
     def cancel(self, session_id: int) -> Iterator[Reply]:
-        """Answer the waiting steps of a session as cancelled; what it holds stays."""
+        """Answer the waiting steps of a session as cancelled; what it holds stays.
+
+        Ranks of a group would disagree about what was still waiting: they compute everything.
+        """
+        if self.spec.ranks > 1:
+            return
         for step in [step for step in self._waiting if step.frame.session == session_id]:
             self._waiting.remove(step)
             yield Reply(step.call, Cancelled("the step was cancelled"))
@@ -217,6 +239,8 @@ class Unit:
     def submit(self, call: int, frame: Frame, *, sample: bool) -> None:
         """Check a frame and let it wait; raises what is wrong with it."""
         context = self._context()
+        if self.spec.reduce and self.group is None:
+            raise RequestError("this shard has no way to its other ranks yet")
         if not frame.rows:
             raise ShapeMismatch("a step without rows")
         if sample and self.spec.output != "sample":
@@ -302,6 +326,8 @@ class Unit:
         failed: list[Reply] = []
         alone = (self.model.recurrent and self.spec.output == "rows") or self.spec.ranks > 1
         order = list(self._first_per_session())
+        if self.spec.ranks > 1:
+            order = [self._waiting[0]]  # every rank must run the same rows in the same order
         order.sort(key=lambda step: step.remaining > 1)
         for step in order:
             if not room or (alone and chosen):
@@ -314,7 +340,7 @@ class Unit:
                     failed.append(Reply(step.call, exc))
                     continue
             count = min(step.remaining, room)
-            if self.spec.output == "sample":
+            if not self._all_rows:
                 wanted = max(0, step.done + count - max(step.frame.wanted_first, step.done))
                 count -= max(0, wanted - outputs)
                 outputs -= min(wanted, outputs)
@@ -374,7 +400,7 @@ class Unit:
             context.sequences[offset:end] = step.session.sequence
             if step.ids is not None:
                 context.tokens[offset:end] = step.ids[step.done : step.done + count]
-            if self.spec.output == "sample":
+            if not self._all_rows:
                 context.wanted[offset:end] = (
                     np.arange(step.done, step.done + count) >= step.frame.wanted_first
                 )

@@ -300,7 +300,7 @@ class Context:
         cpus = os.cpu_count() or 1
         self.batch_rows = min(spec.batch_rows, spec.context_tokens)
         self.outputs_max = self.batch_rows
-        if spec.output == "sample":
+        if not spec.tap and spec.output != "embedding":
             self.outputs_max = min(self.batch_rows, spec.outputs_max or spec.sessions_max + 8)
         params.n_ctx = spec.context_tokens
         params.n_batch = params.n_ubatch = self.batch_rows

@@ -82,8 +82,9 @@ class Sampler:
         else:
             scores = context.logits(index)
             token = self._sample_by_grammar(scores)
-        piece = self._model.piece(token, special=False)
-        eog = self._model.is_eog(token)
+        has_text = self._model.has_text
+        piece = self._model.piece(token) if has_text else b""
+        eog = has_text and self._model.is_eog(token)
         if scores is None or self._plan.logprobs is None:
             return SampledToken(token, piece, eog)
         logprob, top = self._logprobs(scores, token, self._plan.logprobs)
@@ -125,8 +126,11 @@ class Sampler:
         normal = wide.max() + np.log(np.exp(wide - wide.max()).sum())
         best = np.argpartition(-wide, min(count, len(wide) - 1))[:count]
         best = best[np.argsort(-wide[best], kind="stable")]
-        top = tuple((int(i), float(wide[i] - normal), self._model.piece(int(i), special=True)) for i in best)
+        top = tuple((int(i), float(wide[i] - normal), self._piece(int(i))) for i in best)
         return float(wide[token] - normal), top
+
+    def _piece(self, token: int) -> bytes:
+        return self._model.piece(token, special=True) if self._model.has_text else b""
 
     def close(self) -> None:
         if self._chain:

@@ -32,55 +32,86 @@ class Reducer(Protocol):
 
 
 class Taps:
-    """The eval callback of one context."""
+    """The eval callback of one context.
 
-    def __init__(self, result: str | None, reduce: Sequence[str], reducer: Reducer | None) -> None:
+    `reduce` names partial sums in order of computation: a weight (`blk.N....`), whose product is meant, or a
+    tensor by its own name. With `stop_after_reduce` nothing behind the last of them is computed.
+    """
+
+    def __init__(self, result: str | None, reduce: Sequence[str], *, stop_after_reduce: bool = False) -> None:
         self._result = result.encode() if result else None
         self._weights = frozenset(name.encode() for name in reduce if name.startswith("blk."))
-        """Weights whose product is a partial sum: some graphs give that product no name."""
-        self._names = frozenset(name.encode() for name in reduce if not name.startswith("blk."))
-        self._names |= {self._result} if self._result else set()
-        self._reducer = reducer
+        self._reduce = frozenset(name.encode() for name in reduce) - self._weights
+        self._names = self._reduce | ({self._result} if self._result else set())
+        self._products: dict[bytes, bool] = {}
+        self._expected = len(reduce)
+        self._stop_after = len(reduce) if stop_after_reduce else -1
+        self._reduced = 0
         self._buffers: dict[tuple[int, int], NDArray[np.float32]] = {}
+        self.reducer: Reducer | None = None
         self.rows: list[NDArray[np.float32]] = []
         """What the result tap read in this decode, one array per micro-batch."""
         self.spent_ns = 0
-        self.calls = 0
         self.error: BaseException | None = None
-        self.callback = (
-            L.ggml_backend_sched_eval_callback(self._call) if self._names or self._weights else None
-        )
+        call = self._call_reduce if reduce else self._call_result
+        self.callback = L.ggml_backend_sched_eval_callback(call) if self._names or reduce else None
 
     def start(self) -> None:
         """Forget the last decode."""
         self.rows = []
-        self.spent_ns = self.calls = 0
+        self.spent_ns = self._reduced = 0
         self.error = None
 
     def finish(self) -> None:
-        """Raise what went wrong inside llama.cpp."""
+        """Raise what went wrong inside llama.cpp, and whatever was not found there."""
         if self.error is not None:
             error, self.error = self.error, None
             raise error
+        if self._reduced != self._expected:
+            raise EngineIncompatible(
+                f"{self._reduced} of {self._expected} partial sums were found in llama.cpp's graph",
+                hint="this llama.cpp builds this architecture differently",
+            )
 
-    def _call(self, tensor: int, ask: bool, _data: Any) -> bool:
+    def _call_result(self, tensor: int, ask: bool, _data: Any) -> bool:
         if ask:
-            named = tensor_name(tensor) in self._names
-            return named or (bool(self._weights) and source_name(tensor) in self._weights)
+            return tensor_name(tensor) == self._result
         started = time.perf_counter_ns()
         try:
-            name = tensor_name(tensor)
+            self.rows.append(self._read(tensor, None))
+        except BaseException as exc:
+            self.error = exc
+        self.spent_ns += time.perf_counter_ns() - started
+        return False
+
+    def _call_reduce(self, tensor: int, ask: bool, _data: Any) -> bool:
+        name = tensor_name(tensor)
+        if ask:
+            return name in self._names or self._is_product(tensor, name)
+        started = time.perf_counter_ns()
+        try:
             if name == self._result:
                 self.rows.append(self._read(tensor, None))
                 return False
             self._reduce_in_place(tensor)
+            self._reduced += 1
         except BaseException as exc:
             self.error = exc
             return False
         finally:
-            self.calls += 1
             self.spent_ns += time.perf_counter_ns() - started
-        return True
+        return self._reduced != self._stop_after
+
+    def _is_product(self, tensor: int, name: bytes) -> bool:
+        """Whether this is the product of a reduced weight. Names llama.cpp gives are remembered, since asking
+        costs; ggml's own `node_N` change their place. `finish` counts, so a missed one cannot pass."""
+        known = self._products.get(name)
+        if known is False:
+            return False
+        found = source_name(tensor) in self._weights
+        if known is None and not name.startswith(b"node_"):
+            self._products[name] = found
+        return found
 
     def _read(self, tensor: int, target: NDArray[np.float32] | None) -> NDArray[np.float32]:
         columns, rows, depth, _ = tensor_shape(tensor)
@@ -94,7 +125,7 @@ class Taps:
         return target
 
     def _reduce_in_place(self, tensor: int) -> None:
-        assert self._reducer is not None, "a shard without a channel to its other ranks"
+        assert self.reducer is not None, "a shard without a channel to its other ranks"
         columns, rows, _, _ = tensor_shape(tensor)
         buffer = self._buffers.get((rows, columns))
         if buffer is None:
@@ -102,5 +133,5 @@ class Taps:
                 self._buffers.clear()
             buffer = self._buffers[rows, columns] = np.empty((rows, columns), np.float32)
         self._read(tensor, buffer)
-        self._reducer.reduce(buffer)
+        self.reducer.reduce(buffer)
         lib.ggml_backend_tensor_set(tensor, buffer.ctypes.data, 0, buffer.nbytes)

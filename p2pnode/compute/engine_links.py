@@ -1,0 +1,95 @@
+"""Ways to other ranks, made from what the node hands over: stream descriptors, or addresses and secrets of lanes.
+
+A second socketpair beside the messages carries descriptors, and any byte on it ends an exchange that waits
+for a rank that will not answer.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Sequence
+from typing import Any
+
+from p2pnode.compute.reduce import AllReduce, Link
+from p2pnode.compute.reduce_links import LaneLink, StreamLink
+from p2pnode.errors import ComputeError, P2PNodeError, RequestError
+from p2pnode.limits import RANKS_MAX
+
+
+class GroupLinks:
+    """Makes the all-reduce of a unit."""
+
+    def __init__(self, side: socket.socket) -> None:
+        side.setblocking(False)
+        self._side = side
+        self._lanes: dict[int, socket.socket] = {}
+
+    def open_lanes(self, host: str, count: int) -> list[int]:
+        """Bind `count` datagram sockets; their ports go to the other ranks."""
+        if not 0 < count <= RANKS_MAX:
+            raise RequestError(f"{count} lanes, at most {RANKS_MAX}")
+        for lane in self._lanes.values():
+            lane.close()
+        self._lanes.clear()
+        for _ in range(count):
+            try:
+                family = socket.AF_INET6 if ":" in host else socket.AF_INET
+                lane = socket.socket(family, socket.SOCK_DGRAM)
+                lane.bind((host, 0))
+            except OSError as exc:
+                raise ComputeError(f"cannot open a lane at {host}: {exc.strerror}") from exc
+            self._lanes[lane.getsockname()[1]] = lane
+        return list(self._lanes)
+
+    def make(self, rank: int, links: Sequence[Sequence[Any]], secrets: bytes, *, half: bool) -> AllReduce:
+        """`links`: [peer, "stream"] or [peer, "lane", our port, host, port, datagram bytes], a secret each."""
+        descriptors = self._descriptors()
+        ranks = sorted([rank, *(int(link[0]) for link in links)])
+        if ranks != list(range(len(ranks))) or not 2 <= len(ranks) <= RANKS_MAX:
+            raise RequestError(f"ranks {ranks} are not a tensor group")
+        made: dict[int, Link] = {}
+        try:
+            for link in links:
+                if link[1] == "stream":
+                    if not descriptors:
+                        raise RequestError("a stream link without its descriptor")
+                    made[link[0]] = StreamLink(socket.socket(fileno=descriptors.pop(0)))
+                else:
+                    secret, secrets = secrets[:32], secrets[32:]
+                    made[link[0]] = self._lane(rank, link, secret)
+            for way in made.values():
+                if isinstance(way, LaneLink):
+                    way.greet()
+        except P2PNodeError:
+            for way in made.values():
+                way.close()
+            raise
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+        return AllReduce(rank, made, half=half, abort_fd=self._side.fileno())
+
+    def _lane(self, rank: int, link: Sequence[Any], secret: bytes) -> LaneLink:
+        peer, _, ours, host, port, datagram_bytes = link
+        lane = self._lanes.pop(ours, None)
+        if lane is None:
+            raise RequestError(f"no lane was opened on port {ours}")
+        try:
+            lane.connect((host, port))
+            return LaneLink(lane, secret, rank, peer, datagram_bytes)
+        except OSError as exc:
+            lane.close()
+            raise ComputeError(f"no lane to {host}: {exc.strerror}") from exc
+
+    def _descriptors(self) -> list[int]:
+        """Descriptors sent for this group; earlier wishes to give up are over with it."""
+        found: list[int] = []
+        while True:
+            try:
+                data, descriptors, _, _ = socket.recv_fds(self._side, 1, RANKS_MAX)
+            except BlockingIOError:
+                return found
+            found.extend(descriptors)
+            if not data:
+                return found

@@ -1,0 +1,267 @@
+"""Links between ranks: a byte stream the node carries over QUIC, or a lane of sealed datagrams on one LAN."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import time
+
+from p2pnode.compute.lane import (
+    Datagram,
+    Incoming,
+    Opener,
+    Sealer,
+    Type,
+    check_datagram_bytes,
+    missing_bitmap,
+    missing_pieces,
+    piece_bounds,
+    piece_count,
+)
+from p2pnode.errors import RemoteProtocolError, StageLost
+from p2pnode.limits import LANE_DATAGRAM_BYTES_MAX, LANE_HELLO_TIMEOUT_S
+
+_STREAM_HEADER = struct.Struct("<II")
+_ASK_PARTLY_S = 0.001
+_ASK_NOTHING_S = 0.004
+_ASK_S_MAX = 0.064
+"""Silence before missing pieces are asked for: soon when some arrived, later when the other may still compute."""
+_HELLO_EVERY_S = 0.02
+_SOCKET_BUFFER_BYTES = 4 * 1024 * 1024
+
+
+class StreamLink:
+    """Messages with a number and a size over any stream socket."""
+
+    served_between_steps = False
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self._socket = sock
+        self._exchange = 0
+        self._out: list[memoryview] = []
+        self._into = memoryview(b"")
+        self._head = bytearray(_STREAM_HEADER.size)
+        self._head_have = self._have = 0
+
+    def start(self, out: memoryview, into: memoryview) -> None:
+        self._exchange = (self._exchange + 1) & 0xFFFFFFFF
+        self._out = [memoryview(_STREAM_HEADER.pack(self._exchange, len(out))), out]
+        self._into = into
+        self._head_have = self._have = 0
+
+    def pump(self, now: float) -> bool:
+        del now
+        try:
+            self._write()
+            self._read()
+        except OSError as exc:
+            raise StageLost(f"the stream to another rank broke: {exc.strerror}") from exc
+        return not self._out and self._head_have == _STREAM_HEADER.size and self._have == len(self._into)
+
+    def _write(self) -> None:
+        try:
+            while self._out:
+                sent = self._socket.sendmsg(self._out)
+                while self._out and sent >= len(self._out[0]):
+                    sent -= len(self._out.pop(0))
+                if sent:
+                    self._out[0] = self._out[0][sent:]
+        except BlockingIOError:
+            return
+
+    def _read(self) -> None:
+        try:
+            while self._head_have < _STREAM_HEADER.size:
+                self._head_have += self._receive(memoryview(self._head)[self._head_have :])
+                if self._head_have == _STREAM_HEADER.size:
+                    self._check_head()
+            while self._have < len(self._into):
+                self._have += self._receive(self._into[self._have :])
+        except BlockingIOError:
+            return
+
+    def _receive(self, target: memoryview) -> int:
+        count = self._socket.recv_into(target)
+        if not count:
+            raise StageLost("the stream to another rank was closed")
+        return count
+
+    def _check_head(self) -> None:
+        exchange, size = _STREAM_HEADER.unpack(self._head)
+        if (exchange, size) != (self._exchange, len(self._into)):
+            raise StageLost(
+                f"ranks out of step: message {exchange} of {size} bytes where "
+                f"{self._exchange} of {len(self._into)} is due"
+            )
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def wants_write(self) -> bool:
+        return bool(self._out)
+
+    def wait_s(self) -> float:
+        return 1.0
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+class LaneLink:
+    """Lock-step sealed datagrams; only what is missing is sent again."""
+
+    served_between_steps = True
+
+    def __init__(self, sock: socket.socket, secret: bytes, rank: int, peer: int, datagram_bytes: int) -> None:
+        sock.setblocking(False)
+        for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
+            sock.setsockopt(socket.SOL_SOCKET, option, _SOCKET_BUFFER_BYTES)
+        self._socket = sock
+        self._datagram_bytes = check_datagram_bytes(datagram_bytes)
+        self._sealer = Sealer(secret, rank, peer)
+        self._opener = Opener(secret, peer, rank)
+        self._buffer = memoryview(bytearray(LANE_DATAGRAM_BYTES_MAX))
+        self._exchange = 0
+        self._sent: dict[int, tuple[bytes, int]] = {}
+        """Messages that may be asked for again: this one and the one before."""
+        self._into = memoryview(b"")
+        self._incoming: Incoming | None = None
+        self._early: list[Datagram] = []
+        """Pieces of the next message, from a rank that is one ahead."""
+        self._quiet_since = 0.0
+        self._patience = _ASK_NOTHING_S
+        self._heard = self._was_heard = False
+        self.resent = self.dropped = 0
+
+    def greet(self) -> None:
+        """Make sure that datagrams get through both ways; StageLost when they do not."""
+        deadline = time.monotonic() + LANE_HELLO_TIMEOUT_S
+        while not (self._heard and self._was_heard):
+            if time.monotonic() > deadline:
+                raise StageLost("no lane: datagrams do not get through to the other rank")
+            self._send(Type.HELLO, 0, 0, 1, 1, b"\x01" if self._heard else b"\x00")
+            pause = time.monotonic() + _HELLO_EVERY_S
+            while time.monotonic() < pause and not (self._heard and self._was_heard):
+                self._receive_all(pause)
+        self._send(Type.HELLO, 0, 0, 1, 1, b"\x01")
+
+    def start(self, out: memoryview, into: memoryview) -> None:
+        self._exchange = (self._exchange + 1) & 0xFFFFFFFF
+        count = piece_count(len(out), self._datagram_bytes)
+        self._sent = {key: value for key, value in self._sent.items() if key == self._exchange - 1}
+        self._sent[self._exchange] = (bytes(out), count)
+        self._into = into
+        self._incoming = Incoming(len(into), piece_count(len(into), self._datagram_bytes))
+        self._quiet_since, self._patience = time.monotonic(), _ASK_NOTHING_S
+        self._send_pieces(self._exchange, range(count))
+        early, self._early = self._early, []
+        for piece in early:
+            self._take(piece)
+
+    def pump(self, now: float) -> bool:
+        self._receive_all(None)
+        incoming = self._incoming
+        if incoming is None:
+            return True
+        if not incoming.left:
+            self._into[:] = incoming.data
+            self._incoming = None
+            return True
+        if now - self._quiet_since > self._patience:
+            self._quiet_since = now
+            self._patience = min(2 * self._patience, _ASK_S_MAX)
+            self._send(
+                Type.MISSING, self._exchange, 0, incoming.count, incoming.size, missing_bitmap(incoming.have)
+            )
+        return False
+
+    def _receive_all(self, until: float | None) -> None:
+        """Everything that has arrived; with `until`, wait for one datagram at most that long."""
+        while True:
+            try:
+                size = self._socket.recv_into(self._buffer)
+            except BlockingIOError:
+                if until is None:
+                    return
+                self._socket.settimeout(max(0.001, until - time.monotonic()))
+                try:
+                    size = self._socket.recv_into(self._buffer)
+                except (TimeoutError, ConnectionRefusedError):
+                    return
+                finally:
+                    self._socket.setblocking(False)
+                until = None
+            except ConnectionRefusedError:
+                continue  # the other side is not there yet, or not any more: silence will tell
+            except OSError as exc:
+                raise StageLost(f"the lane broke: {exc.strerror}") from exc
+            try:
+                piece = self._opener.open(self._buffer[:size])
+            except RemoteProtocolError:
+                self.dropped += 1
+                continue
+            self._take(piece)
+
+    def _take(self, piece: Datagram) -> None:
+        self._heard = True
+        match piece.type:
+            case Type.HELLO:
+                self._was_heard = self._was_heard or piece.payload == b"\x01"
+                if piece.payload == b"\x00":
+                    self._send(Type.HELLO, 0, 0, 1, 1, b"\x01")
+            case Type.MISSING:
+                self._was_heard = True
+                self._send_again(piece)
+            case Type.DATA:
+                self._was_heard = True
+                self._take_data(piece)
+
+    def _take_data(self, piece: Datagram) -> None:
+        ahead = (piece.exchange - self._exchange) & 0xFFFFFFFF
+        if ahead == 0 and self._incoming is not None:
+            try:
+                new = self._incoming.add(piece)
+            except RemoteProtocolError as exc:
+                raise StageLost(exc.message) from exc
+            if new:
+                self._quiet_since, self._patience = time.monotonic(), _ASK_PARTLY_S
+        elif ahead == 1 and len(self._early) < piece.count:
+            self._early.append(piece)
+
+    def _send_again(self, asked: Datagram) -> None:
+        kept = self._sent.get(asked.exchange)
+        if kept is not None:
+            pieces = list(missing_pieces(asked.payload, kept[1]))
+            self.resent += len(pieces)
+            self._send_pieces(asked.exchange, pieces)
+
+    def _send_pieces(self, exchange: int, indexes: range | list[int]) -> None:
+        data, count = self._sent[exchange]
+        view = memoryview(data)
+        for index in indexes:
+            first, end = piece_bounds(len(data), count, index)
+            self._send(Type.DATA, exchange, index, count, len(data), view[first:end])
+
+    def _send(
+        self, kind: Type, exchange: int, index: int, count: int, size: int, payload: bytes | memoryview
+    ) -> None:
+        datagram = self._sealer.seal(kind, exchange, index, count, size, payload)
+        try:
+            self._socket.send(datagram)
+        except (BlockingIOError, ConnectionRefusedError):
+            return  # as good as lost on the way: it will be asked for
+        except OSError as exc:
+            raise StageLost(f"the lane broke: {exc.strerror}") from exc
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def wants_write(self) -> bool:
+        return False
+
+    def wait_s(self) -> float:
+        return self._patience
+
+    def close(self) -> None:
+        self._socket.close()
