@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from hashlib import sha256
 from typing import Final
 
 from p2pnode.commands import AcceptReceipt, GiveReceipt
@@ -29,6 +31,50 @@ def may_compute(state: MeshState, consumer: str, unreceipted_microunits: int) ->
             hint="it signs as soon as it is reachable again",
             owed=owed,
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageWork:
+    """What one stage did for one request (or one unit of it), and its part of the price by settlement."""
+
+    request_id: str
+    model: str
+    layers: tuple[int, int]
+    positions: tuple[int, int]
+    layer_tokens: int
+    request_layer_tokens: int
+    microunits: int
+    request_microunits: int
+    input_commitment: bytes
+    output_commitment: bytes
+
+
+def draft_receipt(state: MeshState, consumer: str, work: StageWork, checkpoint: str, now_ms: int) -> Receipt:
+    """Provider: the channel's next receipt, to be encoded, signed and given."""
+    channel = state.billing.given.get(consumer)
+    before = Channel(0, consumer) if channel is None else channel
+    return Receipt(
+        consumer=consumer,
+        provider=state.billing.own_account,
+        sequence=before.sequence + 1,
+        previous=sha256(before.receipt).digest() if before.sequence else receipts.GENESIS,
+        request_id=work.request_id,
+        model=work.model,
+        layer_first=work.layers[0],
+        layer_end=work.layers[1],
+        position_first=work.positions[0],
+        position_end=work.positions[1],
+        input_commitment=work.input_commitment,
+        output_commitment=work.output_commitment,
+        layer_tokens=work.layer_tokens,
+        microunits=work.microunits,
+        request_layer_tokens=work.request_layer_tokens,
+        request_microunits=work.request_microunits,
+        cumulative_layer_tokens=before.layer_tokens + work.layer_tokens,
+        cumulative_microunits=before.microunits + work.microunits,
+        checkpoint=checkpoint,
+        issued_ms=now_ms,
+    )
 
 
 def give_receipt(state: MeshState, command: GiveReceipt, now_ms: int) -> Decision:
