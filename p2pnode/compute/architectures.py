@@ -24,8 +24,9 @@ class Sliding:
 
     period: int
     dense_first: bool = False
-    optional: bool = False
-    """A window of 0 turns sliding off; otherwise the graph insists on a sliding layer."""
+    without: Literal["endless", "off", "inert"] = "endless"
+    """How a part without sliding layers satisfies a graph that insists on one: all slide over an endless window;
+    a window of 0 turns sliding off; or (where dense layers differ in more) an inert sliding layer is added."""
 
     def pattern(self, layer_count: int, step: int) -> list[bool]:
         if step == 0:
@@ -45,13 +46,15 @@ class Architecture:
     sliding: Sliding | None = None
     boundary: int = 1
     """Cuts fall on multiples of this."""
-    positions: int = 1
-    """Position numbers a row needs (M-RoPE: 4)."""
+    positions: Literal["one", "four", "sections"] = "one"
+    """Position numbers a row needs: four for M-RoPE, in some families only if the file has rope sections."""
     output_norm: str = "output_norm"
     output_required: bool = False
     """llama.cpp insists on `output.weight`."""
     leading_dense: bool = False
-    recurrent: Literal["", "head_count_kv", "interval"] = ""
+    output_bias_required: bool = False
+    """llama.cpp insists on `output.bias`."""
+    recurrent: Literal["", "head_count_kv", "interval", "all"] = ""
     """How recurrent layers are told from attention layers."""
     shardable: bool = False
     shard_as: str = ""
@@ -66,10 +69,14 @@ class Architecture:
 def _special_count(*counts: int) -> Callable[[ModelIndex], str]:
     def check(index: ModelIndex) -> str:
         if index.layer_count in counts:
-            return f"llama.cpp chooses its attention scale by the layer count {index.layer_count}"
+            return f"llama.cpp chooses its attention by the layer count {index.layer_count}"
         return ""
 
     return check
+
+
+def _many_layers(index: ModelIndex) -> str:
+    return "llama.cpp expects query norms from 64 layers on" if index.layer_count >= 64 else ""
 
 
 def _deepstack(index: ModelIndex) -> str:
@@ -77,6 +84,9 @@ def _deepstack(index: ModelIndex) -> str:
 
 
 _SQUARE = "llama.cpp wants its attention as wide as the model"
+_FUSED = "its query, key and value are one tensor"
+_FUSED_FF = "its gate and up projections are one tensor"
+_WIDE_NORMS = "its query and key norms span all heads"
 _STATE = "its recurrent layers keep one state over all heads"
 
 _TABLE = (
@@ -88,7 +98,7 @@ _TABLE = (
         inert_ones=("ffn_norm.weight", "ffn_gate_inp_shexp.weight"),
         shard_refusal=_SQUARE,
     ),
-    Architecture("qwen2vl", positions=4, shard_refusal=_SQUARE),
+    Architecture("qwen2vl", positions="four", shard_refusal=_SQUARE),
     Architecture("qwen3", shardable=True),
     Architecture("qwen3moe", shardable=True),
     Architecture("gemma", scale="width", shardable=True),
@@ -96,23 +106,59 @@ _TABLE = (
     Architecture(
         "gemma3",
         scale="width_tokens",
-        sliding=Sliding(6, optional=True),
+        sliding=Sliding(6, without="off"),
         shardable=True,
         check=_special_count(62),
     ),
-    Architecture("phi3", shard_refusal="its query, key and value are one tensor"),
+    Architecture("phi3", shard_refusal=_FUSED),
     Architecture("granite", scale="key", shardable=True, check=_deepstack),
     Architecture("granitemoe", scale="key", shardable=True),
     Architecture(
         "olmo2",
-        sliding=Sliding(4, optional=True),
+        sliding=Sliding(4, without="off"),
         output_required=True,
-        shard_refusal="its query and key norms span all heads",
+        shard_refusal=_WIDE_NORMS,
     ),
     Architecture("starcoder2", shard_refusal=_SQUARE),
     Architecture("gpt-oss", sliding=Sliding(2), output_required=True, shardable=True),
     Architecture(
         "deepseek2", leading_dense=True, shard_refusal="latent attention (MLA) shares one key over all heads"
+    ),
+    Architecture("mistral3", shardable=True),
+    Architecture("smollm3", boundary=4, shardable=True),
+    Architecture("ernie4_5", positions="sections", shardable=True),
+    Architecture("arcee", shardable=True),
+    Architecture("minicpm", scale="key", scale_default=12.0, shardable=True),
+    Architecture("hunyuan-dense", shardable=True),
+    Architecture("seed_oss", shardable=True),
+    Architecture("internlm2", output_required=True, shard_refusal=_SQUARE),
+    Architecture("command-r", check=_many_layers, shard_refusal=_SQUARE),
+    Architecture("cohere2", sliding=Sliding(4, without="inert"), shard_refusal=_SQUARE),
+    Architecture("exaone4", check=_special_count(64), shard_refusal=_SQUARE),
+    Architecture("glm4", positions="sections", shard_refusal=_FUSED_FF),
+    Architecture("glm4moe", positions="sections", leading_dense=True),
+    Architecture("olmo", shard_refusal=_SQUARE),
+    Architecture("olmoe", output_required=True, shard_refusal=_WIDE_NORMS),
+    Architecture("minimax-m2", output_required=True, shard_refusal=_WIDE_NORMS),
+    Architecture("stablelm", output_required=True, shard_refusal=_SQUARE),
+    Architecture("phi2", output_required=True, output_bias_required=True, shard_refusal=_SQUARE),
+    Architecture("falcon", shard_refusal=_FUSED),
+    Architecture("gptneox", output_required=True, shard_refusal=_FUSED),
+    Architecture("dbrx", output_required=True, shard_refusal=_FUSED),
+    Architecture("nemotron", output_required=True, shard_refusal=_SQUARE),
+    Architecture("deepseek", leading_dense=True, shard_refusal=_SQUARE),
+    Architecture("qwen3vl", positions="four", shardable=True),
+    Architecture("qwen3vlmoe", positions="four", shardable=True),
+    Architecture("mamba", recurrent="all", shard_refusal=_STATE),
+    Architecture("granitehybrid", scale="key", recurrent="head_count_kv", shard_refusal=_STATE),
+    Architecture("qwen35", positions="four", recurrent="interval", shard_refusal=_STATE),
+    Architecture("qwen35moe", positions="four", recurrent="interval", shard_refusal=_STATE),
+    Architecture(
+        "lfm2moe",
+        output_norm="token_embd_norm",
+        leading_dense=True,
+        recurrent="head_count_kv",
+        shard_refusal=_STATE,
     ),
     Architecture("lfm2", output_norm="token_embd_norm", recurrent="head_count_kv", shard_refusal=_STATE),
     Architecture("qwen3next", recurrent="interval", shard_refusal=_STATE),
@@ -175,3 +221,11 @@ def token_scale(row: Architecture, index: ModelIndex) -> float:
     if row.scale == "key":
         return index.parameter_float("embedding_scale", row.scale_default) or 1.0
     return 1.0
+
+
+def position_count(row: Architecture, index: ModelIndex) -> int:
+    """Position numbers llama.cpp wants for each row."""
+    if row.positions == "sections":
+        sections = index.parameter("rope.dimension_sections", [])
+        return 4 if isinstance(sections, list) and any(sections[:2]) else 1
+    return 4 if row.positions == "four" else 1

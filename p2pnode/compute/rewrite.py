@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ def sliding_pattern(row: Architecture, index: ModelIndex) -> list[bool]:
     """For every layer of the model: whether its attention slides."""
     key, count = "attention.sliding_window_pattern", index.layer_count
     if row.sliding is None or (
-        row.sliding.optional and not index.parameter_int("attention.sliding_window", 0)
+        row.sliding.without == "off" and not index.parameter_int("attention.sliding_window", 0)
     ):
         return [False] * count
     if isinstance(index.parameter(key), list):
@@ -31,6 +32,8 @@ def recurrent_layers(row: Architecture, index: ModelIndex) -> list[bool]:
     count = index.layer_count
     if row.recurrent == "head_count_kv":
         return [heads == 0 for heads in index.parameter_ints("attention.head_count_kv", 1)]
+    if row.recurrent == "all":
+        return [True] * count
     if row.recurrent == "interval":
         if index.parameter("attention.recurrent_layers") is not None:
             return [bool(value) for value in index.parameter_ints("attention.recurrent_layers")]
@@ -87,8 +90,12 @@ class Rewriter:
                 "attention.recurrent_layers", ValueType.BOOL, [flags[source] for source in sources]
             )
         self._sliding(sources)
+        if self.has("n_deepstack_layers"):  # image features only: text adds zeros there
+            self.put("n_deepstack_layers", ValueType.UINT32, 0)
         if index.architecture == "deepseek2":
             self._deepseek2()
+        if index.architecture == "minicpm" and not self.has("residual_scale"):
+            self.put("residual_scale", ValueType.FLOAT32, 1.4 / math.sqrt(count))
 
     def _sliding(self, sources: Sequence[int]) -> None:
         index, sliding = self._index, self._row.sliding
@@ -96,7 +103,7 @@ class Rewriter:
         if sliding is None or not any(pattern):
             return
         local = [pattern[source] for source in sources]
-        if not any(local) and sliding.optional:
+        if not any(local) and sliding.without == "off":
             self.put("attention.sliding_window", ValueType.UINT32, 0)
         elif not any(local):
             # llama.cpp aborts without a sliding layer: let all slide over a window that never ends

@@ -7,6 +7,7 @@ owns sampling in every mode, so seeds, grammars and log-probabilities do not dep
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -52,6 +53,11 @@ class Feed:
 
 
 class Route(Protocol):
+    @property
+    def home(self) -> tuple[object, int]:
+        """Engine and unit that sample."""
+        ...
+
     async def open(self, session: int, params: SamplingParams, prompt_tokens: Sequence[int]) -> None: ...
 
     async def feed(self, feed: Feed) -> Sampled | None:
@@ -67,6 +73,10 @@ class LocalRoute:
     def __init__(self, engine: HeadEngine, unit_id: int) -> None:
         self._engine = engine
         self._unit_id = unit_id
+
+    @property
+    def home(self) -> tuple[object, int]:
+        return (self._engine, self._unit_id)
 
     async def open(self, session: int, params: SamplingParams, prompt_tokens: Sequence[int]) -> None:
         await self._engine.open_session(self._unit_id, session, params, prompt_tokens)
@@ -103,6 +113,8 @@ class PipelineRoute:
         self._output_unit = output_unit
         self._send = send
         self._sequence = 0
+        self._row_s = 0.0
+        """Slowest recent time a row; the probe sets the first."""
         self._waiting: dict[int, asyncio.Future[Frame]] = {}
         self._lost: P2PNodeError | None = None
         self._epochs: dict[int, int] = {}
@@ -111,6 +123,10 @@ class PipelineRoute:
     @property
     def waiting(self) -> int:
         return len(self._waiting)
+
+    @property
+    def home(self) -> tuple[object, int]:
+        return (self._engine, self._output_unit)
 
     async def open(self, session: int, params: SamplingParams, prompt_tokens: Sequence[int]) -> None:
         await self._engine.open_session(self._output_unit, session, params, prompt_tokens)
@@ -136,15 +152,26 @@ class PipelineRoute:
                     result.set_result(frame)
                 else:
                     await self._send(frame)
-            async with asyncio.timeout(limits.STAGE_ANSWER_S_MAX):
-                back = await result
-        except TimeoutError:
-            raise StageLost(f"no rows came back within {limits.STAGE_ANSWER_S_MAX:g} s") from None
+            patience_s = self._patience_s(len(feed.tokens))
+            started_s = time.monotonic()
+            try:
+                async with asyncio.timeout(patience_s):
+                    back = await result
+            except TimeoutError:
+                raise StageLost(f"no rows came back within {patience_s:.1f} s") from None
+            took_s = (time.monotonic() - started_s) / max(1, len(feed.tokens))
+            self._row_s = max(took_s, 0.9 * self._row_s)
         finally:
             self._waiting.pop(sequence, None)
         if not feed.sample:
             return None
         return await self._engine.step_sample(self._output_unit, back)
+
+    def _patience_s(self, rows: int) -> float:
+        """How long silence may last: generous against the slowest row seen, short against a device that sleeps."""
+        if not self._row_s:
+            return limits.STAGE_ANSWER_S_MAX
+        return min(limits.STAGE_ANSWER_S_MAX, limits.STAGE_SILENCE_S_MIN + 20 * rows * self._row_s)
 
     def arrived(self, frame: Frame) -> None:
         """A frame of the last stage; late ones of an older epoch or a freed session are nobody's."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 
 from p2pnode import limits
@@ -92,6 +92,11 @@ class Session:
     decode_s: float = 0.0
     reason: FinishReason | None = None
     stop_sequence: str | None = None
+    stop: Sequence[str] = ()
+    assembler: TextAssembler | None = None
+    home: tuple[object, int] | None = None
+    """Engine and unit that hold the sampler: a new route with the same home goes on with its state."""
+    last_token_s: float = 0.0
 
     @property
     def position(self) -> int:
@@ -99,21 +104,26 @@ class Session:
 
 
 async def generate(
-    route: Route, session: Session, *, stop: Sequence[str], clock: Clock
-) -> AsyncIterator[TextDelta | PrefillProgress]:
-    """Run one session to its end; what it came to stands in `session` afterwards."""
-    assembler = TextAssembler(stop)
-    await route.open(session.session, session.params, session.prompt)
+    route: Route, session: Session, *, clock: Clock
+) -> AsyncGenerator[TextDelta | PrefillProgress, None]:
+    """Run one session to its end, or go on with one that lost its route; what it came to stands in `session`."""
+    known = [*session.prompt, *session.generated]
+    if session.home is None or session.home != route.home:
+        await route.open(session.session, session.params, known)
+        session.home = route.home
+    assembler = session.assembler = session.assembler or TextAssembler(session.stop)
+    session.prefilled = 0
     started_s = clock()
     sampled: Sampled | None = None
-    async for progress, result in _prefill(route, session, list(session.prompt)):
+    async for progress, result in _prefill(route, session, known):
         sampled = result
         yield progress
-    session.prefill_s = clock() - started_s
-    started_s = clock()
+    session.prefill_s += clock() - started_s
+    started_s = clock() - session.decode_s
     while True:
         assert sampled is not None
         session.generated.append(sampled.token)
+        session.last_token_s = clock()
         if sampled.is_eog:
             session.reason = "stop"
         else:

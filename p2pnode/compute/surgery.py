@@ -15,6 +15,7 @@ from p2pnode.compute.architectures import (
     ARCHITECTURES,
     Architecture,
     architecture_of,
+    position_count,
     refusal,
     row_scale,
 )
@@ -63,11 +64,21 @@ def _layers(row: Architecture, index: ModelIndex, part: Part) -> list[_Layer]:
     An inert layer has weights of zero only: it adds exactly nothing to the hidden state.
     """
     layers = [_Layer(layer) for layer in range(part.layer_first, part.layer_end)]
-    recurrent = recurrent_layers(row, index)[: real_layer_count(index)]
-    missing = set(recurrent) - {recurrent[layer.source] for layer in layers}
-    if not row.recurrent and not layers:
-        return [_Layer(0, inert=True)]
-    return layers + [_Layer(recurrent.index(kind), inert=True) for kind in sorted(missing) if row.recurrent]
+    real = real_layer_count(index)
+    kinds = recurrent_layers(row, index)[:real]
+    sliding = sliding_pattern(row, index)[:real]
+    inert = [_last(kinds, kind) for kind in sorted(set(kinds) - {kinds[each.source] for each in layers})]
+    if not row.recurrent and layers:
+        inert = []
+    slides = any(sliding[each] for each in (*inert, *(layer.source for layer in layers)))
+    if row.sliding is not None and row.sliding.without == "inert" and any(sliding) and not slides:
+        inert = [_last(sliding, True)]
+    return layers + [_Layer(source, inert=True) for source in sorted(inert)]
+
+
+def _last(kinds: Sequence[bool], kind: bool) -> int:
+    """The last layer of a kind: behind leading dense layers there are no others to follow it."""
+    return max(layer for layer, each in enumerate(kinds) if each == kind)
 
 
 def _check_boundaries(row: Architecture, index: ModelIndex, part: Part) -> None:
@@ -156,6 +167,8 @@ def _global_tensors(row: Architecture, index: ModelIndex, part: Part) -> Iterato
             yield ones(name, tensor.shape)
         elif name.startswith(f"{row.output_norm}."):
             yield zeros(name, tensor.shape, tensor.type)
+        elif name == "output.bias" and row.output_bias_required:
+            yield zeros(name, (vocabulary_size(index) if part.embedding else 1,), tensor.type)
 
 
 def _content(index: ModelIndex, part: Part) -> _Content:
@@ -211,7 +224,7 @@ def _facts(index: ModelIndex, part: Part, content: _Content, header: bytes, mode
         output="logits" if part.output else "rows",
         tap=None if part.output else f"l_out-{part.layer_count - 1}",
         row_scale=1.0 if part.embedding else row_scale(row, index),
-        positions=row.positions,
+        positions=position_count(row, index),
         tokenizer=part.output,
         sliding=any(sliding[layer] for layer in layers),
         recurrent=any(recurrent[layer] for layer in layers),

@@ -8,10 +8,10 @@ from p2pnode import commands as c
 from p2pnode.errors import P2PNodeError
 from p2pnode.events import types as facts
 from p2pnode.node.ledger import Ledger
-from p2pnode.node.requests import RequestBook, Running
+from p2pnode.node.requests import Running
 
 
-class Books(RequestBook):
+class Books:
     """At most eight facts a request: accepted, held, finished, settled, receipts; never a word of it."""
 
     def __init__(self, ledger: Ledger) -> None:
@@ -52,7 +52,7 @@ class Books(RequestBook):
                 prefill_ms=int(session.prefill_s * 1000),
                 decode_ms=int(session.decode_s * 1000),
                 stages=tuple((s["peer"], s["layers"][0], s["layers"][1]) for s in running.active.stages),
-                work=layer_tokens(running),
+                work=tuple(running.work.items()),
             )
         )
         return int(answer.get("cost_microunits", 0))
@@ -67,10 +67,24 @@ class Books(RequestBook):
             )
         )
 
-    async def recovered(
-        self, running: Running, lost: P2PNodeError, times_ms: tuple[int, int, int, int]
-    ) -> None:
-        del lost  # its own fact was recorded when it was noticed
+    async def lost(self, running: Running, error: P2PNodeError) -> None:
+        peer = str(error.details.get("peer") or "")
+        stage = next((s for s in running.active.stages if s["peer"] == peer), running.active.stages[-1])
+        await self._ledger.do(
+            c.RecordFact(
+                fact=facts.StageLost(
+                    request_id=running.request_id,
+                    plan_id=running.active.plan_id,
+                    peer=peer,
+                    layer_first=stage["layers"][0],
+                    layer_end=stage["layers"][1],
+                    position=running.session.position,
+                    reason=f"{error.code}: {error.message}"[:500],
+                )
+            )
+        )
+
+    async def recovered(self, running: Running, times_ms: tuple[int, int, int, int]) -> None:
         detected, replanned, refilled, resumed = times_ms
         await self._ledger.do(
             c.RecordFact(
@@ -85,13 +99,3 @@ class Books(RequestBook):
                 )
             )
         )
-
-
-def layer_tokens(running: Running) -> tuple[tuple[str, int], ...]:
-    """(peer, layers x tokens) of a request: by this its price is divided."""
-    tokens = running.session.prefilled + len(running.session.generated)
-    work: dict[str, int] = {}
-    for stage in running.active.stages:
-        first, end = stage["layers"]
-        work[stage["peer"]] = work.get(stage["peer"], 0) + (end - first) * tokens
-    return tuple(work.items())

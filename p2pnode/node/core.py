@@ -15,6 +15,7 @@ import structlog
 
 from p2pnode import __version__, limits
 from p2pnode import commands as c
+from p2pnode.compute.plan import Plan
 from p2pnode.config import JoinOptions
 from p2pnode.errors import P2PNodeError, StageLost
 from p2pnode.events import types as facts
@@ -32,7 +33,7 @@ from p2pnode.node.ledger import Ledger
 from p2pnode.node.links import Link, Links
 from p2pnode.node.mesh import Mesh, key_of, peer_of
 from p2pnode.node.planning import Planning, PlanRequest, parts_of
-from p2pnode.node.requests import Requests
+from p2pnode.node.requests import Requests, Running
 from p2pnode.node.routing import Active, Routing
 from p2pnode.node.tasks import Tasks, describe
 from p2pnode.transport import messages
@@ -125,11 +126,12 @@ class Node:
         )
         self.requests = Requests(
             choose=self.choose,
-            choose_again=self.choose,
+            choose_again=self.choose_again,
             book=Books(ledger),
             new_id=lambda: f"req-{secrets.token_hex(8)}",
         )
-        self.applied: dict[ContentId, tuple[str, PlanRequest]] = {}
+        self.applied: dict[ContentId, tuple[Plan, PlanRequest]] = {}
+        """Plans somebody applied: carried out again after a loss, on the same devices while they are there."""
         self.telemetry: list[Callable[[dict[str, Any]], None]] = []
         transport.handle(BLOB, BlobServer(store).handle)
 
@@ -321,7 +323,7 @@ class Node:
             return active
         if applied is not None:
             try:
-                return await self.activate(model, applied[1])
+                return await self._carry_out_again(model, *applied)
             except P2PNodeError as error:
                 if not model.is_complete_here:
                     raise StageLost(
@@ -336,10 +338,62 @@ class Node:
     async def _locally(self, model: KnownModel) -> Active:
         return await self.routing.local(model, lambda data: self.say({"kind": "loading", "data": data}))
 
+    async def choose_again(self, running: Running, error: P2PNodeError) -> Active:
+        """Where a running request goes on: without the devices that do not answer now, here alone if that is best."""
+        model = running.active.model
+        gone = await self._silent(running.active)
+        self.say(
+            {
+                "kind": "stage_lost",
+                "data": {"request_id": running.request_id, "reason": error.message, "gone": gone},
+            }
+        )
+        await self.routing.give_up(running.active, error)
+        if running.active.plan_id.startswith("local-"):
+            return await self._locally(model)
+        if not gone and model.content_id in self.applied:
+            return await self._carry_out_again(model, *self.applied[model.content_id])
+        wish = PlanRequest(model=model.name, mode="auto", exclude=gone)
+        made = (await self.planning.make(wish, model)).plan
+        if made.mode == "local":
+            return await self.routing.alone(model, lambda data: self.say({"kind": "loading", "data": data}))
+        return await self.carry_out(model, made)
+
+    async def _silent(self, active: Active) -> list[str]:
+        """Devices of a plan that do not answer a ping now."""
+
+        async def answers(peer: str) -> bool:
+            link = self.links.links.get(PeerId(peer))
+            if peer == self.me:
+                return True
+            if link is None or link.connection is None or not link.is_up:
+                return False
+            try:
+                await link.connection.ping(timeout_s=limits.SILENCE_PING_S)
+            except (P2PNodeError, TimeoutError):
+                return False
+            return True
+
+        peers = sorted({str(stage["peer"]) for stage in active.stages})
+        found = await asyncio.gather(*(answers(peer) for peer in peers))
+        return [peer for peer, is_there in zip(peers, found, strict=True) if not is_there]
+
+    async def _carry_out_again(self, model: KnownModel, made: Plan, request: PlanRequest) -> Active:
+        up = {link.peer_id for link in self.links.links.values() if link.is_up} | {self.me}
+        if set(made.peers) <= up:
+            return await self.carry_out(model, made)
+        return await self.activate(model, request)
+
     async def activate(self, model: KnownModel, request: PlanRequest) -> Active:
-        """Plan, record, carry out; a plan that fails is recorded with who refused and why."""
-        planned = await self.planning.make(request, model)
-        made = planned.plan
+        """Plan and carry out."""
+        made = (await self.planning.make(request, model)).plan
+        active = await self.carry_out(model, made)
+        if model.content_id in self.applied:
+            self.applied[model.content_id] = (made, request)
+        return active
+
+    async def carry_out(self, model: KnownModel, made: Plan) -> Active:
+        """Record a plan, prepare its devices, probe it; what failed is said to whoever watches."""
         if made.mode == "local":
             return await self._locally(model)
         started_s = time.monotonic()
@@ -352,14 +406,14 @@ class Node:
             self.say({"kind": "plan_failed", "data": {"plan_id": made.plan_id, "reason": error.message}})
             raise
         plan = self.ledger.state.plans.plans.get(made.plan_id)
-        if plan is None or plan.state != "active":
+        if plan is None or plan.state == "proposed":
             await self.ledger.do(
                 c.ActivatePlan(plan_id=made.plan_id, duration_ms=int((time.monotonic() - started_s) * 1000))
             )
         self.links.status_changed()
         return active
 
-    async def _propose(self, made: Any, model: KnownModel) -> None:
+    async def _propose(self, made: Plan, model: KnownModel) -> None:
         if made.plan_id in self.ledger.state.plans.plans:
             return
         await self.ledger.do(

@@ -29,7 +29,7 @@ class EngineHost:
         self._deaths: deque[float] = deque(maxlen=limits.ENGINE_RESTARTS_MAX)
         self._closing = False
         self._starting = asyncio.Lock()
-        self._started = False
+        self._restarting: asyncio.Task[None] | None = None
         self.infos: dict[str, UnitInfo] = {}
         self.generation = 0
         """Rises with every death: sessions of an older one are gone."""
@@ -37,7 +37,7 @@ class EngineHost:
 
     @property
     def client(self) -> EngineClient:
-        if self._client is None:
+        if self._client is None or not self._client.alive:
             raise EngineUnavailable(
                 f"the engine for {self.purpose} is not running", hint="it is being restarted"
             )
@@ -49,7 +49,7 @@ class EngineHost:
 
     @property
     def is_up(self) -> bool:
-        return self._client is not None
+        return self._client is not None and self._client.alive
 
     def unit(self, name: str) -> int:
         """The engine's number of a loaded unit."""
@@ -59,12 +59,13 @@ class EngineHost:
 
     async def ensure(self, name: str, spec: UnitSpec, on_progress: LoadProgress | None = None) -> UnitInfo:
         """Start the process if there is none, load the unit if it is not there as asked."""
+        if self._client is not None and not self._client.alive:
+            await self._client.close()  # it is dead already: this only waits until that was noticed
+        if self._restarting is not None:
+            await asyncio.wait([self._restarting])
         async with self._starting:
             if self._client is None:
-                if self._started and self._specs.get(name) == spec:
-                    raise EngineUnavailable(f"the engine for {self.purpose} died and is being restarted")
                 self._client = await EngineClient.start(on_exit=self._exited)
-                self._started = True
             if self._specs.get(name) == spec and name in self.infos:
                 return self.infos[name]
             if name in self.infos:
@@ -91,7 +92,7 @@ class EngineHost:
         reason = f"signal {-code}" if code < 0 else f"exit code {code}"
         for listener in list(self.listeners):
             listener(reason)
-        self._tasks.spawn(f"restart engine {self.purpose}", self._restart(code, reason))
+        self._restarting = self._tasks.spawn(f"restart engine {self.purpose}", self._restart(code, reason))
 
     async def _restart(self, code: int, reason: str) -> None:
         now_s = asyncio.get_running_loop().time()

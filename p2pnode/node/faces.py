@@ -240,8 +240,8 @@ class Faces:
             "rejections": [r.as_dict() for r in planned.rejections],
         }
         if asked.apply:
-            active = await node.activate(model, asked)
-            node.applied[ContentId(model.content_id)] = (active.plan_id, asked)
+            active = await node.carry_out(model, made)
+            node.applied[ContentId(model.content_id)] = (made, asked)
             answer.update(applied=True, plan_id=active.plan_id, probe_ms=round(active.probe_s * 1000, 2))
             by_peer = {(s["peer"], s["layers"][0]): s for s in active.stages}
             for stage in answer["stages"]:
@@ -307,7 +307,7 @@ class Faces:
     async def _release_plan(self, a: Mapping[str, Any]) -> JsonObject:
         plan_id = str(a["plan_id"])
         node = self._node
-        node.applied = {k: v for k, v in node.applied.items() if v[0] != plan_id}
+        node.applied = {k: v for k, v in node.applied.items() if v[0].plan_id != plan_id}
         await node.routing.release(plan_id, reason="released by its owner")
         return await node.ledger.do(c.AbandonPlan(plan_id=plan_id, reason="released by its owner"))
 

@@ -5,17 +5,25 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
-from typing import Any, cast
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from p2pnode import limits
-from p2pnode.compute.scheduler import Session, generate
-from p2pnode.errors import ContextFull, P2PNodeError, RequestError
+from p2pnode.compute.scheduler import Cells, Session, generate
+from p2pnode.errors import (
+    ContextFull,
+    EngineUnavailable,
+    P2PNodeError,
+    RequestError,
+    StageLost,
+    TransportError,
+)
 from p2pnode.facade import Finished, GenerateEvent, GenerateRequest, PrefillProgress, TextDelta
 from p2pnode.node.routing import Active
 
-Choose = Callable[[GenerateRequest], Awaitable[Active]]
+SURVIVABLE = (StageLost, EngineUnavailable, TransportError)
+"""Conditions that say something about devices, not about the request."""
 
 
 @dataclass(slots=True)
@@ -28,9 +36,12 @@ class Running:
     active: Active
     started_s: float
     recoveries: int = 0
+    work: dict[str, int] = field(default_factory=dict)
+    """Layer-tokens by device: by this the price is divided."""
 
     def view(self) -> dict[str, Any]:
-        seconds = max(self.session.decode_s, 1e-9)
+        session = self.session
+        speed = len(session.generated) / session.decode_s if session.decode_s else None
         return {
             "request_id": self.request_id,
             "model": self.active.model.name,
@@ -38,41 +49,49 @@ class Running:
             "plan_id": self.active.plan_id,
             "caller": self.request.caller,
             "stages": self.active.stages,
-            "prompt_tokens": len(self.session.prompt),
-            "prefilled_tokens": self.session.prefilled,
-            "completion_tokens": len(self.session.generated),
-            "tokens_per_s": round(len(self.session.generated) / seconds, 2)
-            if self.session.decode_s
-            else None,
+            "prompt_tokens": len(session.prompt),
+            "prefilled_tokens": session.prefilled,
+            "completion_tokens": len(session.generated),
+            "tokens_per_s": round(speed, 2) if speed else None,
             "age_s": round(time.monotonic() - self.started_s, 3),
             "recoveries": self.recoveries,
         }
 
+    def count_work(self, rows_before: int) -> None:
+        """Credit the present stages with what they computed since `rows_before`."""
+        rows = self.session.prefilled + len(self.session.generated) - rows_before
+        for stage in self.active.stages:
+            first, end = stage["layers"]
+            self.work[stage["peer"]] = self.work.get(stage["peer"], 0) + (end - first) * max(0, rows)
 
-class RequestBook:
-    """What a request leaves in the record; `node.books` implements it over the log."""
 
-    async def accepted(self, running: Running) -> None:
-        raise NotImplementedError
+Choose = Callable[[GenerateRequest], Awaitable[Active]]
+ChooseAgain = Callable[[Running, P2PNodeError], Awaitable[Active]]
+
+
+class RequestBook(Protocol):
+    """What a request leaves in the record."""
+
+    async def accepted(self, running: Running) -> None: ...
 
     async def finished(self, running: Running, text: str) -> int:
         """What it cost, in micro-units."""
-        raise NotImplementedError
+        ...
 
-    async def failed(self, running: Running, error: P2PNodeError) -> None:
-        raise NotImplementedError
+    async def failed(self, running: Running, error: P2PNodeError) -> None: ...
 
-    async def recovered(
-        self, running: Running, lost: P2PNodeError, times_ms: tuple[int, int, int, int]
-    ) -> None:
-        raise NotImplementedError
+    async def lost(self, running: Running, error: P2PNodeError) -> None: ...
+
+    async def recovered(self, running: Running, times_ms: tuple[int, int, int, int]) -> None:
+        """Milliseconds after the last token: noticed, planned anew, refilled, next token."""
+        ...
 
 
 class Requests:
     """All running requests of this head."""
 
     def __init__(
-        self, *, choose: Choose, choose_again: Choose, book: RequestBook, new_id: Callable[[], str]
+        self, *, choose: Choose, choose_again: ChooseAgain, book: RequestBook, new_id: Callable[[], str]
     ) -> None:
         self._choose = choose
         self._choose_again = choose_again
@@ -84,29 +103,40 @@ class Requests:
     async def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateEvent]:
         """Runs to the end or raises; closing the iterator early frees every stage."""
         active = await self._choose(request)
-        prompt = await self._tokens(active, request)
+        try:
+            prompt = await self._tokens(active, request)
+        except EngineUnavailable:
+            active = await self._choose(
+                request
+            )  # it died since the last request; this one waits for its restart
+            prompt = await self._tokens(active, request)
         budget = self._budget(active, request, len(prompt))
-        await active.cells.take(len(prompt) + budget)
-        session = Session(next(self._sessions), prompt, request.sampling, budget)
+        session = Session(next(self._sessions), prompt, request.sampling, budget, stop=tuple(request.stop))
         request_id = request.request_id or self._new_id()
         running = Running(request_id, request, session, active, time.monotonic())
-        cells = active.cells
+        taken: list[Cells] = []
         try:
+            await self._take(running, taken)
             await self._book.accepted(running)
             self.running[request_id] = running
-            async for event in self._run(running):
+            async for event in self._run(running, taken):
                 yield event
         finally:
             self.running.pop(request_id, None)
-            cells.give_back(len(prompt) + budget)
+            for cells in taken:
+                cells.give_back(len(prompt) + budget)
 
-    async def _run(self, running: Running) -> AsyncIterator[GenerateEvent]:
+    async def _take(self, running: Running, taken: list[Cells]) -> None:
+        await running.active.cells.take(len(running.session.prompt) + running.session.max_tokens)
+        taken.append(running.active.cells)
+
+    async def _run(self, running: Running, taken: list[Cells]) -> AsyncIterator[GenerateEvent]:
         shown: list[str] = []
         session = running.session
         try:
-            async for event in self._survive(running):
-                if text := getattr(event, "text", ""):
-                    shown.append(text)
+            async for event in self._survive(running, taken):
+                if isinstance(event, TextDelta):
+                    shown.append(event.text)
                 yield event
         except P2PNodeError as error:
             session.reason = "error"
@@ -132,25 +162,54 @@ class Requests:
             stop_sequence=session.stop_sequence,
         )
 
-    async def _survive(self, running: Running) -> AsyncIterator[GenerateEvent]:
+    async def _survive(self, running: Running, taken: list[Cells]) -> AsyncIterator[GenerateEvent]:
         """The same stream of text whatever happens to the stages, as long as this head lives."""
-        session, stop = running.session, running.request.stop
-        generator = cast(
-            AsyncGenerator[TextDelta | PrefillProgress, None],
-            generate(running.active.route, session, stop=stop, clock=time.perf_counter),
-        )
+        session = running.session
+        recovery: _Recovery | None = None
         try:
-            async for event in generator:
-                yield event
+            while True:
+                rows_before = len(session.generated)
+                generator = generate(running.active.route, session, clock=time.perf_counter)
+                try:
+                    async for event in generator:
+                        if recovery is not None and isinstance(event, PrefillProgress):
+                            recovery.refilled()
+                            continue
+                        if recovery is not None:
+                            await self._book.recovered(running, recovery.times_ms())
+                            recovery = None
+                        yield event
+                    return
+                except SURVIVABLE as error:
+                    recovery = _Recovery(session.last_token_s)
+                    await self._move(running, error, taken)
+                    recovery.replanned()
+                finally:
+                    running.count_work(rows_before)
+                    await generator.aclose()
         finally:
-            await generator.aclose()
             await self._free(running)
+
+    async def _move(self, running: Running, error: P2PNodeError, taken: list[Cells]) -> None:
+        """Another plan under the same session; the sampler stays where it is when its engine lives."""
+        if running.recoveries >= limits.RECOVERIES_MAX:
+            raise error
+        running.recoveries += 1
+        running.session.epoch += 1
+        await self._book.lost(running, error)
+        before = running.active
+        try:
+            running.active = await self._choose_again(running, error)
+        except P2PNodeError as again:
+            raise StageLost(f"{error.message}; going on was not possible: {again.message}") from error
+        if running.active is not before:
+            await self._take(running, taken)
 
     async def _free(self, running: Running) -> None:
         try:
             await asyncio.shield(running.active.route.free(running.session.session))
         except P2PNodeError:
-            return  # whoever held it is gone
+            return  # whoever held it is gone, and with it what it held
 
     async def _tokens(self, active: Active, request: GenerateRequest) -> list[int]:
         if not isinstance(request.prompt, str):
@@ -177,3 +236,25 @@ class Requests:
         if request.max_tokens < 1:
             raise RequestError("max_tokens must be at least 1")
         return min(request.max_tokens, room)
+
+
+class _Recovery:
+    """When what happened, in milliseconds after the last token that came."""
+
+    def __init__(self, last_token_s: float) -> None:
+        now_s = time.perf_counter()
+        self._since_s = last_token_s or now_s
+        self._detected_ms = self._ms()
+        self._replanned_ms = self._refilled_ms = self._detected_ms
+
+    def _ms(self) -> int:
+        return int((time.perf_counter() - self._since_s) * 1000)
+
+    def replanned(self) -> None:
+        self._replanned_ms = self._ms()
+
+    def refilled(self) -> None:
+        self._refilled_ms = self._ms()
+
+    def times_ms(self) -> tuple[int, int, int, int]:
+        return (self._detected_ms, self._replanned_ms, self._refilled_ms, self._ms())

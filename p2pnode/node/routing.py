@@ -161,12 +161,22 @@ class Routing:
         self._watch_engine(active)
         return active
 
+    async def alone(self, model: KnownModel, say: Say) -> Active:
+        """All layers and the output on this device, sampled by the unit that samples for pipelines too.
+
+        A request that lost its ring goes on here with the state of its sampler.
+        """
+        await self._catalog.manifest(model.content_id, name=model.name)
+        index, _ = await self._catalog.index(model.content_id, vocabulary=False)
+        parts = [StagePart(self._me, 0, real_layer_count(index))]
+        return await self.pipeline(f"alone-{model.content_id[-12:]}", model, parts, say)
+
     # --- pipelines -----------------------------------------------------------------------------------
     async def pipeline(self, plan_id: str, model: KnownModel, parts: Sequence[StagePart], say: Say) -> Active:
         """Prepare every device side by side, attach the ring, probe it."""
         async with self._locks.setdefault(plan_id, asyncio.Lock()):
             active = self.active.get(plan_id)
-            if active is not None and active.lost is None:
+            if active is not None and active.lost is None and active.engine.is_up:
                 return active
             active = await self._build(plan_id, model, parts, say)
             try:
@@ -218,7 +228,7 @@ class Routing:
         active = Active(
             plan_id=plan_id,
             model=model,
-            mode="pipeline",
+            mode="pipeline" if remote else "local",
             stages=stages,
             route=route,
             engine=engine,
@@ -390,6 +400,12 @@ class Routing:
         for close in active.close:
             close()
         active.close.clear()
+
+    async def give_up(self, active: Active, error: P2PNodeError) -> None:
+        """A ring that lost a stage: its streams end, its other devices may keep what they loaded."""
+        await self._lose(active, error)
+        if self.active.get(active.plan_id) is active:
+            del self.active[active.plan_id]
 
     async def release(self, plan_id: str, *, reason: str) -> None:
         """Give a plan up and tell its devices."""
