@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import secrets
+from datetime import datetime
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 
@@ -22,13 +24,15 @@ def balance(data: Path | None, api: str | None, as_json: bool) -> None:
         return
     rows = [
         (
-            account.get("account", "-"),
-            units_text(account.get("balance_microunits")),
+            account.get("name") or account.get("account", "-"),
+            units_text(account.get("available_microunits")),
             units_text(account.get("held_microunits")),
+            units_text(account.get("spent_microunits")),
+            units_text(account.get("earned_microunits")),
         )
         for account in view.get("accounts", [])
     ]
-    print_table("Accounts", ("ACCOUNT", "BALANCE", "HELD"), rows)
+    print_table("Accounts", ("ACCOUNT", "AVAILABLE", "HELD", "SPENT", "EARNED"), rows)
 
 
 @click.command()
@@ -42,9 +46,8 @@ def topup(
     units: str, account: str, reference: str | None, data: Path | None, api: str | None, as_json: bool
 ) -> None:
     """Add UNITS (a decimal number) to an account."""
-    wanted = {"account": account, "amount_microunits": micro_units(units)}
-    if reference:
-        wanted["reference"] = reference
+    key = reference or secrets.token_hex(12)
+    wanted = {"account": account, "amount_microunits": micro_units(units), "idempotency_key": key}
     answer = connect(data, api).post("/command/topup", wanted)
     if as_json:
         print_json(answer)
@@ -80,14 +83,25 @@ def statement(account: str, limit: int, data: Path | None, api: str | None, as_j
     if not lines:
         click.echo("no bookings yet")
         return
-    columns = list(lines[0])
     rows = [
-        [
-            units_text(line.get(name)) if name.endswith("microunits") else line.get(name, "-")
-            for name in columns
-        ]
+        (
+            line.get("index", "-"),
+            _when(line.get("wall_ms")),
+            line.get("type", "-"),
+            line.get("request_id") or line.get("note") or "-",
+            units_text(line.get("amount_microunits")),
+            units_text(line.get("balance_microunits")),
+            units_text(line.get("held_microunits")),
+        )
         for line in lines
+        if line.get("account") == account
     ]
     print_table(
-        f"Statement of {account}", [name.removesuffix("_microunits").upper() for name in columns], rows
+        f"Statement of {account}", ("EVENT", "TIME", "WHAT", "FOR", "AMOUNT", "BALANCE", "HELD"), rows
     )
+
+
+def _when(ms: object) -> str:
+    if not isinstance(ms, int):
+        return "-"
+    return datetime.fromtimestamp(ms / 1000).astimezone().strftime("%Y-%m-%d %H:%M:%S")

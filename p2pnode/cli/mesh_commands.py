@@ -131,10 +131,14 @@ def models(data: Path | None, api: str | None, as_json: bool) -> None:
 
 
 @click.command()
+@click.option("--all", "everything", is_flag=True, help="Finished ones too.")
 @node_options
-def ps(data: Path | None, api: str | None, as_json: bool) -> None:
+def ps(everything: bool, data: Path | None, api: str | None, as_json: bool) -> None:
     """Sessions that run now: who computes them and how fast."""
     view = connect(data, api).get("/sessions")
+    if not everything:
+        ended = ("finished", "failed", "cancelled")
+        view["sessions"] = [row for row in view.get("sessions", []) if row.get("state") not in ended]
     if as_json:
         print_json(view)
         return
@@ -200,12 +204,13 @@ def plan(
             number + 1,
             stage.get("name") or short(stage.get("peer")),
             layers_text(stage.get("layers")),
-            size_text(stage.get("bytes")),
+            size_text(stage.get("bytes", stage.get("model_bytes", stage.get("fetch_bytes")))),
             size_text(stage.get("memory_bytes")),
         )
         for number, stage in enumerate(chosen.get("stages", []))
     ]
-    title = f"{chosen.get('model', model)}: {chosen.get('mode', mode)} ({chosen.get('state', '-')})"
+    state = chosen.get("state") or ("in use" if answer.get("applied") else "proposed")
+    title = f"{chosen.get('model', model)}: {chosen.get('mode', mode)} ({state})"
     print_table(title, ("STAGE", "DEVICE", "LAYERS", "WEIGHTS", "MEMORY"), rows)
     for reason in answer.get("reasons", []):
         click.echo(f"  {reason_text(reason)}")

@@ -90,7 +90,7 @@ class FakeNode:
         }
 
     def peers(self) -> JsonObject:
-        base = {"state": "connected", "role": "worker", "addresses": ["/ip4/127.0.0.1/udp/9481/quic-v1"]}
+        base = {"state": "online", "role": "worker", "addresses": ["/ip4/127.0.0.1/udp/9481/quic-v1"]}
         return {
             "peers": [
                 {
@@ -131,7 +131,12 @@ class FakeNode:
         }
 
     def sessions(self) -> JsonObject:
-        return {"sessions": []}
+        row = {
+            "request_id": "chatcmpl-1", "caller": "local", "model": MODEL, "mode": "pipeline", "plan_id": "p1",
+            "state": "finished", "reason": "stop", "accepted_ms": 1_790_000_000_000, "prompt_tokens": 4,
+            "completion_tokens": 9, "tokens_per_s": 10.0, "cost_microunits": 27, "stages": list(STAGES), "index": 5,
+        }  # fmt: skip
+        return {"sessions": [row], "running": 0, "accepted": 1, "finished": 1, "failed": 0}
 
     def plans(self) -> JsonObject:
         stages = [{**stage, "bytes": 4_000_000, "memory_bytes": 8_000_000} for stage in STAGES]
@@ -142,10 +147,30 @@ class FakeNode:
         }
 
     def billing(self) -> JsonObject:
-        return {"accounts": [{"account": "local", "balance_microunits": 5_000_000, "held_microunits": 0}]}
+        account = {
+            "account": "local", "name": "local", "available_microunits": 5_000_000, "held_microunits": 250_000,
+            "granted_microunits": 0, "topped_up_microunits": 5_250_000, "spent_microunits": 27,
+            "earned_microunits": 1_500_000, "requests": 1, "opened_ms": 1, "ended": "", "quota": None,
+        }  # fmt: skip
+        channel = {
+            "peer": PEER_TWO, "direction": "given", "sequence": 3, "agreed_sequence": 3, "layer_tokens": 40,
+            "microunits": 1_500_000, "agreed_microunits": 1_500_000,
+        }  # fmt: skip
+        hold = {"hold_id": "h1", "payer": "local", "request_id": "chatcmpl-1", "amount_microunits": 250_000,
+                "expires_ms": 1_790_000_060_000, "free": False}  # fmt: skip
+        return {"unit_microunits": 1_000_000, "own_account": "local", "accounts": [account], "holds": [hold],
+                "channels": [channel], "totals": {"sum_microunits": 0}}  # fmt: skip
 
     def settings(self) -> JsonObject:
-        return {"settings": [{"name": "mdns", "value": True, "origin": "default"}]}
+        row = {
+            "key": "model.default",
+            "value": MODEL,
+            "previous": "",
+            "changed_by": PEER,
+            "changed_ms": 1,
+            "index": 3,
+        }
+        return {"settings": [row]}
 
     def resolve_model(self, name: str | None) -> str:
         if name in (None, MODEL, "/models/demo.gguf"):
@@ -225,13 +250,13 @@ class FakeNode:
     async def plan(self, request: Mapping[str, Any]) -> JsonObject:
         self.plans_asked.append(dict(request))
         self.resolve_model(request.get("model"))
-        plan = {**self.plans()["plans"][0], "state": "active" if request.get("apply") else "proposed"}
+        plan = self.plans()["plans"][0]
+        rejection = {"mode": "local", "code": "too_slow", "message": "needs 9.1 GB, 6.2 free"}
         return {
-            "plan": plan,
-            "reasons": ["fits on two devices"],
-            "rejections": [],
-            "applied": bool(request.get("apply")),
-        }
+            "plan_id": "p1", "model": MODEL, "mode": plan["mode"], "head": PEER, "applied": bool(request.get("apply")),
+            "stages": plan["stages"], "prediction": {"tokens_per_s": 41.5}, "reasons": ["fits on two devices"],
+            "rejections": [rejection],
+        }  # fmt: skip
 
     async def invite(self, *, uses: int, expires_s: int, role: str, label: str) -> JsonObject:
         return {

@@ -1,0 +1,200 @@
+"""Commands against a real server around a fake node: JSON, tables, errors, exit codes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+
+from p2pnode.cli.main import COMMANDS, every_command, run_command
+from p2pnode.cli.output import layers_text, one_line, short, size_text, units_text
+from tests.kit.api_server import serving
+from tests.kit.fake_node import MODEL, FakeNode
+
+
+@pytest.fixture
+def node() -> FakeNode:
+    return FakeNode()
+
+
+@pytest.fixture
+def data(node: FakeNode, tmp_path: Path) -> Iterator[str]:
+    """A data folder whose node.json leads to the fake node."""
+    with serving(node) as url:
+        (tmp_path / "node.json").write_text(json.dumps({"api": url, "pid": 1, "token": "t"}))
+        yield str(tmp_path)
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    code = run_command(list(arguments))
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["peers"], ["models"], ["ps"], ["ps", "--all"], ["status"], ["balance"], ["topup", "0.25"], ["invite"],
+        ["plan", MODEL, "--mode", "pipeline", "--stages", "2", "--devices", "studio,kitchen", "--why", "--apply"],
+        ["run", MODEL, "hello", "--max-tokens", "3", "--temperature", "0", "--seed", "4"], ["keys", "list"],
+        ["keys", "create", "--label", "app"],
+    ],
+)  # fmt: skip
+def test_json_and_table(capsys: pytest.CaptureFixture[str], data: str, command: list[str]) -> None:
+    """--json prints one document and nothing else; without it there is text; both end with 0."""
+    code, out, _ = run(capsys, *command, "--data", data, "--json")
+    assert code == 0
+    assert isinstance(json.loads(out), dict)
+    code, out, _ = run(capsys, *command, "--data", data)
+    assert code == 0
+    assert out.strip()
+
+
+def test_run(capsys: pytest.CaptureFixture[str], data: str, node: FakeNode) -> None:
+    """run streams the answer as it is, and its JSON has what the issue promises."""
+    code, out, err = run(capsys, "run", MODEL, "hello", "--data", data)
+    assert (code, out, err) == (0, "The quick brown fox jumps.\n", "")
+    assert "<|im_start|>user\nhello" in str(node.requests[0].prompt)
+    _, out, _ = run(capsys, "run", MODEL, "hello", "--raw", "--data", data, "--json")
+    document = json.loads(out)
+    assert document["text"] == "The quick brown fox jumps."
+    assert document["mode"] == "pipeline"
+    assert document["stages"][1]["layers"] == [4, 8]
+    assert set(document["usage"]) >= {"prompt_tokens", "completion_tokens", "total_tokens"}
+    assert node.requests[1].prompt == "hello"
+
+
+def test_api_address(capsys: pytest.CaptureFixture[str], data: str) -> None:
+    """--api finds the node without its folder."""
+    address = json.loads((Path(data) / "node.json").read_text())["api"].removeprefix("http://")
+    code, out, _ = run(capsys, "peers", "--api", address, "--json")
+    assert code == 0
+    assert len(json.loads(out)["peers"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["nonsense"], 2, "there is no command"),
+        (["peeers"], 2, "did you mean 'peers'"),
+        (["peers", "--nope"], 2, "No such option"),
+        (["run", "--max-tokens", "0", "x", "y"], 2, "max-tokens"),
+        (["invite", "--expires", "soon"], 1, "not a duration"),
+        (["topup", "much"], 1, "not a number"),
+        (["topup", "0.0000001"], 1, "not an amount"),
+        (["peers", "--api", "not an address"], 1, "HOST:PORT"),
+        (["peers", "--api", "127.0.0.1:1"], 1, "no node answers"),
+        (["peers", "--data", "/nonexistent/folder"], 1, "no node is running"),
+        (["config", "show", "--config", "/nonexistent.toml"], 1, "there is no config file"),
+    ],
+)
+def test_errors(capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, words: str) -> None:
+    """An error is one line with a hint on stderr; 2 for usage, 1 for the rest; no traceback."""
+    got, out, err = run(capsys, *arguments)
+    assert got == code
+    assert out == ""
+    assert err.startswith("error: ")
+    assert words in err
+    assert "Traceback" not in err
+    assert len(err.strip().splitlines()) <= 2
+
+
+def test_error_as_json(capsys: pytest.CaptureFixture[str], data: str) -> None:
+    """With --json an error is one document too, with the node's own code."""
+    code, out, err = run(capsys, "run", "gpt-9", "x", "--data", data, "--json")
+    assert code == 1
+    assert json.loads(out)["error"]["code"] == "model_not_found"
+    assert "gpt-9" in err
+
+
+def test_bug_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even a bug of ours is one line, unless P2PNODE_DEBUG asks for more."""
+    monkeypatch.setitem(COMMANDS, "peers", ("no_such_module", "peers", ""))
+    code, _, err = run(capsys, "peers")
+    assert code == 1
+    assert "P2PNODE_DEBUG=1" in err
+    monkeypatch.setenv("P2PNODE_DEBUG", "1")
+    with pytest.raises(ModuleNotFoundError):
+        run_command(["peers"])
+
+
+def test_node_file_that_is_none(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """A broken node.json is said to be that."""
+    for text in ("{", "[]", '{"api": 5}'):
+        (tmp_path / "node.json").write_text(text)
+        code, _, err = run(capsys, "peers", "--data", str(tmp_path))
+        assert code == 1
+        assert "node.json" in err
+
+
+def test_every_command_has_help_and_json() -> None:
+    """Each command explains itself and, groups apart, prints JSON."""
+    waiting = list(every_command().items())
+    while waiting:
+        name, command = waiting.pop()
+        assert command.help, name
+        if isinstance(command, click.Group):
+            waiting += [(f"{name} {inner}", leaf) for inner, leaf in command.commands.items()]
+        else:
+            assert any(option.name == "as_json" for option in command.params), name
+
+
+def test_help_is_light() -> None:
+    """--help loads neither the server nor the engine."""
+    program = (
+        "import sys; sys.argv = ['p2pnode', '--help']\n"
+        "from p2pnode.cli.main import run_command\n"
+        "run_command(['--help'])\n"
+        "heavy = {'quart', 'llama_cpp', 'numpy', 'aioquic', 'rich', 'msgspec', 'http.client'} & set(sys.modules)\n"
+        "sys.exit(f'loaded {heavy}' if heavy else 0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Commands:" in done.stdout
+
+
+def test_doctor(capsys: pytest.CaptureFixture[str], data: str) -> None:
+    """doctor says what works and what does not, also about each peer."""
+    _, out, _ = run(capsys, "doctor", "--data", data, "--json")
+    names = [check["name"] for check in json.loads(out)["checks"]]
+    assert names[:3] == ["data folder", "memory", "network"]
+    assert names[-2:] == ["node", "peer kitchen"]
+
+
+def test_config_show(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every value says where it comes from."""
+    (tmp_path / "config.toml").write_text('threads = 3\nname = "toml"\n')
+    monkeypatch.setenv("P2PNODE_NAME", "environment")
+    _, out, _ = run(capsys, "config", "show", "--origin", "--json", "--data", str(tmp_path))
+    rows = {row["name"]: row for row in json.loads(out)["settings"]}
+    assert rows["name"] == {"name": "name", "value": "environment", "origin": "environment P2PNODE_NAME"}
+    assert rows["threads"]["origin"].startswith("file ")
+    assert rows["api"]["origin"] == "default"
+    code, out, _ = run(capsys, "config", "show", "--data", str(tmp_path))
+    assert code == 0
+    assert "threads\t3" in out
+
+
+def test_words() -> None:
+    """Numbers and names as people read them."""
+    assert size_text(999) == "999 B"
+    assert size_text(9_100_000) == "9.1 MB"
+    assert size_text(None) == "-"
+    assert units_text(1_250_000) == "1.25"
+    assert units_text(-1) == "-0.000001"
+    assert units_text(5_000_000) == "5"
+    assert units_text(10_000_000) == "10"
+    assert units_text(0) == "0"
+    assert units_text(None) == "-"
+    assert layers_text([4, 8]) == "4-7"
+    assert layers_text([4, 4]) == "none"
+    assert layers_text(None) == "-"
+    assert short("12D3KooWabcdefgh") == "…abcdefgh"
+    assert one_line("a\nb\x1b[0m") == "a b [0m"
