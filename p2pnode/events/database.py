@@ -243,13 +243,15 @@ class Tables:
         )
         return [row[0] for row in rows]
 
+    def full_tile(self, level: int, index: int) -> bytes:
+        row = self._one("SELECT hashes FROM tiles WHERE place = ?", _place(level, index))
+        return b"" if row is None else bytes(row[0])
+
     def tile(self, level: int, index: int) -> bytes:
         """A full tile; level 0's last one is made of the leaves."""
-        row = self._one("SELECT hashes FROM tiles WHERE place = ?", _place(level, index))
-        if row is not None:
-            return bytes(row[0])
-        if level:
-            return b""
+        stored = self.full_tile(level, index)
+        if stored or level:
+            return stored
         hashes = self.leaves(index * TILE_WIDTH, (index + 1) * TILE_WIDTH)
         if any(len(value) != HASH_BYTES for value in hashes):
             raise CorruptRecord("a leaf is not a hash")
