@@ -127,10 +127,10 @@ def _no_help(best: Plan, shape: ModelShape, mesh: Mesh, device: Device) -> Rejec
 def _no_plan(
     wish: Wish, shape: ModelShape, mesh: Mesh, devices: Sequence[Device], rejections: Sequence[Rejection]
 ) -> NoPlan:
+    rejections = rejections or [Rejection(wish.mode, "nothing like that is possible here")]
     nearest, hint = _nearest(wish, shape, mesh, devices)
-    reasons = summary(rejections) or "nothing like that is possible here"
     return NoPlan(
-        f"no plan for {shape.name}: {reasons}",
+        f"no plan for {shape.name}: {summary(rejections)}",
         hint=hint,
         rejections=[r.as_dict() for r in rejections],
         nearest=nearest,
