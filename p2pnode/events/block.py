@@ -92,7 +92,7 @@ def parse_header(raw: bytes) -> BlockHeader:
     """Read a header; NonCanonical unless these are its one bytes."""
     try:
         header = _decode(raw)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise NonCanonical(f"not a block header: {error}") from error
     if _encode(header) != raw or header.v != 1 or header.end <= header.first:
         raise NonCanonical("a block header that no node would write")

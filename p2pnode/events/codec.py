@@ -100,7 +100,7 @@ def encode(record: Record) -> bytes:
             )
         )
         _decode_envelope(raw)
-    except (msgspec.MsgspecError, OverflowError, TypeError) as error:
+    except (msgspec.MsgspecError, OverflowError, TypeError, UnicodeError) as error:
         raise NonCanonical(f"{type(event).__name__} does not fit its fields: {error}") from error
     if len(raw) > EVENT_BYTES_MAX:
         raise NonCanonical(f"{name} takes {len(raw)} bytes; an entry has at most {EVENT_BYTES_MAX}")

@@ -151,6 +151,7 @@ def test_limits_hold_when_writing() -> None:
     settled = CreditSettled(hold_id="h", payer="p", request_id="r", amount_microunits=1, shares=(("a", 1),))
     bad = [
         NodeStarted(version="v" * 129, platform="", device_name=""),
+        NodeStarted(version="\ud800", platform="", device_name=""),
         replace(settled, amount_microunits=-1),
         replace(settled, amount_microunits=2**63),
         replace(settled, amount_microunits=2**70),
