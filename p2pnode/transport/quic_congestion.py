@@ -47,12 +47,15 @@ class CappedReno(RenoCongestionControl):
 
     def on_packet_acked(self, *, now: float, packet: QuicSentPacket) -> None:  # noqa: ARG002 (aioquic's)
         """NewReno's, once for each packet and therefore without a call further up."""
-        size = packet.sent_bytes
-        self.bytes_in_flight -= size
-        if size > limits.DATAGRAM_BYTES_MIN:
-            self.large_lost = 0
         if packet.__class__ is QuicSentPacket:
             self.unusual_acked = True
+        self.on_bytes_acked(packet.sent_bytes, packet)
+
+    def on_bytes_acked(self, size: int, packet: QuicSentPacket) -> None:
+        """`size` bytes of packets up to and including `packet`."""
+        self.bytes_in_flight -= size
+        if packet.sent_bytes > limits.DATAGRAM_BYTES_MIN:
+            self.large_lost = 0
         window = self.congestion_window
         if window >= limits.CONGESTION_WINDOW_BYTES_MAX:
             self.congestion_window = limits.CONGESTION_WINDOW_BYTES_MAX

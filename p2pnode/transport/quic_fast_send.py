@@ -11,13 +11,14 @@ from typing import Any
 
 from aioquic import tls
 from aioquic.quic.connection import NetworkAddress, QuicConnectionState
-from aioquic.quic.packet import QuicPacketType
+from aioquic.quic.crypto import CryptoPair
 from aioquic.quic.recovery import QuicPacketSpace
 from aioquic.quic.stream import QuicStream
 
 from p2pnode import limits
 from p2pnode.transport.quic_congestion import CappedReno
 from p2pnode.transport.quic_core import QuicCore
+from p2pnode.transport.quic_fast_packet import SentPacket, encode_varint
 
 _PACKETS_PER_TURN = 16
 """Packets of one stream before the next gets its turn."""
@@ -26,70 +27,6 @@ _FRAME_OVERHEAD_BYTES = 1 + 8 + 8 + 2
 _TAG_BYTES = 16
 _ROOM_BYTES_MIN = 64
 """A smaller rest of the congestion window is not worth a packet."""
-
-
-PRIVATE_NAMES = {
-    "aioquic.quic.connection.QuicConnection": (
-        "_ack_eliciting_sent_since_receipt",
-        "_close_at",
-        "_crypto_streams",
-        "_datagrams_pending",
-        "_handshake_done_pending",
-        "_host_cids",
-        "_idle_timeout",
-        "_local_ack_delay_exponent",
-        "_loss_at",
-        "_on_ack_delivery",
-        "_pacing_at",
-        "_ping_pending",
-        "_probe_pending",
-        "_quic_logger",
-        "_remote_max_data",
-        "_remote_max_data_used",
-        "_retire_connection_ids",
-        "_spaces",
-        "_streams_blocked_pending",
-        "_streams_queue",
-    ),
-    "aioquic.quic.recovery.QuicPacketRecovery": ("_pto_count", "_time_of_last_sent_ack_eliciting_packet"),
-    "aioquic.quic.stream.QuicStreamSender": ("_buffer", "_buffer_fin", "_pending"),
-    "aioquic.quic.crypto.CryptoPair": ("_update_key_requested",),
-    "aioquic._crypto.AEAD": ("_aead", "_iv"),
-    "aioquic._crypto.HeaderProtection": ("_mask",),
-}
-"""Names of aioquic's inside touched here, beyond those of quic_core."""
-
-
-def encode_varint(value: int) -> bytes:
-    """A QUIC variable-length integer (RFC 9000 section 16)."""
-    if value < 0x40:
-        return bytes((value,))
-    if value < 0x4000:
-        return (value | 0x4000).to_bytes(2, "big")
-    if value < 0x4000_0000:
-        return (value | 0x8000_0000).to_bytes(4, "big")
-    return (value | 0xC000_0000_0000_0000).to_bytes(8, "big")
-
-
-class SentPacket:
-    """What loss recovery remembers of a packet: aioquic's QuicSentPacket without its costs."""
-
-    __slots__ = ("delivery_handlers", "packet_number", "sent_bytes", "sent_time")
-
-    epoch = tls.Epoch.ONE_RTT
-    packet_type = QuicPacketType.ONE_RTT
-    in_flight = True
-    is_ack_eliciting = True
-    is_crypto_packet = False
-    quic_logger_frames: tuple[()] = ()
-
-    def __init__(
-        self, packet_number: int, sent_time: float, sent_bytes: int, delivery_handlers: list[Any]
-    ) -> None:
-        self.packet_number = packet_number
-        self.sent_time = sent_time
-        self.sent_bytes = sent_bytes
-        self.delivery_handlers = delivery_handlers
 
 
 class FastSendCore(QuicCore):
@@ -101,6 +38,9 @@ class FastSendCore(QuicCore):
         assert isinstance(control, CappedReno)
         self._control = control
         self._quiet = False
+        self._short_space = QuicPacketSpace(is_application_data=True)
+        self._short_crypto = CryptoPair()
+        """Those of 1-RTT packets, looked up once; set when the short way opens."""
         self._writable: dict[int, QuicStream] = {}
         """Streams with bytes to send, in the order of their turns."""
         self.packets_fast = 0
@@ -188,25 +128,61 @@ class FastSendCore(QuicCore):
         )
 
     def _usual_pass(self, now: float) -> list[tuple[bytes, NetworkAddress]]:
-        """aioquic's own pass, and whether the short way is open after it."""
-        datagrams = super().datagrams_to_send(now)
+        """aioquic's pass for all but plain new data; then the short way, if nothing is left to say."""
+        hidden = self._hide_plain_data() if self._handshake_confirmed else []
+        try:
+            datagrams = super().datagrams_to_send(now)
+        finally:
+            for stream in hidden:
+                stream.sender.buffer_is_empty = False
         self._control.lost_since_pass = False
-        if self._network_paths and self._state is QuicConnectionState.CONNECTED:
-            self._quiet = self._nothing_to_say()
-            if self._quiet:
-                self._writable = {
-                    stream.stream_id: stream
-                    for stream in self._streams_queue
-                    if stream.stream_id is not None and not stream.sender.buffer_is_empty
-                }
-        return datagrams
+        was_quiet, self._quiet = self._quiet, False
+        self._quiet = self._state is QuicConnectionState.CONNECTED and self._nothing_to_say()
+        if self._quiet and not was_quiet:
+            self._short_space = self._spaces[tls.Epoch.ONE_RTT]
+            self._short_crypto = self._cryptos[tls.Epoch.ONE_RTT]
+            self.opened_short_way()
+        if not self._quiet:
+            return datagrams + super().datagrams_to_send(now) if hidden else datagrams
+        self._writable = {
+            stream.stream_id: stream
+            for stream in self._streams_queue
+            if stream.stream_id is not None and not stream.sender.buffer_is_empty
+        }
+        return datagrams + self._quick_pass(now) if self._writable else datagrams
+
+    def _hide_plain_data(self) -> list[QuicStream]:
+        """Streams whose data was never sent and has no end yet look empty to aioquic for one pass."""
+        hidden = []
+        for stream in self._streams_queue:
+            sender = stream.sender
+            if (
+                not sender.buffer_is_empty
+                and not sender.reset_pending
+                and sender._buffer_fin is None
+                and len(sender._pending) == 1
+                and sender._pending[0].start >= sender.highest_offset
+            ):
+                sender.buffer_is_empty = True
+                hidden.append(stream)
+        return hidden
+
+    def opened_short_way(self) -> None:
+        """The receiving side takes note."""
+
+    def settle_received(self) -> None:
+        """The receiving side writes down what it saw."""
 
     # --- the short way -----------------------------------------------------------------------------
     def datagrams_to_send(self, now: float) -> list[tuple[bytes, NetworkAddress]]:
+        self.settle_received()
         if not self._quiet or self._control.lost_since_pass:
             return self._usual_pass(now)
+        return self._quick_pass(now)
+
+    def _quick_pass(self, now: float) -> list[tuple[bytes, NetworkAddress]]:
         self._pacing_at = None
-        space = self._spaces[tls.Epoch.ONE_RTT]
+        space = self._short_space
         ack_due = space.ack_at is not None and space.ack_at <= now
         if not self._writable and not ack_due:
             return []
@@ -244,7 +220,7 @@ class FastSendCore(QuicCore):
         frames = self._take_ack(space, now)
         if not frames:
             return
-        crypto = self._cryptos[tls.Epoch.ONE_RTT]
+        crypto = self._short_crypto
         send = crypto.send
         assert send.aead is not None
         assert send.hp is not None
@@ -301,7 +277,7 @@ class FastSendCore(QuicCore):
             stream.max_stream_data_remote,
             start + self._remote_max_data - self._remote_max_data_used,
         )
-        crypto = self._cryptos[tls.Epoch.ONE_RTT]
+        crypto = self._short_crypto
         send = crypto.send
         assert send.aead is not None
         assert send.hp is not None
@@ -380,7 +356,7 @@ class FastSendCore(QuicCore):
     def get_timer(self) -> float | None:
         if not self._quiet:
             return super().get_timer()
-        space, loss = self._spaces[tls.Epoch.ONE_RTT], self._loss
+        space, loss = self._short_space, self._loss
         loss_at = space.loss_time
         if loss_at is None and space.ack_eliciting_in_flight:
             timeout = loss.get_probe_timeout() * (1 << loss._pto_count)
