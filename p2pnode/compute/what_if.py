@@ -81,7 +81,7 @@ def _seconds(text: str) -> float:
     match = re.fullmatch(r"(\d{1,6}(?:\.\d{1,6})?)\s*(ms|us|s)", text)
     if match is None:
         raise PlanError(f"{text[:40]!r} is no round trip time", hint=_HINT)
-    return float(match[1]) * {"s": 1.0, "ms": 1e-3, "us": 1e-6}[match[2]]
+    return float(match[1]) / {"s": 1.0, "ms": 1e3, "us": 1e6}[match[2]]
 
 
 def apply(
@@ -96,8 +96,8 @@ def apply(
                 mesh = _removed(resolve(name, mesh), wish, mesh)
             case SetContext(n_ctx):
                 wish = replace(wish, n_ctx=n_ctx)
-            case SetQuantisation(name):
-                shape = _requantised(name, shape)
+            case _:
+                shape = _requantised(change.name, shape)
     return wish, shape, mesh
 
 
