@@ -23,7 +23,6 @@ class Sliding:
     """Which layers slide where the file does not list them: every `period`-th is dense."""
 
     period: int
-    dense_first: bool = False
     without: Literal["endless", "off", "inert"] = "endless"
     """How a part without sliding layers satisfies a graph that insists on one: all slide over an endless window;
     a window of 0 turns sliding off; or (where dense layers differ in more) an inert sliding layer is added."""
@@ -31,8 +30,6 @@ class Sliding:
     def pattern(self, layer_count: int, step: int) -> list[bool]:
         if step == 0:
             return [True] * layer_count
-        if self.dense_first:
-            return [layer % step != 0 for layer in range(layer_count)]
         return [layer % step < step - 1 for layer in range(layer_count)]
 
 
@@ -48,6 +45,8 @@ class Architecture:
     """Cuts fall on multiples of this."""
     positions: Literal["one", "four", "sections"] = "one"
     """Position numbers a row needs: four for M-RoPE, in some families only if the file has rope sections."""
+    sections_for_rows: bool = False
+    """llama.cpp takes rows only with rope sections: they are written, and equal positions turn heads as before."""
     output_norm: str = "output_norm"
     output_required: bool = False
     """llama.cpp insists on `output.weight`."""
@@ -77,6 +76,15 @@ def _special_count(*counts: int) -> Callable[[ModelIndex], str]:
 
 def _many_layers(index: ModelIndex) -> str:
     return "llama.cpp expects query norms from 64 layers on" if index.layer_count >= 64 else ""
+
+
+def _no_rows(index: ModelIndex) -> str:
+    return "" if has_rope_sections(index) else "llama.cpp takes no rows for models without rope sections"
+
+
+def has_rope_sections(index: ModelIndex) -> bool:
+    sections = index.parameter("rope.dimension_sections")
+    return isinstance(sections, list) and len(sections) > 1 and all(sections[:2])
 
 
 def _deepstack(index: ModelIndex) -> str:
@@ -135,8 +143,8 @@ _TABLE = (
     Architecture("command-r", check=_many_layers, shard_refusal=_SQUARE),
     Architecture("cohere2", sliding=Sliding(4, without="inert"), shard_refusal=_SQUARE),
     Architecture("exaone4", check=_special_count(64), shard_refusal=_SQUARE),
-    Architecture("glm4", positions="sections", shard_refusal=_FUSED_FF),
-    Architecture("glm4moe", positions="sections", leading_dense=True),
+    Architecture("glm4", positions="four", shard_refusal=_FUSED_FF, check=_no_rows),
+    Architecture("glm4moe", positions="four", sections_for_rows=True, leading_dense=True),
     Architecture("olmo", shard_refusal=_SQUARE),
     Architecture("olmoe", output_required=True, shard_refusal=_WIDE_NORMS),
     Architecture("minimax-m2", output_required=True, shard_refusal=_WIDE_NORMS),
@@ -226,6 +234,5 @@ def token_scale(row: Architecture, index: ModelIndex) -> float:
 def position_count(row: Architecture, index: ModelIndex) -> int:
     """Position numbers llama.cpp wants for each row."""
     if row.positions == "sections":
-        sections = index.parameter("rope.dimension_sections", [])
-        return 4 if isinstance(sections, list) and any(sections[:2]) else 1
+        return 4 if has_rope_sections(index) else 1
     return 4 if row.positions == "four" else 1

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Sequence
 from typing import Any
 
-from p2pnode.compute.architectures import Architecture
+from p2pnode.compute.architectures import Architecture, has_rope_sections
 from p2pnode.compute.gguf_values import Entry, ModelIndex, ValueType, array, scalar
 from p2pnode.errors import BadModelFile
 
@@ -41,6 +42,12 @@ def recurrent_layers(row: Architecture, index: ModelIndex) -> list[bool]:
         real = count - index.parameter_int("nextn_predict_layers", 0)
         return [layer < real and (layer + 1) % interval != 0 for layer in range(count)]
     return [False] * count
+
+
+def _float32(value: float) -> float:
+    """Rounded as llama.cpp computes."""
+    rounded: float = struct.unpack("<f", struct.pack("<f", value))[0]
+    return rounded
 
 
 class Rewriter:
@@ -95,7 +102,7 @@ class Rewriter:
         if index.architecture == "deepseek2":
             self._deepseek2()
         if index.architecture == "minicpm" and not self.has("residual_scale"):
-            self.put("residual_scale", ValueType.FLOAT32, 1.4 / math.sqrt(count))
+            self.put("residual_scale", ValueType.FLOAT32, _float32(1.4) / _float32(math.sqrt(count)))
 
     def _sliding(self, sources: Sequence[int]) -> None:
         index, sliding = self._index, self._row.sliding
@@ -127,6 +134,9 @@ class Rewriter:
         """Rows come in: an embedding scale that can be switched off is."""
         if self._row.scale == "key" and (self.has("embedding_scale") or self._row.scale_default):
             self.put("embedding_scale", ValueType.FLOAT32, 0.0)
+        if self._row.sections_for_rows and not has_rope_sections(self._index):
+            half = self._index.parameter_int("rope.dimension_count") // 2
+            self.put_array("rope.dimension_sections", ValueType.INT32, [max(1, half - 1), 1, 0, 0])
 
     def without_tokenizer(self, vocabulary: int) -> None:
         for name in self._index.metadata:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,224 +16,21 @@ import numpy as np
 
 from p2pnode.compute.ggml_types import F32, TENSOR_TYPES, TensorType
 from p2pnode.compute.gguf import Entry, ValueType, align_up, array, header_bytes, scalar
+from tests.kit import toy_families
+from tests.kit.toy_layers import LAYERS, Shape, Toy
 
-Shape = tuple[int, ...]
 TYPES = {kind.name: kind for kind in TENSOR_TYPES.values()}
 
 
-@dataclass(frozen=True)
-class Toy:
-    """Sizes of a toy; shapes below are in ggml's order (innermost first)."""
+__all__ = ["TOYS", "Toy", "model_bytes", "quantise", "write_model"]
 
-    architecture: str
-    layers: int = 5
-    width: int = 64
-    heads: int = 4
-    kv_heads: int = 2
-    head_width: int = 16
-    ff: int = 96
-    vocabulary: int = 128
-    experts: int = 4
-    experts_used: int = 2
-    type: str = "F32"
-    tied: bool = False
-    seed: int = 0
-    text: bool = False
-    """With a byte tokenizer instead of none."""
-    parameters: dict[str, Any] = field(default_factory=dict)
-    features: frozenset[str] = frozenset()
-
-    @property
-    def kv_width(self) -> int:
-        return self.kv_heads * self.head_width
-
-    @property
-    def q_width(self) -> int:
-        return self.heads * self.head_width
-
-
-Layer = Callable[[Toy, int], dict[str, Shape]]
-
-
-def _attention(toy: Toy, *, bias: bool = False) -> dict[str, Shape]:
-    shapes = {
-        "attn_norm.weight": (toy.width,),
-        "attn_q.weight": (toy.width, toy.q_width),
-        "attn_k.weight": (toy.width, toy.kv_width),
-        "attn_v.weight": (toy.width, toy.kv_width),
-        "attn_output.weight": (toy.q_width, toy.width),
-    }
-    if bias:
-        shapes |= {
-            "attn_q.bias": (toy.q_width,),
-            "attn_k.bias": (toy.kv_width,),
-            "attn_v.bias": (toy.kv_width,),
-        }
-    return shapes
-
-
-def _head_norms(toy: Toy) -> dict[str, Shape]:
-    return {"attn_q_norm.weight": (toy.head_width,), "attn_k_norm.weight": (toy.head_width,)}
-
-
-def _feed_forward(toy: Toy) -> dict[str, Shape]:
-    return {
-        "ffn_norm.weight": (toy.width,),
-        "ffn_gate.weight": (toy.width, toy.ff),
-        "ffn_up.weight": (toy.width, toy.ff),
-        "ffn_down.weight": (toy.ff, toy.width),
-    }
-
-
-def _experts(toy: Toy, norm: str = "ffn_norm.weight") -> dict[str, Shape]:
-    return {
-        norm: (toy.width,),
-        "ffn_gate_inp.weight": (toy.width, toy.experts),
-        "ffn_gate_exps.weight": (toy.width, toy.ff, toy.experts),
-        "ffn_up_exps.weight": (toy.width, toy.ff, toy.experts),
-        "ffn_down_exps.weight": (toy.ff, toy.width, toy.experts),
-    }
-
-
-def _shared_expert(toy: Toy, gate: bool = True) -> dict[str, Shape]:
-    shapes: dict[str, Shape] = {
-        "ffn_gate_shexp.weight": (toy.width, toy.ff),
-        "ffn_up_shexp.weight": (toy.width, toy.ff),
-        "ffn_down_shexp.weight": (toy.ff, toy.width),
-    }
-    return shapes | ({"ffn_gate_inp_shexp.weight": (toy.width,)} if gate else {})
-
-
-def _post_norms(toy: Toy) -> dict[str, Shape]:
-    return {"post_attention_norm.weight": (toy.width,), "post_ffw_norm.weight": (toy.width,)}
-
-
-def _llama(toy: Toy, layer: int) -> dict[str, Shape]:
-    biased = (
-        {"attn_output.bias": (toy.width,), "ffn_down.bias": (toy.width,)} if "biases" in toy.features else {}
-    )
-    return _attention(toy) | (_experts(toy) if "experts" in toy.features else _feed_forward(toy)) | biased
-
-
-def _phi3(toy: Toy, layer: int) -> dict[str, Shape]:
-    return {
-        "attn_norm.weight": (toy.width,),
-        "attn_qkv.weight": (toy.width, toy.q_width + 2 * toy.kv_width),
-        "attn_output.weight": (toy.q_width, toy.width),
-        "ffn_norm.weight": (toy.width,),
-        "ffn_up.weight": (toy.width, 2 * toy.ff),
-        "ffn_down.weight": (toy.ff, toy.width),
-    }
-
-
-def _olmo2(toy: Toy, layer: int) -> dict[str, Shape]:
-    shapes = _attention(toy) | _feed_forward(toy) | _post_norms(toy)
-    del shapes["attn_norm.weight"], shapes["ffn_norm.weight"]
-    return shapes | {"attn_q_norm.weight": (toy.width,), "attn_k_norm.weight": (toy.kv_width,)}
-
-
-def _starcoder2(toy: Toy, layer: int) -> dict[str, Shape]:
-    shapes = _attention(toy, bias=True) | _feed_forward(toy)
-    del shapes["ffn_gate.weight"]
-    return shapes | {
-        "attn_norm.bias": (toy.width,),
-        "ffn_norm.bias": (toy.width,),
-        "attn_output.bias": (toy.width,),
-        "ffn_up.bias": (toy.ff,),
-        "ffn_down.bias": (toy.width,),
-    }
-
-
-def _gpt_oss(toy: Toy, layer: int) -> dict[str, Shape]:
-    return (
-        _attention(toy, bias=True)
-        | _experts(toy, "post_attention_norm.weight")
-        | {
-            "attn_sinks.weight": (toy.heads,),
-            "attn_output.bias": (toy.width,),
-            "ffn_gate_inp.bias": (toy.experts,),
-            "ffn_gate_exps.bias": (toy.ff, toy.experts),
-            "ffn_up_exps.bias": (toy.ff, toy.experts),
-            "ffn_down_exps.bias": (toy.width, toy.experts),
-        }
-    )
-
-
-def _deepseek2(toy: Toy, layer: int) -> dict[str, Shape]:
-    rank, rope, nope, value = 32, 8, 16, 16
-    shapes: dict[str, Shape] = {
-        "attn_norm.weight": (toy.width,),
-        "attn_kv_a_norm.weight": (rank,),
-        "attn_kv_a_mqa.weight": (toy.width, rank + rope),
-        "attn_k_b.weight": (nope, rank, toy.heads),
-        "attn_v_b.weight": (rank, value, toy.heads),
-        "attn_output.weight": (toy.heads * value, toy.width),
-    }
-    if "q_lora" in toy.features:
-        shapes |= {
-            "attn_q_a.weight": (toy.width, 24),
-            "attn_q_a_norm.weight": (24,),
-            "attn_q_b.weight": (24, toy.heads * (rope + nope)),
-        }
-    else:
-        shapes["attn_q.weight"] = (toy.width, toy.heads * (rope + nope))
-    if layer < 2:
-        return shapes | _feed_forward(toy)
-    return shapes | _experts(toy) | _shared_expert(toy, gate=False)
-
-
-def _lfm2(toy: Toy, layer: int) -> dict[str, Shape]:
-    if layer % 3 == 1:
-        return _attention(toy) | _head_norms(toy) | _feed_forward(toy)
-    return _feed_forward(toy) | {
-        "attn_norm.weight": (toy.width,),
-        "shortconv.conv.weight": (3, toy.width),
-        "shortconv.in_proj.weight": (toy.width, 3 * toy.width),
-        "shortconv.out_proj.weight": (toy.width, toy.width),
-    }
-
-
-def _qwen3next(toy: Toy, layer: int) -> dict[str, Shape]:
-    shapes = _experts(toy, "post_attention_norm.weight") | _shared_expert(toy)
-    if layer % 2 == 1:
-        return shapes | _attention(toy) | _head_norms(toy) | {"attn_q.weight": (toy.width, 2 * toy.q_width)}
-    key, value, heads = 2 * 16, 4 * 16, 4
-    return shapes | {
-        "attn_norm.weight": (toy.width,),
-        "attn_qkv.weight": (toy.width, 2 * key + value),
-        "attn_gate.weight": (toy.width, value),
-        "ssm_conv1d.weight": (4, 2 * key + value),
-        "ssm_dt.bias": (heads,),
-        "ssm_a": (heads,),
-        "ssm_ba.weight": (toy.width, 2 * heads),
-        "ssm_norm.weight": (16,),
-        "ssm_out.weight": (value, toy.width),
-    }
-
-
-LAYERS: dict[str, Layer] = {
-    "llama": _llama,
-    "qwen2": lambda toy, layer: _attention(toy, bias=True) | _feed_forward(toy),
-    "qwen2vl": lambda toy, layer: _attention(toy, bias=True) | _feed_forward(toy),
-    "qwen2moe": lambda toy, layer: _attention(toy, bias=True) | _experts(toy) | _shared_expert(toy),
-    "qwen3": lambda toy, layer: _attention(toy) | _head_norms(toy) | _feed_forward(toy),
-    "qwen3moe": lambda toy, layer: _attention(toy) | _head_norms(toy) | _experts(toy),
-    "gemma": lambda toy, layer: _attention(toy) | _feed_forward(toy),
-    "gemma2": lambda toy, layer: _attention(toy) | _feed_forward(toy) | _post_norms(toy),
-    "gemma3": lambda toy, layer: _attention(toy) | _head_norms(toy) | _feed_forward(toy) | _post_norms(toy),
-    "phi3": _phi3,
-    "granite": lambda toy, layer: _attention(toy) | _feed_forward(toy),
-    "granitemoe": lambda toy, layer: _attention(toy) | _experts(toy),
-    "olmo2": _olmo2,
-    "starcoder2": _starcoder2,
-    "gpt-oss": _gpt_oss,
-    "deepseek2": _deepseek2,
-    "lfm2": _lfm2,
-    "qwen3next": _qwen3next,
-}
-
-_TIED = frozenset({"gemma", "gemma2"})
-_MOE = frozenset({"qwen2moe", "qwen3moe", "granitemoe", "gpt-oss", "deepseek2", "qwen3next"})
+_ALL_LAYERS = LAYERS | toy_families.LAYERS
+_TIED = frozenset({"gemma", "gemma2", "cohere2", "command-r"})
+_MOE = (
+    frozenset({"qwen2moe", "qwen3moe", "granitemoe", "gpt-oss", "deepseek2", "qwen3next"}) | toy_families.MOE
+)
+_LAYER_NORM = frozenset({"starcoder2"}) | toy_families.LAYER_NORM
+_OUTPUT_NORM_BIAS = frozenset({"starcoder2"}) | toy_families.OUTPUT_NORM_BIAS
 
 
 def _extra_parameters(toy: Toy) -> dict[str, Any]:
@@ -288,7 +84,7 @@ def _extra_parameters(toy: Toy) -> dict[str, Any]:
                 "expert_feed_forward_length": toy.ff,
                 "expert_shared_feed_forward_length": toy.ff,
             }
-    return {}
+    return toy_families.parameters(toy)
 
 
 def _parameters(toy: Toy) -> dict[str, Any]:
@@ -304,7 +100,7 @@ def _parameters(toy: Toy) -> dict[str, Any]:
         "rope.dimension_count": toy.head_width,
         "vocab_size": toy.vocabulary,
     }
-    key = "layer_norm_epsilon" if toy.architecture == "starcoder2" else "layer_norm_rms_epsilon"
+    key = "layer_norm_epsilon" if toy.architecture in _LAYER_NORM else "layer_norm_rms_epsilon"
     parameters[f"attention.{key}"] = 1e-5
     if toy.architecture in _MOE or "experts" in toy.features:
         parameters |= {"expert_count": toy.experts, "expert_used_count": toy.experts_used}
@@ -337,10 +133,13 @@ def _tokenizer(toy: Toy) -> list[Entry]:
 
 def _shapes(toy: Toy) -> Iterator[tuple[str, Shape]]:
     yield "token_embd.weight", (toy.width, toy.vocabulary)
-    norm = "token_embd_norm" if toy.architecture == "lfm2" else "output_norm"
-    yield f"{norm}.weight", (toy.width,)
-    if toy.architecture == "starcoder2":
+    norm = "token_embd_norm" if toy.architecture.startswith("lfm2") else "output_norm"
+    if toy.architecture != "olmo":
+        yield f"{norm}.weight", (toy.width,)
+    if toy.architecture in _OUTPUT_NORM_BIAS:
         yield f"{norm}.bias", (toy.width,)
+    if toy.architecture == "phi2":
+        yield "output.bias", (toy.vocabulary,)
     if not toy.tied and toy.architecture not in _TIED:
         yield "output.weight", (toy.width, toy.vocabulary)
     if "rope_factors" in toy.features:
@@ -349,7 +148,7 @@ def _shapes(toy: Toy) -> Iterator[tuple[str, Shape]]:
         yield "rope_factors_long.weight", (toy.head_width // 2,)
         yield "rope_factors_short.weight", (toy.head_width // 2,)
     for layer in range(toy.layers):
-        for suffix, shape in LAYERS[toy.architecture](toy, layer).items():
+        for suffix, shape in _ALL_LAYERS[toy.architecture](toy, layer).items():
             yield f"blk.{layer}.{suffix}", shape
 
 
@@ -461,4 +260,5 @@ TOYS: dict[str, Toy] = {
     "deepseek2-lite": Toy("deepseek2"),
     "lfm2": Toy("lfm2", layers=6),
     "qwen3next": Toy("qwen3next"),
+    **toy_families.TOYS,
 }

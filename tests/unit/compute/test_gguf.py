@@ -308,6 +308,13 @@ def test_a_file_without_an_architecture_is_refused() -> None:
         _ = join([parse(header_bytes([], [], 32)[0])]).architecture
 
 
+def test_another_alignment_is_kept() -> None:
+    entry = scalar("general.alignment", ValueType.UINT32, 128)
+    header, offsets = header_bytes([entry], [("a", (1,), F32, 4), ("b", (1,), F32, 4)], 128)
+    model = parse(header + bytes(256))
+    assert (model.alignment, model.header_size % 128, offsets[1] - offsets[0]) == (128, 0, 128)
+
+
 def test_scalars_and_empty_tensors_have_sizes() -> None:
     header, offsets = header_bytes([], [("scalar", (), F32, 4), ("none", (0, 4), F32, 0)], 32)
     tensors = parse(header + bytes(32)).tensors

@@ -8,6 +8,7 @@ from dataclasses import replace
 import llama_cpp.llama_cpp as llama
 import pytest
 
+from p2pnode.compute.architectures import ARCHITECTURES
 from p2pnode.compute.memory import cut_memory, layer_bytes, part_memory
 from p2pnode.compute.part import Cut, Part, Shard, whole
 from p2pnode.compute.surgery import cut
@@ -42,14 +43,15 @@ def sizes(lines: list[str], what: str) -> list[float]:
 @pytest.mark.parametrize("name", TOYS)
 def test_keys_and_values_are_what_llama_cpp_allocates(name: str) -> None:
     data = model_bytes(TOYS[name])
-    made = cut(index_of(data), Part(1, TOYS[name].layers, output=True))
+    first = ARCHITECTURES[TOYS[name].architecture].boundary
+    made = cut(index_of(data), Part(first, TOYS[name].layers, output=True))
     engine, lines = loaded(made, data, context=8192)
     engine.close()
     expected = cut_memory(made).cache_bytes_per_token * 8192 / MIB
     assert sum(sizes(lines, "KV")) == pytest.approx(expected, abs=0.02)
 
 
-@pytest.mark.parametrize("name", ["lfm2", "qwen3next"])
+@pytest.mark.parametrize("name", ["lfm2", "qwen3next", "mamba", "granitehybrid"])
 def test_states_are_what_llama_cpp_allocates(name: str) -> None:
     """The runner's context has room for four sequences."""
     data = model_bytes(replace(TOYS[name], width=256, head_width=64, layers=12))

@@ -113,11 +113,41 @@ def test_an_architecture_nobody_proved_is_not_cut() -> None:
     assert not set(REFUSED) & set(ARCHITECTURES)
 
 
-@pytest.mark.parametrize(("name", "layers"), [("gemma2", 46), ("gemma3", 62)])
-def test_models_whose_attention_scale_follows_the_layer_count_are_not_cut(name: str, layers: int) -> None:
+@pytest.mark.parametrize(
+    ("name", "layers"), [("gemma2", 46), ("gemma3", 62), ("exaone4", 64), ("command-r", 64)]
+)
+def test_models_whose_attention_follows_the_layer_count_are_not_cut(name: str, layers: int) -> None:
     index = index_of(model_bytes(replace(TOYS[name], layers=layers, width=32, ff=32)))
-    with pytest.raises(ArchitectureUnsupported, match="attention scale"):
+    with pytest.raises(ArchitectureUnsupported, match=r"layer count|from 64 layers"):
         cut(index, Part(0, 2))
+
+
+def test_a_family_that_counts_its_layers_is_cut_where_the_count_starts_again() -> None:
+    index = index_of(model_bytes(TOYS["smollm3"]))
+    assert cut(index, Part(4, 8)).facts.layer_count == 4
+    assert cut(index, Part(8, 9, output=True)).facts.layer_count == 1
+    with pytest.raises(ArchitectureUnsupported, match="multiples of 4"):
+        cut(index, Part(2, 4))
+
+
+def test_glm4_takes_rows_only_with_rope_sections() -> None:
+    with pytest.raises(ArchitectureUnsupported, match="no rows"):
+        cut(index_of(model_bytes(Toy("glm4"))), Part(0, 2))
+
+
+def test_positions_follow_the_rope_sections() -> None:
+    sections = {"rope.dimension_sections": [2, 3, 3, 0]}
+    plain, multi = (
+        index_of(model_bytes(replace(TOYS["ernie4_5"], parameters=each))) for each in ({}, sections)
+    )
+    assert cut(plain, Part(1, 2)).facts.positions == 1
+    assert cut(multi, Part(1, 2)).facts.positions == 4
+
+
+def test_a_part_without_sliding_layers_gets_an_inert_one_where_dense_layers_have_no_rope() -> None:
+    index = index_of(model_bytes(TOYS["cohere2"]))
+    facts = cut(index, Part(3, 4)).facts
+    assert (facts.layer_count, facts.tap, facts.sliding) == (2, "l_out-0", False)
 
 
 def test_deepstack_models_are_not_cut() -> None:
@@ -276,3 +306,10 @@ def test_an_empty_tensor_has_no_piece() -> None:
     made = cut(replace(INDEX, tensors={**INDEX.tensors, "empty": empty}), whole(INDEX))
     assert all(piece.total for piece in made.pieces)
     assert parse(made.header, made.size).tensors["empty"].size == 0
+
+
+def test_tensors_of_the_output_stay_with_the_output() -> None:
+    extra = replace(INDEX.tensors["output_norm.weight"], name="cls.weight")
+    index = replace(INDEX, tensors={**INDEX.tensors, "cls.weight": extra})
+    assert "cls.weight" not in needed_tensors(index, Part(1, 3))
+    assert "cls.weight" in needed_tensors(index, Part(3, 5, output=True))

@@ -9,11 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from p2pnode.compute.architectures import ARCHITECTURES
+from p2pnode.compute.architectures import ARCHITECTURES, Architecture
 from tests.kit.pipelines import Whole, chain, conversation
-from tests.kit.toy_models import TOYS, Toy, model_bytes
-
-RECURRENT = {"lfm2", "qwen3next"}
+from tests.kit.toy_models import TOYS, model_bytes
 
 
 @cache
@@ -21,20 +19,25 @@ def toy_bytes(name: str) -> bytes:
     return model_bytes(TOYS[name])
 
 
+def row_of(name: str) -> Architecture:
+    return ARCHITECTURES[TOYS[name].architecture]
+
+
 @cache
 def reference(name: str) -> list[np.ndarray]:
     whole = Whole(toy_bytes(name))
     try:
-        return conversation(whole, rollback=TOYS[name].architecture not in RECURRENT)
+        return conversation(whole, rollback=not row_of(name).recurrent)
     finally:
         whole.close()
 
 
 def assert_equal(name: str, cuts: list[int], *, embedding: bool, output_alone: bool) -> None:
-    toy: Toy = TOYS[name]
-    exact = ARCHITECTURES[toy.architecture].scale != "width"
+    row = row_of(name)
+    exact = row.scale != "width"
+    cuts = [each // row.boundary * row.boundary for each in cuts if each < TOYS[name].layers]
     with chain(toy_bytes(name), cuts, embedding=embedding, output_alone=output_alone) as stages:
-        got = conversation(stages, rollback=toy.architecture not in RECURRENT)
+        got = conversation(stages, rollback=not row.recurrent)
     for step, (mine, whole) in enumerate(zip(got, reference(name), strict=True)):
         assert np.isfinite(whole).all()
         difference = np.abs(mine - whole).max()
@@ -54,7 +57,15 @@ def test_three_slices_equal_the_whole(name: str) -> None:
 @pytest.mark.parametrize("name", TOYS)
 def test_rows_in_and_the_output_alone_equal_the_whole(name: str) -> None:
     """The head looks embeddings up and applies the output matrix; others hold all layers."""
-    assert_equal(name, [2], embedding=False, output_alone=True)
+    assert_equal(name, [2, 4], embedding=False, output_alone=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "dense"), [("gemma2", 1), ("gemma3", 5), ("olmo2-sliding", 3), ("gpt-oss", 3), ("cohere2", 3)]
+)
+def test_a_part_of_dense_layers_only_equals_the_whole(name: str, dense: int) -> None:
+    """llama.cpp insists on a sliding layer in these families."""
+    assert_equal(name, [dense, dense + 1], embedding=True, output_alone=False)
 
 
 @settings(max_examples=25)
