@@ -294,6 +294,9 @@ PREFILL_CHUNK_TOKENS = 256
 
 PREFILL_CHUNKS_IN_FLIGHT = 4
 RECOVERIES_MAX = 8
+GOODBYE_S_MAX = 3.0
+"""How long a leaving device keeps serving, so that others can move what runs on it."""
+
 SILENCE_PING_S = 1.5
 STAGE_SILENCE_S_MIN = 4.0
 """A stage that answered in milliseconds and then not for seconds sleeps or is gone."""

@@ -145,9 +145,7 @@ class PipelineRoute:
                 # One session's chunks leave in order even when several feeds run side by side.
                 if self._first_unit is not None:
                     rows = await self._engine.step(self._first_unit, frame)
-                    frame = replace(
-                        frame, kind=Kind.ROWS, dtype=rows.dtype, columns=rows.columns, payload=rows.payload
-                    )
+                    frame = replace(rows, sequence=sequence, epoch=feed.epoch)
                 if self._send is None:
                     result.set_result(frame)
                 else:

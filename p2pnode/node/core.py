@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import platform
 import secrets
 import time
@@ -199,8 +200,9 @@ class Node:
 
     async def stop(self, reason: str) -> None:
         """Frees engines and streams, seals the record, closes the socket."""
-        self.stopping.set()
         self.is_started = False
+        await self._say_goodbye()
+        self.stopping.set()
         await self.routing.close()
         await self.hosting.close()
         self.links.close()
@@ -210,6 +212,15 @@ class Node:
         await self.ledger.do(c.StopNode(reason=reason))
         await self.ledger.close()
         await asyncio.to_thread(self.store.close)
+
+    async def _say_goodbye(self) -> None:
+        """Tell the others first, so that heads move their answers while this device still works for them."""
+        self.state = "leaving"
+        if self.hosting.stages and any(link.is_up for link in self.links.links.values()):
+            self.links.status_changed()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(limits.GOODBYE_S_MAX):
+                    await self.hosting.idle.wait()
 
     # --- what others hear and say --------------------------------------------------------------------
     def addresses(self) -> list[str]:
@@ -259,6 +270,8 @@ class Node:
         for address in status.addresses[: limits.PEER_ADDRESSES_MAX]:
             if address.startswith("/") and address not in link.addresses and len(link.addresses) < 16:
                 link.addresses.append(address)
+        if status.state != "active":
+            self.routing.lose_peer(link.peer_id, f"{link.name} is {status.state}")
         if not self.stopping.is_set():
             self.tasks.spawn("hear status", self._hear(link, status))
 
@@ -367,6 +380,8 @@ class Node:
             if peer == self.me:
                 return True
             if link is None or link.connection is None or not link.is_up:
+                return False
+            if link.status is not None and link.status.state != "active":
                 return False
             try:
                 await link.connection.ping(timeout_s=limits.SILENCE_PING_S)

@@ -109,6 +109,9 @@ class Hosting:
         self._report = report
         self._locks: dict[tuple[str, int], asyncio.Lock] = {}
         self.stages: dict[tuple[str, int], HostedStage] = {}
+        self.idle = asyncio.Event()
+        """Set while no ring runs through this device."""
+        self.idle.set()
         self.returns: dict[str, ReturnHandler] = {}
         """By plan: where a head takes the frames of its last stage."""
         links.serve("stage.prepare", self._prepare)
@@ -257,11 +260,14 @@ class Hosting:
         out = OutboundFrames(onward)
         server = StageServer(hosted.engine.client, hosted.engine.unit(UNIT), out.send)
         hosted.servers += 1
+        self.idle.clear()
         watcher = asyncio.ensure_future(self._pass_trouble_back(hosted, inbound, onward))
         try:
             await server.serve(FrameReader(inbound.read_exactly).read)
         finally:
             hosted.servers -= 1
+            if not any(stage.servers for stage in self.stages.values()):
+                self.idle.set()
             watcher.cancel()
             await asyncio.gather(watcher, return_exceptions=True)
             onward.reset()

@@ -401,6 +401,16 @@ class Routing:
             close()
         active.close.clear()
 
+    def lose_peer(self, peer: PeerId, reason: str) -> None:
+        """A device wants out: plans on it end now, and what runs on them moves while it still answers."""
+        for active in list(self.active.values()):
+            if (
+                active.lost is None
+                and active.mode != "local"
+                and any(s["peer"] == peer for s in active.stages)
+            ):
+                active.lose(StageLost(reason, peer=peer))
+
     async def give_up(self, active: Active, error: P2PNodeError) -> None:
         """A ring that lost a stage: its streams end, its other devices may keep what they loaded."""
         await self._lose(active, error)
