@@ -22,7 +22,10 @@ PROBE_ATTEMPTS_MAX = 3
 """RFC 8899 MAX_PROBES."""
 
 PROBE_AGAIN_S = 60.0
-"""After the path lost large datagrams; RFC 8899 PMTU_RAISE_TIMER is 600 s, home networks change faster."""
+"""After the path stopped carrying large datagrams: home networks change within minutes."""
+
+PROBE_RAISE_S = 600.0
+"""After a size was refused: RFC 8899 PMTU_RAISE_TIMER."""
 
 
 def probe_sizes(datagram_bytes_max: int) -> tuple[int, ...]:
@@ -78,15 +81,26 @@ class PathProber:
                 again.append(size)
         if again:
             self._probe(tuple(again))
+        elif self._losses and self._again is None:
+            self._probe_later(PROBE_RAISE_S)
 
     def judge_losses(self) -> None:
         """Back to the smallest size when large datagrams vanish one after the other."""
         core = self._connection.core
         if core.path_swallows_datagrams:
             core.set_datagram_bytes(limits.DATAGRAM_BYTES_MIN)
-            self._losses.clear()
-            self._again = self._connection.loop.call_later(PROBE_AGAIN_S, self.probe)
+            self._probe_later(PROBE_AGAIN_S)
+
+    def _probe_later(self, delay_s: float) -> None:
+        self.stop()
+        self._again = self._connection.loop.call_later(delay_s, self._probe_anew)
+
+    def _probe_anew(self) -> None:
+        self._again = None
+        self._losses.clear()
+        self.probe()
 
     def stop(self) -> None:
         if self._again is not None:
             self._again.cancel()
+            self._again = None
