@@ -54,6 +54,7 @@ def draft_receipt(state: MeshState, consumer: str, work: StageWork, checkpoint: 
     channel = state.billing.given.get(consumer)
     before = Channel(0, consumer) if channel is None else channel
     return Receipt(
+        v=1,
         consumer=consumer,
         provider=state.billing.own_account,
         sequence=before.sequence + 1,

@@ -1,6 +1,6 @@
 """Receipts: what a provider computed for a consumer, signed by the one and countersigned by the other.
 
-A receipt is a canonical MessagePack map; both sign its exact bytes under different contexts and both keep
+A receipt is a canonical MessagePack array; both sign its exact bytes under different contexts and both keep
 them in their logs. Receipts of one (consumer, provider) channel are numbered from 1, each names the hash of
 the one before and carries the sums so far, so that loss and reordering do no harm and two different
 receipts with one number prove a fraud. Source: specs/09-billing.md#receipts
@@ -31,10 +31,10 @@ _Layer = Annotated[int, Meta(ge=0, le=RECEIPT_LAYERS_MAX)]
 _Note = Annotated[str, Meta(max_length=1024)]
 
 
-class Receipt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Receipt(msgspec.Struct, frozen=True, kw_only=True, array_like=True, forbid_unknown_fields=True):
     """One stage's work for one request, or for one unit of a long one."""
 
-    v: Literal[1] = 1
+    v: Literal[1]
     consumer: Label
     provider: Label
     sequence: Annotated[int, Meta(ge=1, le=2**63 - 1)]

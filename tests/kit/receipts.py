@@ -37,6 +37,7 @@ class Channel:
         """The next receipt: four layers, ten positions, half of a unit's work."""
         last = self.last
         fields: dict[str, Any] = {
+            "v": 1,
             "consumer": self.consumer.peer,
             "provider": self.provider.peer,
             "sequence": 1 if last is None else last.sequence + 1,
