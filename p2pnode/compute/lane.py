@@ -70,8 +70,9 @@ def piece_count(size: int, datagram_bytes: int) -> int:
 
 
 def piece_bounds(size: int, count: int, index: int) -> tuple[int, int]:
-    """Pieces differ by at most one byte, so that no datagram is nearly empty."""
-    return size * index // count, size * (index + 1) // count
+    """All pieces are of one size but the last, so that the kernel can cut a batch into datagrams."""
+    step = -(-size // count)
+    return min(size, step * index), min(size, step * (index + 1))
 
 
 def check_datagram_bytes(value: int) -> int:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import select
 import socket
 import struct
+import sys
 import time
 
 from p2pnode.compute.lane import (
@@ -19,15 +21,30 @@ from p2pnode.compute.lane import (
     piece_count,
 )
 from p2pnode.errors import RemoteProtocolError, StageLost
-from p2pnode.limits import LANE_DATAGRAM_BYTES_MAX, LANE_HELLO_TIMEOUT_S
+from p2pnode.limits import LANE_HELLO_TIMEOUT_S
 
 _STREAM_HEADER = struct.Struct("<II")
-_ASK_PARTLY_S = 0.001
+_ASK_PARTLY_S = 0.002
 _ASK_NOTHING_S = 0.004
 _ASK_S_MAX = 0.064
 """Silence before missing pieces are asked for: soon when some arrived, later when the other may still compute."""
 _HELLO_EVERY_S = 0.02
 _SOCKET_BUFFER_BYTES = 4 * 1024 * 1024
+_SOL_UDP, _UDP_SEGMENT, _UDP_GRO = 17, 103, 104
+"""Linux: one call sends or receives a row of equal datagrams (segmentation and receive offload)."""
+_SEGMENTS_MAX = 60
+_SEGMENTED_BYTES_MAX = 60_000
+_RECEIVE_BYTES = 65_536
+_ANCILLARY_BYTES = socket.CMSG_SPACE(4)
+
+
+def _offloads(sock: socket.socket) -> bool:
+    """Whether this system can send and receive rows of datagrams; receiving is switched on."""
+    try:
+        sock.setsockopt(_SOL_UDP, _UDP_GRO, 1)
+    except OSError:
+        return False
+    return sys.platform == "linux"
 
 
 class StreamLink:
@@ -118,10 +135,11 @@ class LaneLink:
         for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
             sock.setsockopt(socket.SOL_SOCKET, option, _SOCKET_BUFFER_BYTES)
         self._socket = sock
+        self._segments = _offloads(sock)
         self._datagram_bytes = check_datagram_bytes(datagram_bytes)
         self._sealer = Sealer(secret, rank, peer)
         self._opener = Opener(secret, peer, rank)
-        self._buffer = memoryview(bytearray(LANE_DATAGRAM_BYTES_MAX))
+        self._buffer = memoryview(bytearray(_RECEIVE_BYTES))
         self._exchange = 0
         self._sent: dict[int, tuple[bytes, int]] = {}
         """Messages that may be asked for again: this one and the one before."""
@@ -177,31 +195,32 @@ class LaneLink:
         return False
 
     def _receive_all(self, until: float | None) -> None:
-        """Everything that has arrived; with `until`, wait for one datagram at most that long."""
+        """Everything that has arrived; with `until`, wait for the first at most that long."""
+        if until is not None:
+            select.select([self._socket], [], [], max(0.0, until - time.monotonic()))
         while True:
             try:
-                size = self._socket.recv_into(self._buffer)
+                size, ancillary, _, _ = self._socket.recvmsg_into([self._buffer], _ANCILLARY_BYTES)
             except BlockingIOError:
-                if until is None:
-                    return
-                self._socket.settimeout(max(0.001, until - time.monotonic()))
-                try:
-                    size = self._socket.recv_into(self._buffer)
-                except (TimeoutError, ConnectionRefusedError):
-                    return
-                finally:
-                    self._socket.setblocking(False)
-                until = None
+                return
             except ConnectionRefusedError:
                 continue  # the other side is not there yet, or not any more: silence will tell
             except OSError as exc:
                 raise StageLost(f"the lane broke: {exc.strerror}") from exc
-            try:
-                piece = self._opener.open(self._buffer[:size])
-            except RemoteProtocolError:
-                self.dropped += 1
-                continue
-            self._take(piece)
+            step = size
+            for level, kind, data in ancillary:
+                if (level, kind) == (_SOL_UDP, _UDP_GRO):
+                    step = int.from_bytes(data[:4], sys.byteorder) or size
+            for start in range(0, size, max(1, step)):
+                self._open(self._buffer[start : min(size, start + step)])
+
+    def _open(self, data: memoryview) -> None:
+        try:
+            piece = self._opener.open(data)
+        except RemoteProtocolError:
+            self.dropped += 1
+            return
+        self._take(piece)
 
     def _take(self, piece: Datagram) -> None:
         self._heard = True
@@ -239,14 +258,37 @@ class LaneLink:
     def _send_pieces(self, exchange: int, indexes: range | list[int]) -> None:
         data, count = self._sent[exchange]
         view = memoryview(data)
+        sealed = []
         for index in indexes:
             first, end = piece_bounds(len(data), count, index)
-            self._send(Type.DATA, exchange, index, count, len(data), view[first:end])
+            sealed.append(self._sealer.seal(Type.DATA, exchange, index, count, len(data), view[first:end]))
+        if not (self._segments and len(sealed) > 1 and self._send_segmented(sealed)):
+            for datagram in sealed:
+                self._put(datagram)
+
+    def _send_segmented(self, sealed: list[bytes]) -> bool:
+        """One call for many; only the last of a row may be shorter, as is only the last piece of a message."""
+        step = len(sealed[0])
+        row = min(_SEGMENTS_MAX, _SEGMENTED_BYTES_MAX // step)
+        control = [(_SOL_UDP, _UDP_SEGMENT, struct.pack("=H", step))]
+        if row < 2:
+            return False
+        try:
+            for start in range(0, len(sealed), row):
+                self._socket.sendmsg(sealed[start : start + row], control)
+        except (BlockingIOError, ConnectionRefusedError):
+            return True  # as good as lost on the way
+        except OSError:
+            self._segments = False  # this path cannot: one by one from now on
+            return False
+        return True
 
     def _send(
         self, kind: Type, exchange: int, index: int, count: int, size: int, payload: bytes | memoryview
     ) -> None:
-        datagram = self._sealer.seal(kind, exchange, index, count, size, payload)
+        self._put(self._sealer.seal(kind, exchange, index, count, size, payload))
+
+    def _put(self, datagram: bytes) -> None:
         try:
             self._socket.send(datagram)
         except (BlockingIOError, ConnectionRefusedError):
