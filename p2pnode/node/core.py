@@ -203,15 +203,24 @@ class Node:
         self.is_started = False
         await self._say_goodbye()
         self.stopping.set()
-        await self.routing.close()
-        await self.hosting.close()
         self.links.close()
-        self.mesh.remember(self.where())
-        await self.tasks.close()
-        await self.transport.close()
-        await self.ledger.do(c.StopNode(reason=reason))
-        await self.ledger.close()
-        await asyncio.to_thread(self.store.close)
+        steps = (
+            self.routing.close,
+            self.hosting.close,
+            lambda: asyncio.to_thread(self.mesh.remember, self.where()),
+            self.tasks.close,
+            self.transport.close,
+            lambda: self.ledger.do(c.StopNode(reason=reason)),
+            self.ledger.close,
+            lambda: asyncio.to_thread(self.store.close),
+        )
+        for step in steps:
+            try:
+                await step()
+            except (
+                P2PNodeError
+            ) as error:  # one room that ends badly must not keep the others from ending well
+                self._report("stopping", error)
 
     async def _say_goodbye(self) -> None:
         """Tell the others first, so that heads move their answers while this device still works for them."""

@@ -105,6 +105,9 @@ class EngineHost:
             async with self._starting:
                 client = await EngineClient.start(on_exit=self._exited)
                 infos = {name: await client.load(spec) for name, spec in self._specs.items()}
+                if self._closing:
+                    await client.close()
+                    return
                 self._client, self.infos = client, infos
         except P2PNodeError as error:
             await self._notice(
@@ -118,6 +121,9 @@ class EngineHost:
 
     async def close(self) -> None:
         self._closing = True
+        if self._restarting is not None:
+            self._restarting.cancel()
+            await asyncio.wait([self._restarting])
         client, self._client = self._client, None
         if client is not None:
             await client.close()
