@@ -9,6 +9,7 @@ from p2pnode.compute.architectures import architecture_of
 from p2pnode.compute.cost import ModelShape
 from p2pnode.compute.gguf_values import ModelIndex
 from p2pnode.compute.part import real_layer_count
+from p2pnode.compute.shard import rank_limit
 from p2pnode.errors import ArchitectureUnsupported, BadModelFile
 
 _LAYER = re.compile(r"^blk\.(\d+)\.")
@@ -51,7 +52,7 @@ def shape_of(index: ModelIndex, *, name: str, content_id: str) -> ModelShape:
         cut_refusal=cut_refusal,
         shard_refusal=shard_refusal,
         bits_per_weight=8 * sum(layer_bytes) / weights if weights else None,
-        shard_units=max(1, min(_heads_kv(index, layer) or 1 for layer in range(count))),
+        shard_units=rank_limit(index),
     )
 
 

@@ -11,13 +11,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import gcd, lcm
 
-from p2pnode.compute.architectures import Architecture, refusal
+from p2pnode.compute.architectures import Architecture, architecture_of, refusal
 from p2pnode.compute.ggml_types import F32
 from p2pnode.compute.gguf_values import ModelIndex, TensorInfo, ValueType
 from p2pnode.compute.new_tensor import NewTensor, columns, original, rows, zeros
 from p2pnode.compute.part import Shard
 from p2pnode.compute.rewrite import Rewriter
-from p2pnode.errors import PlanError
+from p2pnode.errors import ArchitectureUnsupported, PlanError
 
 _WHOLE = re.compile(
     r"(attn_norm|ffn_norm|attn_q_norm|attn_k_norm|post_attention_norm|post_ffw_norm|ffn_gate_inp)\.(weight|bias)"
@@ -25,6 +25,7 @@ _WHOLE = re.compile(
 )
 _FF_ROWS = re.compile(r"ffn_(gate|up)(_exps)?\.(weight|bias)")
 _FF_COLUMNS = re.compile(r"ffn_down(_exps)?\.weight")
+_LAYER_NAME = re.compile(r"blk\.(\d{1,9})\.(.+)")
 _FF_UNIT = 32
 """Feed-forward columns of unquantised models are cut at multiples of this, for the vector units."""
 
@@ -106,13 +107,11 @@ class ShardPlan:
         self._width = index.parameter_int("embedding_length")
         if row.shard_as and "output.bias" in index.tensors:
             raise refusal(row.name, "its output has a bias")
-        self.heads = index.parameter_ints("attention.head_count")
-        has_kv = index.parameter("attention.head_count_kv") is not None
-        self.kv_heads = index.parameter_ints("attention.head_count_kv") if has_kv else self.heads
+        self.heads, self.kv_heads, self.value_width = _heads(index)
         if any(self.kv_heads[n] < 1 or self.heads[n] % self.kv_heads[n] for n in layers):
             raise refusal(row.name, "some of its layers have no plain attention heads")
-        self.key_width = index.parameter_int("attention.key_length", self._default_width(index))
-        self.value_width = index.parameter_int("attention.value_length", self._default_width(index))
+        default = self._width // max(1, self.heads[0])
+        self.key_width = index.parameter_int("attention.key_length", default)
         self.rope_width = index.parameter_int("rope.dimension_count", self.key_width)
         self._check_tensors(layers)
         blocks = {
@@ -124,9 +123,6 @@ class ShardPlan:
             n: head_ranges(self.heads[n], self.kv_heads[n], unit, shard.shares)[shard.rank] for n in layers
         }
         self.ff = self._ff_ranges(layers)
-
-    def _default_width(self, index: ModelIndex) -> int:
-        return index.parameter_int("embedding_length") // max(1, self.heads[0])
 
     def _check_tensors(self, layers: dict[int, list[tuple[str, TensorInfo]]]) -> None:
         for each in layers.values():
@@ -211,3 +207,36 @@ def reduce_names(layers: dict[int, list[tuple[str, TensorInfo]]], sources: Seque
         experts = "ffn_down_exps.weight" in suffixes
         out.append(f"ffn_moe_out-{number}" if experts else f"blk.{number}.ffn_down.weight")
     return tuple(out)
+
+
+def rank_limit(index: ModelIndex) -> int:
+    """How many devices a tensor group over this model can have: 1 where it cannot be sharded."""
+    try:
+        row = architecture_of(index)
+    except ArchitectureUnsupported:
+        return 1
+    if not row.shardable:
+        return 1
+    heads, kv_heads, width = _heads(index)
+    limits = []
+    for tensor in index.tensors.values():
+        match = _LAYER_NAME.fullmatch(tensor.name)
+        if match is None or int(match[1]) >= index.layer_count:
+            continue
+        layer, suffix, block = int(match[1]), match[2], tensor.type.block_elements
+        if suffix == "attn_output.weight" and kv_heads[layer] > 0:
+            unit, group = block // gcd(block, max(1, width)), heads[layer] // kv_heads[layer]
+            kv_units = -(-kv_heads[layer] // (unit // gcd(unit, max(1, group))))
+            limits.append(kv_units if group % unit else heads[layer] // unit)
+        elif _FF_COLUMNS.fullmatch(suffix):
+            limits.append(-(-tensor.row_elements // block) if block > 1 else tensor.row_elements)
+    return max(1, min(limits, default=1))
+
+
+def _heads(index: ModelIndex) -> tuple[list[int], list[int], int]:
+    """Query heads and key-value heads of every layer, and the width of a value head."""
+    heads = index.parameter_ints("attention.head_count")
+    has_kv = index.parameter("attention.head_count_kv") is not None
+    kv_heads = index.parameter_ints("attention.head_count_kv") if has_kv else heads
+    default = index.parameter_int("embedding_length") // max(1, heads[0])
+    return heads, kv_heads, index.parameter_int("attention.value_length", default)

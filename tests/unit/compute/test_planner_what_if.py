@@ -228,7 +228,7 @@ def test_a_shape_comes_from_a_file(tmp_path: Path) -> None:
     write_model(path, Toy("llama", layers=3))
     index, _ = open_model(path)
     found = shape_of(index, name="toy", content_id="bafk")
-    assert (found.layer_count, found.width, found.shard_units, found.boundary) == (3, 64, 2, 1)
+    assert (found.layer_count, found.width, found.shard_units, found.boundary) == (3, 64, 4, 1)
     assert found.total_bytes == index.tensor_bytes
     assert found.kv_bytes_per_token == (2 * (16 + 16) * 2,) * 3
     assert found.bits_per_weight == 32

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2pnode.compute.architectures import ARCHITECTURES
-from p2pnode.compute.gguf import ValueType, array, parse
+from p2pnode.compute.gguf import ValueType, array, parse, scalar
 from p2pnode.compute.part import Part, Shard, whole
-from p2pnode.compute.shard import apportion, head_ranges
+from p2pnode.compute.shard import apportion, head_ranges, rank_limit
 from p2pnode.compute.surgery import cut, needed_tensors
 from p2pnode.errors import ArchitectureUnsupported, BadModelFile, PlanError
 from tests.kit.llama_runner import engine_for, index_of, materialise
@@ -222,3 +222,26 @@ def test_sizes_that_contradict_the_heads_are_refused() -> None:
     short = replace(index.tensors["blk.0.attn_q.weight"], shape=(64, 32))
     with pytest.raises(BadModelFile, match="cannot be cut"):
         cut(replace(index, tensors={**index.tensors, short.name: short}), Part(0, 2, shard=Shard(1, (1, 1))))
+
+
+@pytest.mark.parametrize("name", sorted(TOYS))
+def test_the_limit_of_ranks_is_the_most_that_can_be_cut(name: str) -> None:
+    index = index_of(model_bytes(TOYS[name]))
+    limit = rank_limit(index)
+    assert (limit > 1) == (name in SHARDABLE)
+    part = Part(0, TOYS[name].layers)
+    if limit > 1:
+        cut(index, replace(part, shard=Shard(limit - 1, (1,) * limit)))
+    with pytest.raises((PlanError, ArchitectureUnsupported)):
+        cut(index, replace(part, shard=Shard(0, (1,) * (limit + 1))))
+
+
+def test_only_known_architectures_and_real_layers_count() -> None:
+    index = index_of(model_bytes(TOYS["llama"]))
+    stray = replace(index.tensors["blk.0.ffn_down.weight"], name="blk.99.ffn_down.weight", shape=(1, 64))
+    assert rank_limit(replace(index, tensors={**index.tensors, stray.name: stray})) == rank_limit(index)
+    unknown = {
+        **index.metadata,
+        "general.architecture": scalar("general.architecture", ValueType.STRING, "x"),
+    }
+    assert rank_limit(replace(index, metadata=unknown)) == 1
