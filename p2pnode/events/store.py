@@ -15,7 +15,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from p2pnode.errors import BadCheckpoint, DiskFull, LogFailed, NotFound, RequestError, RollbackRefused
+from p2pnode.errors import (
+    BadCheckpoint,
+    DataDirError,
+    DiskFull,
+    LogFailed,
+    NotFound,
+    RequestError,
+    RollbackRefused,
+)
 from p2pnode.events.assembler import fingerprint_of
 from p2pnode.events.block import Block
 from p2pnode.events.codec import Record
@@ -300,7 +308,8 @@ class SqliteLog(Generic[State]):
         """`close` for those without a loop."""
         self._writer.close()
         if self._writer.failure is None:
-            self._publish(self._writer.last_checkpoint)
+            self._unpublished = self._writer.last_checkpoint
+            self._publish_now()
 
     # --- callbacks of the writer, on the loop -------------------------------------------------------
     def _committed(self, committed: Committed[State]) -> None:
@@ -324,8 +333,12 @@ class SqliteLog(Generic[State]):
             callback(failure)
 
     def _publish_now(self) -> None:
+        """What can not be written now is tried again with the next block: a stale checkpoint is still true."""
         if self._unpublished is not None:
-            self._publish(self._unpublished)
+            try:
+                self._publish(self._unpublished)
+            except DataDirError as error:
+                _logger.warning("%s", error.message)
 
     def _publish(self, note: str | None) -> None:
         """After the commit: a published checkpoint is always behind the disk, never ahead."""
