@@ -4,10 +4,22 @@ import { getKey, setKey } from "./lib/api.js";
 import { refresh, start, store } from "./lib/store.js";
 import { Home } from "./pages/home.js";
 import { Chat } from "./pages/chat.js";
+import { Plans } from "./pages/plans.js";
+import { Models } from "./pages/models.js";
+import { Billing } from "./pages/billing.js";
+import { Audit } from "./pages/audit.js";
+import { Devices } from "./pages/devices.js";
+import { Settings } from "./pages/settings.js";
 
 const PAGES = {
   home: ["Home", Home],
   chat: ["Chat", Chat],
+  plans: ["Plans", Plans],
+  models: ["Models", Models],
+  billing: ["Billing", Billing],
+  audit: ["Audit", Audit],
+  devices: ["Devices", Devices],
+  settings: ["Settings", Settings],
 };
 
 function route() {

@@ -68,6 +68,19 @@ def view_routes(context: ApiContext) -> Blueprint:
     return routes
 
 
+def qr_svg(text: str) -> str:
+    """The ticket as an SVG picture that a phone reads."""
+    import io
+
+    import segno
+
+    out = io.BytesIO()
+    segno.make(text, error="l", micro=False).save(
+        out, kind="svg", scale=4, border=3, dark="#000", light="#fff"
+    )
+    return out.getvalue().decode()
+
+
 def openai_model(model: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "id": model["name"],
@@ -100,6 +113,8 @@ def mesh_routes(context: ApiContext) -> Blueprint:
         made = await node.invite(
             uses=asked.uses, expires_s=asked.expires_s, role=asked.role, label=asked.label
         )
+        if request.args.get("qr") in ("1", "true"):
+            made = {**made, "qr": qr_svg(str(made["ticket"]))}
         return json_response(made, 201)
 
     @routes.get("/log/<path:query>")

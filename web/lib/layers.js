@@ -24,15 +24,16 @@ export function LayerBar({ stages, active = null }) {
 }
 
 export function StageTable({ stages }) {
+  const weight = (stage) => stage.bytes ?? stage.model_bytes ?? stage.fetch_bytes;
+  const sized = stages.some((stage) => Number.isFinite(weight(stage)) || Number.isFinite(stage.memory_bytes));
   return html`<table class="stages">
-    <thead><tr><th>Device</th><th>Layers</th><th class="num">Weights</th><th class="num">Memory</th></tr></thead>
+    <thead><tr><th>Device</th><th>Layers</th>${sized && html`<th class="num">Weights</th><th class="num">Memory</th>`}</tr></thead>
     <tbody>
       ${stages.map(
         (stage, index) => html`<tr key=${index}>
           <td><span class=${`dot ${toneOf(index)}`}></span>${stage.name ?? stage.peer}</td>
           <td>${layers(stage.layers)}</td>
-          <td class="num">${bytes(stage.bytes)}</td>
-          <td class="num">${bytes(stage.memory_bytes)}</td>
+          ${sized && html`<td class="num">${bytes(weight(stage))}</td><td class="num">${bytes(stage.memory_bytes)}</td>`}
         </tr>`,
       )}
     </tbody>

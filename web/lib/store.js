@@ -30,6 +30,7 @@ export const store = createStore({
   models: [],
   plans: [],
   sessions: [],
+  running: [],
   events: [],
   telemetry: {},
   lastIndex: null,
@@ -63,6 +64,11 @@ function take(item) {
     const events = [item, ...store.get().events].slice(0, EVENTS_KEPT);
     store.set({ events, lastIndex: item.index ?? store.get().lastIndex });
     refreshSoon();
+  } else if (item.kind === "pulse") {
+    const running = item.data.running ?? [];
+    const change = { running };
+    if (item.data.peers) change.peers = item.data.peers;
+    store.set(change);
   } else if (item.kind) {
     store.set({ telemetry: { ...store.get().telemetry, [item.kind]: { ...item.data, at: Date.now() } } });
   }

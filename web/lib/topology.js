@@ -3,7 +3,9 @@ import { html } from "./dom.js";
 import { layers, rtt, shortPeer } from "./format.js";
 import { toneOf } from "./layers.js";
 
-export function positions(count, width = 640, height = 260) {
+const heightFor = (count) => (count < 3 ? 130 : 260);
+
+export function positions(count, width = 640, height = heightFor(count)) {
   if (count === 1) return [{ x: width / 2, y: height / 2 }];
   return Array.from({ length: count }, (_, index) => {
     const angle = Math.PI + (index / count) * 2 * Math.PI;
@@ -18,7 +20,7 @@ export function Topology({ peers, plan, hop }) {
   const place = new Map(ordered.map((peer, index) => [peer.peer, at[index]]));
   const stages = plan?.stages ?? [];
   const words = ordered.map((peer) => peer.name || shortPeer(peer.peer)).join(", ");
-  return html`<svg class="topology" viewBox="0 0 640 260" role="img" aria-label=${`Devices: ${words}`}>
+  return html`<svg class="topology" viewBox=${`0 0 640 ${heightFor(ordered.length)}`} role="img" aria-label=${`Devices: ${words}`}>
     ${ordered.slice(1).map((peer, index) => {
       const [from, to] = [at[0], at[index + 1]];
       return html`<g key=${peer.peer}>

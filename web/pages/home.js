@@ -7,13 +7,14 @@ import { Topology } from "../lib/topology.js";
 const UP = new Set(["connected", "ready", "online", "active", "self", "admitted"]);
 export const isUp = (peer) => peer.self || UP.has(peer.state);
 
-export function pulse({ peers, plans, sessions, status }) {
+export function pulse({ peers, plans, running, status }) {
   const up = peers.filter(isUp).length;
   const active = plans.filter((plan) => plan.state === "active").length;
-  const speed = status.tokens_per_s ?? sessions.reduce((sum, session) => sum + (session.tokens_per_s ?? 0), 0);
+  const speed = running.reduce((sum, session) => sum + (session.tokens_per_s ?? 0), 0);
   const parts = [plural(up, "device"), active ? plural(active, "plan") : "no plan yet"];
-  parts.push(sessions.length ? `${plural(sessions.length, "session")} running` : "idle");
+  parts.push(running.length ? `${plural(running.length, "answer")} being written` : "idle");
   if (speed > 0) parts.push(`${speed.toFixed(1)} tokens/s`);
+  if (status.log?.size) parts.push(`${status.log.size} facts recorded`);
   return parts.join(" · ");
 }
 
@@ -30,12 +31,20 @@ export function attention({ connected, error, peers, models, status }) {
   return null;
 }
 
+// The plan in use; without one, how the newest answer was computed.
+export function shownPlan({ plans, running, sessions }) {
+  const active = plans.find((item) => item.state === "active");
+  if (active) return active;
+  const last = running[0] ?? sessions[0];
+  return last?.stages?.length ? { ...last, state: running.length ? "at work" : "last answer" } : plans[0];
+}
+
 export function Home({ state }) {
   const notice = attention(state);
-  const plan = state.plans.find((item) => item.state === "active") ?? state.plans[0];
+  const plan = shownPlan(state);
   const hop = state.telemetry.hop?.stage ?? null;
   return html`<section aria-labelledby="home-title">
-    <h1 id="home-title">${state.status.mesh_name ?? state.status.mesh ?? "Your mesh"}</h1>
+    <h1 id="home-title">${state.status.mesh?.name ?? "Your mesh"}</h1>
     <p class="pulse" role="status"><span class=${`beat ${state.connected ? "ok" : "bad"}`} aria-hidden="true"></span>${pulse(state)}</p>
     ${notice &&
     html`<p class=${`notice ${notice.tone}`}><span>${notice.text} ${notice.hint ?? ""}</span>
@@ -49,7 +58,7 @@ export function Home({ state }) {
       <article class="card wide">
         <h2>${plan ? `Who holds ${plan.model}` : "No plan yet"}</h2>
         ${plan
-          ? html`<p class="muted">${plan.mode} · ${plan.state}</p>
+          ? html`<p class="muted">${plan.mode} · ${plan.state}${plan.tokens_per_s ? ` · ${plan.tokens_per_s.toFixed(1)} tokens/s` : ""}</p>
               <${LayerBar} stages=${plan.stages} active=${hop} />
               <${StageTable} stages=${plan.stages} />`
           : html`<p class="muted">Ask something in <a href="#/chat">Chat</a> and a plan is made.</p>`}

@@ -1,0 +1,62 @@
+// The panel's pure parts: streams, numbers, amounts, exports.
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { SseParser } from "../../web/lib/api.js";
+import { ago, bytes, layers, rtt, shortPeer, units } from "../../web/lib/format.js";
+import { toCsv } from "../../web/lib/widgets.js";
+import { microUnits } from "../../web/pages/billing.js";
+import { attention, pulse, shownPlan } from "../../web/pages/home.js";
+
+test("events split anywhere are the same events", () => {
+  const text = ': hello\n\nid: 7\ndata: {"a":1}\n\nevent: error\ndata: x\ndata: y\n\n';
+  const whole = new SseParser().feed(text);
+  assert.deepEqual(whole, [{ id: "7", event: "message", data: '{"a":1}' }, { id: null, event: "error", data: "x\ny" }]);
+  const parser = new SseParser();
+  assert.deepEqual([...text].flatMap((char) => parser.feed(char)), whole);
+});
+
+test("numbers read well", () => {
+  assert.equal(bytes(999), "999 B");
+  assert.equal(bytes(9.1e9), "9.1 GB");
+  assert.equal(bytes(undefined), "–");
+  assert.equal(units(1_250_000), "1.25");
+  assert.equal(units(-33), "−0.000033");
+  assert.equal(layers([4, 8]), "4–7");
+  assert.equal(layers([4, 4]), "none");
+  assert.equal(shortPeer("12D3KooWabcdefgh"), "…abcdefgh");
+  assert.equal(rtt(2.44), "2.4 ms");
+  assert.equal(rtt(null), "–");
+  assert.equal(ago(1000, 66_000), "1 min ago");
+});
+
+test("amounts are exact or refused", () => {
+  assert.equal(microUnits("1"), 1_000_000);
+  assert.equal(microUnits("0.25"), 250_000);
+  assert.equal(microUnits("0.000001"), 1);
+  for (const wrong of ["", "0", "-1", "1e3", "0.0000001", "1,5"]) assert.equal(microUnits(wrong), null);
+});
+
+test("a spreadsheet runs no formula from an export", () => {
+  assert.equal(toCsv([{ a: "=1+1", b: 'say "hi", twice', c: -5 }]), 'a,b,c\r\n\'=1+1,"say ""hi"", twice",-5\r\n');
+  assert.equal(toCsv([]), "");
+});
+
+const calm = { connected: true, peers: [{ peer: "a", name: "studio", self: true }, { peer: "b", name: "kitchen", state: "online" }], plans: [], models: [{}], running: [], sessions: [], status: {} };
+
+test("home says how things are and what needs you", () => {
+  assert.equal(pulse(calm), "2 devices · no plan yet · idle");
+  assert.equal(attention(calm), null);
+  assert.match(attention({ ...calm, connected: false, error: { message: "The node does not answer." } }).text, /does not answer/);
+  const lost = { ...calm, peers: [calm.peers[0], { peer: "b", name: "kitchen", state: "offline", last_seen_ms: 1 }] };
+  assert.match(attention(lost).text, /kitchen is offline/);
+  assert.match(attention({ ...calm, peers: [{ peer: "c", name: "phone", state: "pending" }, ...calm.peers] }).text, /phone waits/);
+  assert.match(attention({ ...calm, models: [] }).text, /no model/);
+  assert.match(attention({ ...calm, peers: calm.peers.slice(0, 1) }).text, /only device/);
+});
+
+test("without an active plan the newest answer is shown", () => {
+  const stages = [{ peer: "a", layers: [0, 8] }];
+  assert.equal(shownPlan({ ...calm, sessions: [{ model: "m", mode: "local", stages }] }).state, "last answer");
+  assert.equal(shownPlan({ ...calm, plans: [{ state: "active", stages }] }).state, "active");
+  assert.equal(shownPlan(calm), undefined);
+});

@@ -1,0 +1,71 @@
+// The browser's proof checker against the same vectors as the node's: every valid proof, every corrupted one.
+import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
+import { test } from "node:test";
+import { BadProof, checkConsistency, checkInclusion, checkSignature, fromHex, leafHash, parseCheckpoint, rootOf, toHex } from "../../web/lib/tlog.js";
+
+const vectors = JSON.parse(readFileSync(new URL("../../specs/vectors/merkle.json", import.meta.url)));
+
+async function run(name, input) {
+  if (name.startsWith("inclusion")) {
+    return checkInclusion({ index: input.index, size: input.size, leaf: fromHex(input.leaf), root: fromHex(input.root), proof: input.proof.map(fromHex) });
+  }
+  return checkConsistency({ sizeFirst: input.size_first, sizeSecond: input.size_second, rootFirst: fromHex(input.root_first), rootSecond: fromHex(input.root_second), proof: input.proof.map(fromHex) });
+}
+
+test("every vector has its expected end", async () => {
+  let count = 0;
+  for (const { name, expect, input, output } of vectors) {
+    if (name === "source") continue;
+    count += 1;
+    if (name.startsWith("root")) assert.equal(toHex(await rootOf(input.entries.map(fromHex))), output, name);
+    else if (expect === "ok") await run(name, input);
+    else await assert.rejects(() => run(name, input), BadProof, name);
+  }
+  assert.ok(count > 100);
+});
+
+test("the plain hash equals WebCrypto's", async () => {
+  const { sha256 } = await import("../../web/vendor/noble-hashes/sha2.js");
+  for (const text of ["", "abc", "p2pnode".repeat(1000)]) {
+    const bytes = new TextEncoder().encode(text);
+    assert.equal(toHex(sha256(bytes)), toHex(new Uint8Array(await crypto.subtle.digest("SHA-256", bytes))));
+  }
+});
+
+// A checkpoint made with Node's own Ed25519, so that two implementations must agree.
+async function signed({ origin = "p2pnode/test", size = 3, change = (text) => text } = {}) {
+  const { generateKeyPairSync, sign, createHash } = await import("node:crypto");
+  const { publicKey, privateKey } = generateKeyPairSync("ed25519");
+  const raw = publicKey.export({ format: "der", type: "spki" }).subarray(-32);
+  const root = Buffer.alloc(32, 7).toString("base64");
+  const text = `${origin}\n${size}\n${root}\n`;
+  const hash = createHash("sha256").update(`${origin}\n`).update(Buffer.of(1)).update(raw).digest().subarray(0, 4);
+  const line = Buffer.concat([hash, sign(null, Buffer.from(text), privateKey)]).toString("base64");
+  return { key: new Uint8Array(raw), note: `${change(text)}\n— ${origin} ${line}\n` };
+}
+
+test("a signed checkpoint verifies, a changed one does not", async () => {
+  const { key, note } = await signed();
+  const checkpoint = parseCheckpoint(note);
+  assert.equal(checkpoint.size, 3);
+  await checkSignature(checkpoint, key);
+  const other = await signed();
+  await assert.rejects(() => checkSignature(checkpoint, other.key), BadProof);
+  const changed = await signed({ change: (text) => text.replace("\n3\n", "\n4\n") });
+  await assert.rejects(() => checkSignature(parseCheckpoint(changed.note), changed.key), BadProof);
+});
+
+test("what is no checkpoint is refused", () => {
+  const root = Buffer.alloc(32).toString("base64");
+  for (const note of [null, "", "x", "o\n1\nAA==\n\n", `o\n01\n${root}\n\n`, `o\n-1\n${root}\n\n`, `\n1\n${root}\n\n`, `o\n1\n${root}\n\nnot a line\n`, `o\n1\n${root}\n\n— o %%%\n`]) {
+    assert.throws(() => parseCheckpoint(note), BadProof);
+  }
+});
+
+test("leaves and nodes cannot be confused", async () => {
+  const a = await leafHash(Uint8Array.of(1));
+  const b = await leafHash(Uint8Array.of(2));
+  const inner = new Uint8Array([...a, ...b]);
+  assert.notEqual(toHex(await leafHash(inner)), toHex(await rootOf([Uint8Array.of(1), Uint8Array.of(2)])));
+});

@@ -1,0 +1,75 @@
+// Small parts that several pages share.
+import { html, useCallback, useEffect, useState } from "./dom.js";
+import { get, post } from "./api.js";
+
+export function Failure({ error }) {
+  return error ? html`<p class="notice bad" role="alert">${error.message} ${error.hint ?? ""}</p>` : null;
+}
+
+// What a GET says, again whenever `deps` change; reload() asks once more.
+export function useView(path, deps = []) {
+  const [view, setView] = useState({ data: null, error: null });
+  const load = useCallback(() => {
+    let current = true;
+    get(path).then(
+      (data) => current && setView({ data, error: null }),
+      (error) => current && setView((old) => ({ ...old, error })),
+    );
+    return () => { current = false; };
+  }, [path]);
+  useEffect(load, [load, ...deps]);
+  return { ...view, reload: load };
+}
+
+// A POST behind a button: says when it is busy and what went wrong.
+export function useAction(after = () => {}) {
+  const [state, setState] = useState({ busy: false, error: null, done: null });
+  const run = async (path, body) => {
+    setState({ busy: true, error: null, done: null });
+    try {
+      const done = await post(path, body);
+      setState({ busy: false, error: null, done });
+      after(done);
+    } catch (error) {
+      setState({ busy: false, error, done: null });
+    }
+  };
+  return { ...state, run };
+}
+
+export function CopyButton({ text, label = "Copy" }) {
+  const [copied, setCopied] = useState(false);
+  const copy = async () => {
+    try {
+      await navigator.clipboard.writeText(text);
+      setCopied(true);
+      setTimeout(() => setCopied(false), 1500);
+    } catch {
+      setCopied(false); // no clipboard over plain http: the text can be selected
+    }
+  };
+  return html`<button type="button" onClick=${copy}>${copied ? "Copied" : label}</button>`;
+}
+
+// A number that leads to the events behind it.
+export const EventLink = ({ index, children }) =>
+  Number.isInteger(index) ? html`<a href=${`#/audit/${index}`}>${children ?? `#${index}`}</a>` : html`<span>${children ?? "–"}</span>`;
+
+export function download(name, text, type = "application/json") {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([text], { type }));
+  link.download = name;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+}
+
+export function toCsv(rows) {
+  if (!rows.length) return "";
+  const columns = Object.keys(rows[0]);
+  const cell = (value) => {
+    const text = String(value ?? "");
+    const safe = /^[=+\-@\t\r]/.test(text) && !/^-?\d+(\.\d+)?$/.test(text) ? `'${text}` : text; // spreadsheets run formulas
+    return /[",\n\r]/.test(safe) ? `"${safe.replaceAll('"', '""')}"` : safe;
+  };
+  return [columns, ...rows.map((row) => columns.map((name) => row[name]))].map((line) => line.map(cell).join(",")).join("\r\n") + "\r\n";
+}

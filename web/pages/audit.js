@@ -1,0 +1,109 @@
+// Audit: the sealed record, entry by entry, each provable in this browser.
+import { html, useEffect, useState } from "../lib/dom.js";
+import { verifiedCheckpoint, verifyEntry } from "../lib/audit.js";
+import { get } from "../lib/api.js";
+import { time } from "../lib/format.js";
+import { toHex } from "../lib/tlog.js";
+import { download, Failure, toCsv, useView } from "../lib/widgets.js";
+
+const PAGE = 50;
+
+export function Audit({ state, at }) {
+  const chosen = /^\d+$/.test(at.rest[0] ?? "") ? Number(at.rest[0]) : null;
+  const [end, setEnd] = useState(null); // time travel: show the log as it was at this size
+  const [words, setWords] = useState(at.query.get("request") ?? "");
+  const [type, setType] = useState("");
+  const size = useView("/log/size", [state.lastIndex]);
+  const whole = size.data?.size ?? 0;
+  const shown = end ?? whole;
+  const first = Math.max(0, shown - PAGE);
+  const { data, error } = useView(`/log/entries?first=${first}&limit=${Math.max(1, Math.min(PAGE, shown - first))}`, [whole]);
+  const entries = (data?.entries ?? []).filter((entry) => entry.index < shown).reverse();
+  const types = [...new Set(entries.map((entry) => entry.type))].sort();
+  const kept = entries.filter((entry) => (!type || entry.type === type) && (!words || JSON.stringify(entry).includes(words)));
+  return html`<section aria-labelledby="audit-title">
+    <h1 id="audit-title">Audit</h1>
+    <${Checkpoint} size=${whole} />
+    <${Failure} error=${error ?? size.error} />
+    ${chosen !== null && html`<${Entry} key=${chosen} index=${chosen} />`}
+    <article class="card">
+      <div class="row">
+        <label>Type <select value=${type} onChange=${(event) => setType(event.target.value)}>
+          <option value="">all</option>${types.map((name) => html`<option key=${name}>${name}</option>`)}</select></label>
+        <label>Contains <input type="search" value=${words} onInput=${(event) => setWords(event.target.value)} /></label>
+        <button type="button" onClick=${() => exportAll(whole, "json")}>Export JSON</button>
+        <button type="button" onClick=${() => exportAll(whole, "csv")}>Export CSV</button>
+      </div>
+      ${whole > 1 && html`<label class="slider">As it was at size ${shown}
+        <input type="range" min="1" max=${whole} value=${shown} onInput=${(event) => setEnd(Number(event.target.value) === whole ? null : Number(event.target.value))} /></label>`}
+      <div class="scroll"><table>
+        <thead><tr><th class="num">Entry</th><th>Time</th><th>Fact</th><th>By</th><th>What it says</th></tr></thead>
+        <tbody>${kept.map((entry) => html`<tr key=${entry.index} class=${entry.index === chosen ? "chosen" : ""}>
+          <td class="num"><a href=${`#/audit/${entry.index}`}>${entry.index}</a></td>
+          <td class="nowrap">${time(entry.time_ms)}</td><td>${entry.type}</td>
+          <td>${String(entry.actor ?? "").slice(-10)}</td><td class="says">${says(entry.data)}</td></tr>`)}</tbody>
+      </table></div>
+      ${first > 0 && html`<button type="button" onClick=${() => setEnd(first)}>Older entries</button>`}
+      ${end !== null && html` <button type="button" onClick=${() => setEnd(null)}>Back to now</button>`}
+    </article>
+  </section>`;
+}
+
+function says(data) {
+  const text = Object.entries(data ?? {}).map(([name, value]) => `${name}: ${typeof value === "object" ? JSON.stringify(value) : value}`).join(" · ");
+  return text.length > 160 ? `${text.slice(0, 160)}…` : text;
+}
+
+function Checkpoint({ size }) {
+  const [result, setResult] = useState(null);
+  useEffect(() => {
+    let current = true;
+    if (size) verifiedCheckpoint().then((ok) => current && setResult({ ok }), (error) => current && setResult({ error }));
+    return () => { current = false; };
+  }, [size]);
+  if (!result) return html`<p class="muted">Checking the signed checkpoint in this browser…</p>`;
+  if (result.error) return html`<p class=${`notice ${result.error.code === "bad_proof" ? "bad" : "warn"}`} role="alert">${result.error.message} ${result.error.hint ?? ""}</p>`;
+  const { ok } = result;
+  return html`<p class="notice" role="status"><span><strong class="tick">✓</strong> Checkpoint of ${ok.size} entries: signature and keys verified in this browser.
+    ${ok.since !== null && ` It contains everything this browser saw before (${ok.since}).`}</span></p>`;
+}
+
+function Entry({ index }) {
+  const [result, setResult] = useState(null);
+  useEffect(() => {
+    let current = true;
+    verifyEntry(index).then((ok) => current && setResult({ ok }), (error) => current && setResult({ error }));
+    return () => { current = false; };
+  }, [index]);
+  if (!result) return html`<article class="card"><p class="muted">Proving entry ${index}…</p></article>`;
+  if (result.error) return html`<article class="card"><h2>Entry ${index}</h2><${Failure} error=${result.error} /></article>`;
+  const { event, checkpoint, path } = result.ok;
+  return html`<article class="card proof" aria-live="polite">
+    <h2><strong class="tick">✓</strong> Entry ${index}: ${event.type}</h2>
+    <p class="muted">${time(event.time_ms)}. Its bytes hash to a leaf, ${path.length - 1} hashes lead to the root, and the root is signed.</p>
+    <${Path} path=${path} />
+    <details><summary>What it says</summary><pre>${JSON.stringify(event.data, null, 2)}</pre></details>
+    <p class="muted small">Root <code>${toHex(checkpoint.root)}</code> of ${checkpoint.size} entries, origin <code>${checkpoint.origin}</code></p>
+  </article>`;
+}
+
+// The hash path as steps upwards: ours in the middle, each sibling on the side where it is hashed.
+function Path({ path }) {
+  return html`<ol class="path" aria-label="Hash path from entry to root">
+    ${path.map((step, index) => html`<li key=${index}>
+      <span class="hash sibling">${step.side === "left" ? toHex(step.sibling).slice(0, 10) : ""}</span>
+      <span class=${`hash ours ${index === path.length - 1 ? "root" : ""}`}>${index === 0 ? "leaf " : index === path.length - 1 ? "root " : ""}${toHex(step.hash).slice(0, 10)}</span>
+      <span class="hash sibling">${step.side === "right" ? toHex(step.sibling).slice(0, 10) : ""}</span></li>`)}
+  </ol>`;
+}
+
+async function exportAll(size, kind) {
+  const entries = [];
+  for (let first = 0; first < size; first += 500) {
+    const page = await get(`/log/entries?first=${first}&limit=500`);
+    entries.push(...page.entries);
+    if (!page.entries.length) break;
+  }
+  if (kind === "json") download("p2pnode-log.json", JSON.stringify(entries, null, 1));
+  else download("p2pnode-log.csv", toCsv(entries.map(({ data, kind: _, ...rest }) => ({ ...rest, data: JSON.stringify(data) }))), "text/csv");
+}

@@ -1,0 +1,70 @@
+// Devices: who belongs to the mesh, invites with QR, pause, drain, forget.
+import { html, useState } from "../lib/dom.js";
+import { ago, bytes, rtt, time } from "../lib/format.js";
+import { refresh } from "../lib/store.js";
+import { CopyButton, Failure, useAction, useView } from "../lib/widgets.js";
+import { isUp } from "./home.js";
+
+export function Devices({ state, at }) {
+  const act = useAction(refresh);
+  const chosen = at.rest[0];
+  return html`<section aria-labelledby="devices-title">
+    <h1 id="devices-title">Devices</h1>
+    <${Failure} error=${act.error} />
+    <${Invite} />
+    <div class="grid">${state.peers.map((peer) => html`<article class=${`card ${isUp(peer) ? "" : "faded"} ${peer.peer === chosen ? "chosen" : ""}`} key=${peer.peer}>
+      <h2>${peer.name || "unnamed"} <span class=${`chip ${isUp(peer) ? "active" : ""}`}>${peer.self ? "this device" : peer.state}</span></h2>
+      <dl>
+        <dt>Role</dt><dd>${peer.role ?? "–"}</dd>
+        <dt>Link</dt><dd>${peer.self ? "–" : `${rtt(peer.rtt_ms)}, ${peer.path || "no path"}`}</dd>
+        <dt>Last seen</dt><dd>${peer.self ? "now" : ago(peer.last_seen_ms)}</dd>
+        ${peer.capability && html`<dt>Memory</dt><dd>${bytes(peer.capability.memory_free_bytes)} of ${bytes(peer.capability.memory_total_bytes)} free</dd>`}
+        ${peer.lost_reason && html`<dt>Lost</dt><dd>${peer.lost_reason}</dd>`}
+        <dt>Peer id</dt><dd><code>${peer.peer}</code></dd>
+      </dl>
+      <details open=${!isUp(peer)}><summary>Addresses</summary><ul>${addresses(peer).map((line, index) => html`<li key=${index}><code>${line}</code></li>`)}</ul></details>
+      <div class="row">
+        ${peer.state === "pending" && html`<strong class="code">${peer.match_code ?? ""}</strong><button type="button" class="primary" onClick=${() => act.run("/command/approve_peer", { peer: peer.peer })}>Approve</button>`}
+        ${peer.self && html`<button type="button" onClick=${() => act.run("/command/pause", {})}>Pause</button><button type="button" onClick=${() => act.run("/command/drain", {})}>Drain</button><button type="button" onClick=${() => act.run("/command/resume", {})}>Resume</button>`}
+        ${!peer.self && !isUp(peer) && html`<button type="button" class="danger" onClick=${() => confirm(`Forget ${peer.name}?`) && act.run("/command/forget_peer", { peer: peer.peer })}>Forget</button>`}
+      </div>
+    </article>`)}</div>
+  </section>`;
+}
+
+function addresses(peer) {
+  if (peer.tried?.length) return peer.tried.map((item) => `${item.address}: ${item.reason || "ok"}`);
+  return peer.addresses?.length ? peer.addresses : ["none known"];
+}
+
+function Invite() {
+  const [wish, setWish] = useState({ uses: 1, expires_s: 3600, role: "worker", label: "" });
+  const { data, reload } = useView("/log/invites");
+  const act = useAction(() => reload());
+  const revoke = useAction(() => reload());
+  const set = (change) => setWish({ ...wish, ...change });
+  const send = (event) => {
+    event.preventDefault();
+    act.run("/invites?qr=1", wish);
+  };
+  const command = act.done ? `p2pnode join ${act.done.ticket}` : "";
+  return html`<article class="card invite" aria-labelledby="invite-title">
+    <h2 id="invite-title">Invite a device</h2>
+    <form class="row" onSubmit=${send}>
+      <label>Devices <input type="number" min="1" max="1000" value=${wish.uses} onInput=${(event) => set({ uses: Math.max(1, Number(event.target.value)) })} /></label>
+      <label>Valid <select value=${wish.expires_s} onChange=${(event) => set({ expires_s: Number(event.target.value) })}>
+        <option value="900">15 minutes</option><option value="3600">1 hour</option><option value="86400">1 day</option><option value="604800">7 days</option></select></label>
+      <label>Role <select value=${wish.role} onChange=${(event) => set({ role: event.target.value })}><option value="worker">computes</option><option value="client">only asks</option></select></label>
+      <label>Note <input value=${wish.label} maxlength="64" onInput=${(event) => set({ label: event.target.value })} /></label>
+      <button class="primary" disabled=${act.busy}>Make an invite</button>
+    </form>
+    <${Failure} error=${act.error} />
+    ${act.done && html`<div class="ticket">
+      ${act.done.qr && html`<img class="qr" alt="The ticket as a QR code" src=${`data:image/svg+xml;base64,${btoa(act.done.qr)}`} />`}
+      <div><p>On the other device, until ${time(act.done.expires_ms)}:</p><pre>${command}</pre><${CopyButton} text=${command} label="Copy the command" /></div>
+    </div>`}
+    ${(data?.invites ?? []).length > 0 && html`<details><summary>Invites so far (${data.invites.length})</summary><table><thead><tr><th>Note</th><th>Role</th><th>State</th><th>Left</th><th>Expires</th><th></th></tr></thead>
+      <tbody>${data.invites.map((item) => html`<tr key=${item.invite_id}><td>${item.label || "–"}</td><td>${item.role}</td><td>${item.state}</td><td>${item.uses_left}</td><td>${time(item.expires_ms)}</td>
+        <td>${item.state === "open" && html`<button type="button" onClick=${() => revoke.run("/command/revoke_invite", { invite_id: item.invite_id })}>Revoke</button>`}</td></tr>`)}</tbody></table></details>`}
+  </article>`;
+}

@@ -1,0 +1,41 @@
+// Models: what the mesh has, where, and how much of it.
+import { html, useState } from "../lib/dom.js";
+import { bytes, plural, shortPeer } from "../lib/format.js";
+import { refresh } from "../lib/store.js";
+import { Failure, useAction } from "../lib/widgets.js";
+
+export function Models({ state }) {
+  const act = useAction(refresh);
+  const [source, setSource] = useState("");
+  const nameOf = (holder) => {
+    const peer = holder.peer ?? holder;
+    return state.peers.find((item) => item.peer === peer)?.name || shortPeer(peer);
+  };
+  const pull = (event) => {
+    event.preventDefault();
+    act.run("/command/pull", { model: source.trim() });
+  };
+  return html`<section aria-labelledby="models-title">
+    <h1 id="models-title">Models</h1>
+    <${Failure} error=${act.error} />
+    <div class="grid">${state.models.map((model) => html`<article class="card" key=${model.name}>
+      <h2>${model.name} ${model.default && html`<span class="chip active">default</span>`}</h2>
+      <dl>
+        <dt>Kind</dt><dd>${model.architecture} ${model.quantisation}</dd>
+        <dt>Size</dt><dd>${bytes(model.size_bytes)}, ${plural(model.layers ?? 0, "layer")}</dd>
+        <dt>Context</dt><dd>${model.context_length ?? "–"} tokens</dd>
+        <dt>Here</dt><dd>${model.here ?? "–"}</dd>
+        <dt>Held by</dt><dd>${(model.holders ?? []).map(nameOf).join(", ") || "nobody whole"}</dd>
+      </dl>
+      <div class="row">
+        <a class="button" href="#/chat">Chat</a><a class="button" href="#/plans">Plan</a>
+        ${!model.default && html`<button type="button" disabled=${act.busy} onClick=${() => act.run("/command/set", { key: "model.default", value: model.name })}>Make default</button>
+          <button type="button" class="danger" disabled=${act.busy} onClick=${() => confirm(`Remove ${model.name} from this device?`) && act.run("/command/remove_model", { model: model.name })}>Remove here</button>`}
+      </div>
+    </article>`)}</div>
+    <form class="card row" onSubmit=${pull}>
+      <label class="grow">Add a model (a path on this device, or a hub name) <input value=${source} onInput=${(event) => setSource(event.target.value)} /></label>
+      <button disabled=${!source.trim() || act.busy}>${act.busy ? "Fetching…" : "Add"}</button>
+    </form>
+  </section>`;
+}
