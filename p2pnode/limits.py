@@ -76,6 +76,10 @@ DATAGRAM_BYTES_MAX = 16_384
 SOCKET_BUFFER_BYTES = 4 * 1024 * 1024
 
 LISTEN_ADDRESSES_MAX = 32
+MDNS_ADDRESSES_MAX = 16
+MDNS_PEERS_MAX = 256
+MDNS_TTL_S = 120
+MDNS_QUESTION_INTERVAL_S_MAX = 60.0
 MULTIADDR_CHARACTERS_MAX = 400
 NAME_CHARACTERS_MAX = 64
 TICKET_ADDRESSES_MAX = 8
@@ -167,7 +171,8 @@ EXPOSURE_MICROUNITS_MAX = 1_000_000
 """A provider works for at most one unit that its consumer has not yet signed for."""
 RECEIPT_BYTES_MAX = 2048
 """A receipt has about 700 bytes; two of them and their signatures fit into one fraud proof."""
-RECEIPT_FILE_BYTES_MAX = 512 * 1024
+RECEIPT_FILE_BYTES_MAX = 8 * 1024 * 1024
+"""A thousand receipts with both logs' proofs."""
 RECEIPT_LAYERS_MAX = 4096
 STATEMENT_ROWS_MAX = 100_000
 
@@ -245,6 +250,20 @@ STORE_FREE_BYTES_MIN = 64 * 1024 * 1024
 
 STORE_FLUSH_BYTES = 32 * 1024 * 1024
 """Fetched bytes made durable at once; what a power cut may cost."""
+
+HUB_TIMEOUT_S = 30.0
+HUB_ATTEMPTS_MAX = 5
+"""Connections that brought nothing, one after the other, before a pull is given up."""
+
+HUB_RETRY_S = 1.0
+HUB_FILES_MAX = 10_000
+HUB_READ_BYTES = 256 * 1024
+HUB_HEADER_FIRST_BYTES = 1024 * 1024
+HUB_RANGE_BYTES = 8 * 1024 * 1024
+"""Neighbouring chunks asked for in one range."""
+
+HUB_GAP_BYTES_MAX = 4096
+"""Padding between tensors is cheaper to fetch than another request."""
 
 BLOB_REQUEST_BYTES_MAX = 64 * 1024
 BLOB_RUNS_MAX = 1024

@@ -38,6 +38,7 @@ from p2pnode.node.requests import Requests, Running
 from p2pnode.node.routing import Active, Routing
 from p2pnode.node.tasks import Tasks, describe
 from p2pnode.transport import messages
+from p2pnode.transport.discovery import Discovery
 from p2pnode.transport.port import Transport
 from p2pnode.units import ContentId, PeerId
 
@@ -133,6 +134,7 @@ class Node:
         )
         self.applied: dict[ContentId, tuple[Plan, PlanRequest]] = {}
         """Plans somebody applied: carried out again after a loss, on the same devices while they are there."""
+        self.discovery: Discovery | None = None
         self.telemetry: list[Callable[[dict[str, Any]], None]] = []
         transport.handle(BLOB, BlobServer(store).handle)
 
@@ -152,6 +154,7 @@ class Node:
             tell(f'created the mesh "{self.mesh.mesh_name}"')
         await self._offer_models(is_founder=self.mesh.my_role == "founder", tell=tell)
         self._know_members()
+        await self._discover(tell)
         self.tasks.spawn("record clock", self._tick())
         self.is_started = True
 
@@ -192,6 +195,25 @@ class Node:
             before, _, peer_text = address.partition("/p2p/")
             self.links.know(PeerId(peer_text), addresses=[before])
 
+    async def _discover(self, tell: Tell) -> None:
+        """mDNS is a convenience: without multicast everything else works and `doctor` says so."""
+        if not self.options.mdns:
+            return
+        self.discovery = Discovery(self.me, self.addresses, self._heard_nearby)
+        try:
+            await self.discovery.start()
+        except P2PNodeError as error:
+            self.discovery = None
+            tell(error.message)
+
+    def _heard_nearby(self, peer_id: PeerId, addresses: list[str]) -> None:
+        if self.mesh.is_member(peer_id) and not self.stopping.is_set():
+            self.links.know(peer_id, addresses=addresses)
+
+    async def _end_discovery(self) -> None:
+        if self.discovery is not None:
+            await self.discovery.close()
+
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(limits.TICK_S)
@@ -205,6 +227,7 @@ class Node:
         self.stopping.set()
         self.links.close()
         steps = (
+            self._end_discovery,
             self.routing.close,
             self.hosting.close,
             lambda: asyncio.to_thread(self.mesh.remember, self.where()),
