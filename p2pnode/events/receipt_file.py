@@ -18,6 +18,7 @@ from p2pnode.events.note import Verifier, is_signed, parse_note
 from p2pnode.events.proof import check_proof, parse_proof, prove
 from p2pnode.events.reader import LogReader
 from p2pnode.events.types import KeysBound, ReceiptGiven, ReceiptReceived
+from p2pnode.limits import RECEIPT_FILE_BYTES_MAX
 
 FORMAT: Final = "p2pnode-receipts-1"
 _SIDES_MAX: Final = 64
@@ -56,7 +57,15 @@ def verify_receipts(text: str) -> JsonObject:
     try:
         for evidence in _evidence(text):
             _take_in(evidence, keys, logged)
-    except (BadCheckpoint, BadReceipt, NonCanonical, KeyError, TypeError, ValueError) as error:
+    except (
+        BadCheckpoint,
+        BadReceipt,
+        NonCanonical,
+        KeyError,
+        TypeError,
+        ValueError,
+        RecursionError,
+    ) as error:
         problems.append(getattr(error, "message", f"the file is damaged: {error!r}"))
     agreed = []
     for (channel, sequence), copies in sorted(logged.items()):
@@ -70,6 +79,8 @@ def verify_receipts(text: str) -> JsonObject:
 
 
 def _evidence(text: str) -> list[Mapping[str, Any]]:
+    if len(text) > RECEIPT_FILE_BYTES_MAX:
+        raise BadReceipt(f"a receipt file has at most {RECEIPT_FILE_BYTES_MAX} bytes")
     document = json.loads(text)
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise BadReceipt(f"the file is not of the form {FORMAT}")
