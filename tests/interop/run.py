@@ -1,0 +1,79 @@
+"""Sets up other libp2p implementations under .interop/ and runs every check against them.
+
+    python tests/interop/run.py [--only js|py] [--skip-setup]
+
+Needs node (20 or newer) with npm for js, and a Python that can make a virtual environment for py. Versions
+that were used are written to .interop/versions.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+REPOSITORY = HERE.parents[1]
+INSTALLED = REPOSITORY / ".interop"
+PY_LIBP2P = "libp2p==0.8.1"
+SETUP_S_MAX = 900
+CHECKS_S_MAX = 600
+
+
+def set_up_js() -> dict[str, str]:
+    folder = INSTALLED / "js"
+    folder.mkdir(parents=True, exist_ok=True)
+    for source in (HERE / "js").iterdir():
+        shutil.copy2(source, folder / source.name)
+    npm = ["npm", "install", "--no-audit", "--no-fund", "--no-package-lock", "--ignore-scripts"]
+    subprocess.run(npm, cwd=folder, check=True, timeout=SETUP_S_MAX)
+    wanted = json.loads((HERE / "js" / "package.json").read_text())["dependencies"]
+    found = {
+        name: json.loads((folder / "node_modules" / name / "package.json").read_text())["version"]
+        for name in wanted
+    }
+    assert found == wanted, f"npm installed {found}, not {wanted}"
+    node = subprocess.run(["node", "--version"], capture_output=True, text=True, check=True)
+    return {"node": node.stdout.strip(), **found}
+
+
+def set_up_py() -> dict[str, str]:
+    folder = INSTALLED / "py"
+    python = folder / "bin" / "python"
+    if not python.exists():
+        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True, timeout=SETUP_S_MAX)
+    pip = [str(python), "-m", "pip", "install", "--quiet", PY_LIBP2P]
+    subprocess.run(pip, check=True, timeout=SETUP_S_MAX)
+    listed = subprocess.run(
+        [str(python), "-m", "pip", "list", "--format=json"], capture_output=True, text=True, check=True
+    )
+    versions = {entry["name"]: entry["version"] for entry in json.loads(listed.stdout)}
+    return {name: versions[name] for name in ("libp2p", "aioquic", "trio")}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", choices=["js", "py"])
+    parser.add_argument("--skip-setup", action="store_true", help="what is in .interop/ is used as it is")
+    options = parser.parse_args()
+    wanted = [options.only] if options.only else ["js", "py"]
+    if not options.skip_setup:
+        set_up = {"js": set_up_js, "py": set_up_py}
+        record = INSTALLED / "versions.json"
+        versions = json.loads(record.read_text()) if record.exists() else {}
+        for name in wanted:
+            versions[name] = set_up[name]()
+        record.write_text(json.dumps(versions, indent=1) + "\n")
+        print(json.dumps(versions, indent=1), flush=True)
+    checks = [str(HERE / f"check_{name}.py") for name in wanted]
+    command = [sys.executable, "-m", "pytest", "-v", "-s", *checks]
+    return subprocess.run(command, cwd=REPOSITORY, check=False, timeout=CHECKS_S_MAX).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())
