@@ -37,7 +37,7 @@ from p2pnode.compute.engine_stream import MessageStream
 from p2pnode.compute.sampling import params_as_message
 from p2pnode.errors import Busy, EngineUnavailable
 from p2pnode.facade import SamplingParams
-from p2pnode.frame import Frame
+from p2pnode.frame import DType, Frame, Kind, pack_tokens
 from p2pnode.limits import (
     ENGINE_CALLS_MAX,
     ENGINE_CLOSE_TIMEOUT_S,
@@ -48,6 +48,8 @@ from p2pnode.limits import (
 OnExit = Callable[[int], None]
 """Called once with the exit code; negative is the signal that ended it."""
 Progress = Callable[[float], None]
+_POOLED_SESSIONS = 2**63
+"""Sessions of embeddings are ours alone, out of the way of those a head chooses."""
 _ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 """numpy converts rows here and multiplies nothing: its own thread pool would only cost memory."""
 
@@ -69,6 +71,7 @@ class EngineClient:
         self._calls: dict[int, asyncio.Future[tuple[Message, memoryview]]] = {}
         self._progress: dict[int, Progress] = {}
         self._next_call = 1
+        self._next_pooled = 0
         self._lost: EngineUnavailable | None = None
         self._log: deque[bytes] = deque()
         self._log_bytes = 0
@@ -211,6 +214,18 @@ class EngineClient:
             for token, piece, eog, logprob, top in header["tokens"]
         )
         return Sampled(chosen, Timings(*header["t"]))
+
+    async def embed(self, unit_id: int, tokens: Sequence[int]) -> list[float]:
+        """The pooled, normalised embedding of a text by a unit whose output is `embedding`; scores of a ranking one."""
+        self._next_pooled += 1
+        session = _POOLED_SESSIONS + self._next_pooled
+        frame = Frame(Kind.TOKENS, DType.I32, len(tokens), 1, session, pack_tokens(list(tokens)))
+        try:
+            values = (await self.step(unit_id, frame)).payload
+            return list(memoryview(values).cast("B").cast("f"))
+        finally:
+            if self.alive:
+                await self.free_session(unit_id, session)
 
     # tensor groups
     async def open_lanes(self, host: str, count: int) -> list[int]:

@@ -155,7 +155,7 @@ class Engine:
         return _memory(), b""
 
     def _open(self, message: Message, _payload: memoryview) -> Answer:
-        self._unit(message).open_session(message["session"], message["params"], message["prompt"])
+        self._unit(message).sessions.open(message["session"], message["params"], message["prompt"])
         return {}, b""
 
     def _free(self, message: Message, _payload: memoryview) -> Answer:
@@ -167,7 +167,7 @@ class Engine:
         return {}, b""
 
     def _copy_prefix(self, message: Message, _payload: memoryview) -> Answer:
-        self._unit(message).copy_prefix(message["source"], message["target"], message["count"])
+        self._unit(message).sessions.copy_prefix(message["source"], message["target"], message["count"])
         return {}, b""
 
     def _tokenize(self, message: Message, payload: memoryview) -> Answer:
@@ -192,10 +192,10 @@ class Engine:
         }, b""
 
     def _state_get(self, message: Message, _payload: memoryview) -> Answer:
-        return {}, self._unit(message).state(message["session"])
+        return {}, self._unit(message).sessions.state(message["session"])
 
     def _state_set(self, message: Message, payload: memoryview) -> Answer:
-        return {"positions": self._unit(message).set_state(message["session"], payload)}, b""
+        return {"positions": self._unit(message).sessions.set_state(message["session"], payload)}, b""
 
     def _lane_open(self, message: Message, _payload: memoryview) -> Answer:
         return {"ports": self._groups.open_lanes(str(message["host"]), int(message["count"]))}, b""

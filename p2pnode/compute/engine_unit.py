@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from p2pnode.compute import kv_state
 from p2pnode.compute.engine_protocol import UnitInfo, UnitSpec
-from p2pnode.compute.engine_step import Reply, Session, Step
+from p2pnode.compute.engine_sessions import Sessions
+from p2pnode.compute.engine_step import Reply, Step
 from p2pnode.compute.llama import Context, Model, check_spec
-from p2pnode.compute.llama_sampler import Sampler
 from p2pnode.compute.reduce import AllReduce
-from p2pnode.compute.sampling import plan_sampler
 from p2pnode.compute.taps import Taps
 from p2pnode.compute.token_table import TokenRows
 from p2pnode.errors import (
@@ -28,7 +26,6 @@ from p2pnode.errors import (
     RequestError,
     SessionLost,
     ShapeMismatch,
-    StaleEpoch,
 )
 from p2pnode.frame import DType, Frame, Kind, pack_rows, rows_f32, tokens
 
@@ -49,6 +46,8 @@ class Unit:
         self.unit_id = unit_id
         self.spec = spec
         self.context: Context | None = None
+        self.group: AllReduce | None = None
+        self._table_of_sessions: Sessions | None = None
         self._table: TokenRows | None = None
         self.model = Model(spec, progress)
         try:
@@ -63,11 +62,15 @@ class Unit:
             raise
         self.load_s = time.perf_counter() - started
         self.fingerprint = f"{spec.fingerprint}|{spec.kv_type_k}|{spec.kv_type_v}|{self.model.layers}"
-        self.group: AllReduce | None = None
-        self._all_rows = bool(spec.tap)
+        self._pools = spec.output == "embedding"
+        stateless = spec.stateless or self._pools
+        self._all_rows = bool(spec.tap) or self._pools
         """Every row goes on to another stage; else only wanted ones leave the last layer."""
-        self._sessions: dict[int, Session] = {}
-        self._free = list(range(spec.sessions_max - 1, -1, -1))
+        self._table_of_sessions = (
+            Sessions(self.model, self.context, spec.sessions_max, self.fingerprint, stateless=stateless)
+            if self.context is not None
+            else None
+        )
         self._waiting: deque[Step] = deque()
         self.counters = dict.fromkeys(("decodes", "rows", "sampled", "compute_ns", "tap_ns", "sample_ns"), 0)
 
@@ -102,8 +105,8 @@ class Unit:
         return {
             **self.counters,
             "waiting": len(self._waiting),
-            "sessions": len(self._sessions),
-            "positions": sum(session.length for session in self._sessions.values()),
+            "sessions": len(self.sessions) if self.context else 0,
+            "positions": self.sessions.positions if self.context else 0,
         }
 
     @property
@@ -123,9 +126,8 @@ class Unit:
         if self.group is not None:
             self.group.close()
             self.group = None
-        for session in getattr(self, "_sessions", {}).values():
-            if session.sampler is not None:
-                session.sampler.close()
+        if self._table_of_sessions is not None:
+            self._table_of_sessions.close()
         if self._table is not None:
             self._table.close()
             self._table = None
@@ -135,55 +137,23 @@ class Unit:
         self.model.close()
 
     # sessions
+    @property
+    def sessions(self) -> Sessions:
+        if self._table_of_sessions is None:
+            raise RequestError("this unit is a vocabulary: it computes nothing")
+        return self._table_of_sessions
+
     def _context(self) -> Context:
         if self.context is None:
             raise RequestError("this unit is a vocabulary: it computes nothing")
         return self.context
-
-    def _session(self, session_id: int) -> Session:
-        session = self._sessions.get(session_id)
-        if session is None:
-            if not self._free:
-                raise Busy(
-                    f"all {self.spec.sessions_max} sessions of this unit are taken",
-                    hint="wait for one to finish, or load the unit with a larger sessions_max",
-                )
-            session = self._sessions[session_id] = Session(self._free.pop())
-            self._context().drop(session.sequence)
-        return session
-
-    def open_session(self, session_id: int, params: Mapping[str, Any] | None, prompt: Sequence[int]) -> None:
-        """Take a sequence and set how it samples; again for new settings."""
-        self._context()
-        sampler = None
-        if params is not None:
-            sampler = Sampler(self.model, plan_sampler(params, self.model.vocab_tokens))
-            try:
-                sampler.accept_prompt(prompt)
-            except P2PNodeError:
-                sampler.close()
-                raise
-        try:
-            session = self._session(session_id)
-        except P2PNodeError:
-            if sampler is not None:
-                sampler.close()
-            raise
-        if session.sampler is not None:
-            session.sampler.close()
-        session.sampler = sampler
 
     def free_session(self, session_id: int) -> Iterator[Reply]:
         """Forget a session; steps still waiting are answered as cancelled."""
         if self.spec.ranks > 1 and any(step.frame.session == session_id for step in self._waiting):
             raise Busy("steps of this session are under way on all ranks", hint="free it after their answers")
         yield from self.cancel(session_id)
-        session = self._sessions.pop(session_id, None)
-        if session is not None:
-            if session.sampler is not None:
-                session.sampler.close()
-            self._context().drop(session.sequence)
-            self._free.append(session.sequence)
+        self.sessions.free(session_id)
 
     def cancel(self, session_id: int) -> Iterator[Reply]:
         """Answer the waiting steps of a session as cancelled; what it holds stays.
@@ -200,41 +170,6 @@ class Unit:
         while self._waiting:
             yield Reply(self._waiting.popleft().call, Cancelled("the unit was unloaded"))
 
-    def copy_prefix(self, source_id: int, target_id: int, count: int) -> None:
-        """Let a session start from the first `count` positions of another."""
-        source = self._sessions.get(source_id)
-        if source is None or not 0 <= count <= source.length:
-            raise SessionLost(f"session {source_id} does not hold {count} positions here")
-        if self.model.recurrent and count != source.length:
-            raise SessionLost("a recurrent model can only share a whole session")
-        if source_id == target_id:
-            raise RequestError("a session cannot be its own prefix")
-        target = self._session(target_id)
-        context = self._context()
-        context.drop(target.sequence)
-        context.copy_prefix(source.sequence, target.sequence, count)
-        target.length = count
-
-    def state(self, session_id: int) -> bytearray:
-        session = self._sessions.get(session_id)
-        if session is None:
-            raise SessionLost(f"session {session_id} is not here")
-        return kv_state.pack(self.fingerprint, session.length, self._context().state(session.sequence))
-
-    def set_state(self, session_id: int, data: bytes | bytearray | memoryview) -> int:
-        """Take a state from another engine; the positions it holds."""
-        positions, blob = kv_state.unpack(self.fingerprint, data)
-        context = self._context()
-        session = self._session(session_id)
-        session.length = 0
-        context.set_state(session.sequence, blob)
-        session.length = context.length(session.sequence)
-        if session.length != positions:
-            context.drop(session.sequence)
-            session.length = 0
-            raise ShapeMismatch("a key-value state that does not hold the positions it names")
-        return positions
-
     # steps
     def submit(self, call: int, frame: Frame, *, sample: bool) -> None:
         """Check a frame and let it wait; raises what is wrong with it."""
@@ -245,6 +180,10 @@ class Unit:
             raise ShapeMismatch("a step without rows")
         if sample and self.spec.output != "sample":
             raise RequestError("this unit gives rows, it cannot sample")
+        if self._pools and frame.rows > context.batch_rows:
+            raise ContextFull(
+                f"{frame.rows} tokens to embed, this unit was loaded for {context.batch_rows} at once"
+            )
         if sample and frame.wanted > context.outputs_max:
             raise ShapeMismatch(f"{frame.wanted} rows wanted at once, at most {context.outputs_max}")
         ids, rows = self._input(frame)
@@ -275,42 +214,6 @@ class Unit:
         # Divided, not multiplied: llama.cpp multiplies by the inverse again, and the pair should cancel best.
         return rows if scale == 1.0 else rows / np.float32(1.0 / scale)
 
-    def _begin(self, step: Step) -> None:
-        """First time a step is chosen: epoch, rollback, room."""
-        frame, context = step.frame, self._context()
-        session = self._session(frame.session)
-        if frame.epoch < session.epoch:
-            raise StaleEpoch(f"a frame of epoch {frame.epoch}, the session is at {session.epoch}")
-        if step.sample and session.sampler is None and frame.wanted:
-            raise RequestError("the session was not opened with sampling settings")
-        session.epoch = frame.epoch
-        if self.spec.stateless:
-            context.drop(session.sequence)
-            session.length = 0
-        else:
-            self._rewind(session, frame)
-        step.session = session
-        step.began_ns = time.perf_counter_ns()
-
-    def _rewind(self, session: Session, frame: Frame) -> None:
-        context, position = self._context(), frame.position_first
-        if position + frame.rows > context.session_tokens:
-            raise ContextFull(
-                f"{position + frame.rows} positions, this unit was loaded for {context.session_tokens}",
-                hint="shorten the prompt, or load the model with a longer context",
-            )
-        if position > session.length:
-            raise SessionLost(f"a frame at position {position}, the session holds {session.length}")
-        if position == session.length:
-            return
-        if position == 0:
-            context.drop(session.sequence)
-        elif self.model.recurrent or not context.drop_from(session.sequence, position):
-            context.drop(session.sequence)
-            session.length = 0
-            raise SessionLost(f"this model cannot go back to position {position}")
-        session.length = position
-
     def run_batch(self) -> Iterator[Reply]:
         """One decode over as many waiting steps as fit; yields the answers of those that are complete."""
         chosen, failed = self._choose()
@@ -334,12 +237,15 @@ class Unit:
                 break
             if step.session is None:
                 try:
-                    self._begin(step)
+                    step.session = self.sessions.begin(step.frame, sample=step.sample)
+                    step.began_ns = time.perf_counter_ns()
                 except P2PNodeError as exc:
                     self._waiting.remove(step)
                     failed.append(Reply(step.call, exc))
                     continue
             count = min(step.remaining, room)
+            if self._pools and count < step.remaining:
+                continue  # pooling sees one batch only
             if not self._all_rows:
                 wanted = max(0, step.done + count - max(step.frame.wanted_first, step.done))
                 count -= max(0, wanted - outputs)
@@ -381,6 +287,8 @@ class Unit:
             step.batched_rows += total
             if tapped is not None:
                 step.out.append(tapped[offset : offset + count])
+            if self._pools:
+                step.out.append(self._context().embedding(step.session.sequence, offset + count - 1)[None])
             if step.sample:
                 self._sample(step, offset, count)
             step.done += count
@@ -435,11 +343,11 @@ class Unit:
 
     def _split(self, chosen: list[tuple[Step, int]], *, fits: bool) -> Iterator[Reply]:
         """Run the steps of a batch that did not work one by one; only a lone one is out of room."""
-        context = self._context()
         for step, _ in chosen:
             assert step.session is not None
-            if not context.drop_from(step.session.sequence, step.session.length) and self.model.recurrent:
-                yield from self._lose(step)
+            if not self.sessions.undo(step.session):
+                self._waiting.remove(step)
+                yield Reply(step.call, SessionLost("the session was lost with a batch that did not fit"))
         if len(chosen) > 1:
             for pair in chosen:
                 if pair[0] in self._waiting:
@@ -452,19 +360,10 @@ class Unit:
         assert not fits
         yield from self._fail(chosen, full)
 
-    def _lose(self, step: Step) -> Iterator[Reply]:
-        assert step.session is not None
-        self._context().drop(step.session.sequence)
-        step.session.length = 0
-        self._waiting.remove(step)
-        yield Reply(step.call, SessionLost("a recurrent session was lost with a failed batch"))
-
     def _fail(self, chosen: list[tuple[Step, int]], exc: P2PNodeError) -> Iterator[Reply]:
-        context = self._context()
         for step, _ in chosen:
-            if step.session is not None and not context.drop_from(step.session.sequence, step.session.length):
-                context.drop(step.session.sequence)
-                step.session.length = 0
+            if step.session is not None:
+                self.sessions.undo(step.session)
             self._waiting.remove(step)
             yield Reply(step.call, exc)
 
@@ -493,9 +392,11 @@ class Unit:
         frame = step.frame
         rows = step.out[0] if len(step.out) == 1 else np.concatenate(step.out) if step.out else None
         position, wanted = frame.position_first, frame.wanted_first
-        if rows is not None and self.spec.rows_out == "wanted":
+        if rows is not None and self._pools:
+            position, wanted = 0, 0
+        elif rows is not None and self.spec.rows_out == "wanted":
             rows, position, wanted = rows[wanted:], position + wanted, 0
-        dtype = _DTYPES[self.spec.rows_dtype]
+        dtype = DType.F32 if self._pools else _DTYPES[self.spec.rows_dtype]
         return Frame(
             Kind.ROWS,
             dtype,

@@ -414,6 +414,27 @@ class Context:
             self.drop(sequence)
             raise ContextFull("the key-value state does not fit into this context")
 
+    def embedding(self, sequence: int, index: int) -> NDArray[np.float32]:
+        """Pooled embedding of a sequence of the last batch [D], of row `index` where the model does not pool.
+
+        Length 1; for a model that ranks, its scores.
+        """
+        if self.pooling == _POOLING["none"]:
+            pointer = L.llama_get_embeddings_ith(self.pointer, index)
+        else:
+            pointer = L.llama_get_embeddings_seq(self.pointer, sequence)
+        if not pointer:
+            raise ComputeError("this model gives no embedding")
+        ranks = self.pooling == _POOLING["rank"]
+        width = int(L.llama_model_n_cls_out(self._model.pointer)) if ranks else self._model.columns_out
+        values: NDArray[np.float32] = np.ctypeslib.as_array(pointer, shape=(width,)).copy()
+        if ranks:
+            return values
+        norm = float(np.sqrt(np.dot(values, values)))
+        if norm > 0:
+            values /= np.float32(norm)
+        return values
+
     def logits(self, index: int) -> NDArray[np.float32]:
         """Row `index` of the last batch [V], a view until the next decode."""
         pointer = L.llama_get_logits_ith(self.pointer, index)

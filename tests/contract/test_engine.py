@@ -409,6 +409,24 @@ async def test_sampling_needs_an_open_session(engine: EngineClient, unit: int) -
         await engine.step_sample(unit, tokens_frame(PROMPT, session=77))
 
 
+# --- embeddings ------------------------------------------------------------------------------------
+@pytest.mark.parametrize("pooling", ["mean", "last", "cls", "none"])
+async def test_embeddings_are_pooled_and_normalised(engine: EngineClient, model: Path, pooling: str) -> None:
+    """The same text gives the same unit vector, alone or beside others; another text another one."""
+    info = await engine.load(UnitSpec(model_path=str(model), output="embedding", pooling=pooling, **SMALL))  # type: ignore[arg-type]  # a choice among those of the type
+    texts = [PROMPT, PROMPT[:4], PROMPT, (1, 90, 95)]
+    alone = [await engine.embed(info.unit_id, text) for text in texts]
+    together = await asyncio.gather(*(engine.embed(info.unit_id, text) for text in texts))
+    assert np.allclose(alone, together, atol=1e-5)
+    assert np.allclose(np.linalg.norm(alone, axis=1), 1.0, atol=1e-5)
+    assert np.allclose(alone[0], alone[2], atol=1e-5)
+    if pooling != "cls":
+        assert not np.allclose(alone[0], alone[1], atol=1e-3)
+    with pytest.raises(ContextFull):
+        await engine.embed(info.unit_id, [1] * 65)
+    await engine.unload(info.unit_id)
+
+
 # --- states ----------------------------------------------------------------------------------------
 async def test_a_state_moves_between_units(
     engine: EngineClient, model: Path, expected: Sequence[int]
