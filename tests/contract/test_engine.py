@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import pytest_asyncio
 
+from p2pnode.compute import kv_state
 from p2pnode.compute.engine_client import EngineClient
 from p2pnode.compute.engine_protocol import TokenTable, UnitSpec
 from p2pnode.compute.part import Part
@@ -448,6 +449,38 @@ async def test_a_state_moves_between_units(
     with pytest.raises(SessionLost):
         await engine.state_get(first.unit_id, 55)
     for info in (first, second, other):
+        await engine.unload(info.unit_id)
+
+
+async def test_a_state_can_be_cut_joined_and_shortened(
+    engine: EngineClient, model: Path, expected: Sequence[int]
+) -> None:
+    """Prefill on the whole, decode on slices; states of slices joined for the whole; a prefix of it alone."""
+    index = _index(model)
+    whole = await engine.load(UnitSpec(model_path=str(model), **SMALL))
+    parts = [Part(0, 2, embedding=True), Part(2, 5, output=True)]
+    slices = [await engine.load(cut_spec(cut(index, part), model)) for part in parts]
+    await engine.step(whole.unit_id, tokens_frame(PROMPT[:-1]))
+    count, blob = kv_state.unpack(whole.fingerprint, await engine.state_get(whole.unit_id, 1))
+    state = kv_state.take_apart(blob)
+    assert state.build() == blob
+    for info, part in zip(slices, parts, strict=True):
+        mine = state.layers(part.layer_first, part.layer_end).build()
+        assert await engine.state_set(info.unit_id, 1, kv_state.pack(info.fingerprint, count, mine)) == count
+    await engine.open_session(slices[1].unit_id, 1, GREEDY)
+    rows = await engine.step(slices[0].unit_id, tokens_frame(PROMPT[-1:], count))
+    assert (await engine.step_sample(slices[1].unit_id, rows)).token == expected[0]
+
+    halves = []
+    for info in slices:
+        full = kv_state.unpack(info.fingerprint, await engine.state_get(info.unit_id, 1))[1]
+        halves.append(kv_state.take_apart(full).positions(4))
+    joined = kv_state.pack(whole.fingerprint, 4, halves[0].joined(halves[1:]).build())
+    assert await engine.state_set(whole.unit_id, 2, joined) == 4
+    await engine.open_session(whole.unit_id, 2, GREEDY)
+    sampled = await engine.step_sample(whole.unit_id, tokens_frame(PROMPT[4:], 4, session=2))
+    assert sampled.token == expected[0]
+    for info in (whole, *slices):
         await engine.unload(info.unit_id)
 
 

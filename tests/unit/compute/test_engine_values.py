@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -241,3 +242,44 @@ def test_a_damaged_state_is_refused(data: st.DataObject) -> None:
         kv_state.unpack("model", broken)
     with pytest.raises(RemoteProtocolError):
         kv_state.unpack("model", state[: data.draw(st.integers(0, len(state) - 1))])
+
+
+def blob(
+    positions: int = 3, layers: int = 2, *, streams: int = 1, ids: int = 1, transposed: int = 0
+) -> bytes:
+    """A state as llama.cpp writes it, rows of four bytes."""
+    out = struct.pack("<IiII", 0x67, 0, streams, positions)
+    out += b"".join(struct.pack("<iIi", position, ids, 0) for position in range(positions))
+    out += struct.pack("<II", transposed, layers)
+    for number in range(2 * layers):
+        out += struct.pack("<iQ", 1, 4) + bytes([number % 256]) * 4 * positions
+    return out
+
+
+def test_states_are_cut_by_layers_and_positions() -> None:
+    state = kv_state.take_apart(blob())
+    assert state.build() == blob()
+    assert state.layers(0, 1).joined([state.layers(1, 2)]) == state
+    assert len(state.positions(2).cells) == 2
+    for wrong in (lambda: state.layers(1, 1), lambda: state.layers(0, 3), lambda: state.positions(4)):
+        with pytest.raises(ShapeMismatch):
+            wrong()
+    with pytest.raises(ShapeMismatch):
+        state.joined([state.positions(2)])
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        b"",
+        blob()[:-1],
+        blob() + b"x",
+        blob(streams=2),
+        blob(ids=2),
+        blob(transposed=1),
+        blob(layers=5000)[:200],
+    ],
+)
+def test_states_of_other_layouts_are_not_cut(wrong: bytes) -> None:
+    with pytest.raises(ShapeMismatch):
+        kv_state.take_apart(wrong)
