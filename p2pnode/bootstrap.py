@@ -20,15 +20,22 @@ from p2pnode.api.app import create_app
 from p2pnode.api.keys import FileKeys
 from p2pnode.api.security import ApiSecurity
 from p2pnode.api.server import ApiServer
+from p2pnode.commands import StopNode
+from p2pnode.compute.architectures import ARCHITECTURES, REFUSED
+from p2pnode.compute.engine_client import EngineClient
+from p2pnode.compute.engine_protocol import UnitSpec
+from p2pnode.compute.gguf import open_model
 from p2pnode.config import JoinOptions
-from p2pnode.errors import ConfigError, DataDirError, P2PNodeError
+from p2pnode.errors import ArchitectureUnsupported, BadModelFile, ConfigError, DataDirError, P2PNodeError
 from p2pnode.identity import load_or_create
 from p2pnode.models.files import data_errors, write_atomic
 from p2pnode.models.store import ModelStore
 from p2pnode.node.core import Node, now_ms
 from p2pnode.node.faces import Faces
 from p2pnode.node.ledger import Ledger
+from p2pnode.transport.invite import decode_ticket
 from p2pnode.transport.quic import QuicTransport
+from p2pnode.units import UnixMs
 
 NODE_FILE = "node.json"
 SWITCH_INTERVAL_S = 0.0005
@@ -51,6 +58,11 @@ class RunningNode:
         """Everything a device needs, or a condition and nothing left behind."""
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         data = options.data
+        # What a person gave is looked at before anything is written.
+        if options.ticket is not None:
+            decode_ticket(options.ticket, now_ms=UnixMs(now_ms()))
+        for path in options.models:
+            await check_model(path)
         prepare_folder(data)
         closing = asyncio.Event()
         server = ApiServer(options.api, closing)
@@ -65,6 +77,7 @@ class RunningNode:
             node = Node(options=options, identity=identity, ledger=ledger, transport=transport, store=store)
             await transport.start()
             undo.append(transport.close)
+            undo.append(lambda: node.ledger.do(StopNode(reason="the start failed")))
             await node.start(tell)
             token = secrets.token_urlsafe(24)
             security = ApiSecurity(
@@ -103,6 +116,31 @@ class RunningNode:
         self.node.stopping.set()
         await self.server.stop()
         await self.node.stop(reason)
+
+
+async def check_model(path: Path) -> None:
+    """A GGUF file that is whole and of an architecture llama.cpp knows; BadModelFile or ArchitectureUnsupported."""
+    if not await asyncio.to_thread(path.is_file):
+        raise BadModelFile(f"there is no file {path}", hint="check the path of the model file")
+    if (await asyncio.to_thread(path.stat)).st_size == 0:
+        raise BadModelFile(f"{path.name} is empty, so it is not a GGUF file", hint="fetch the model again")
+    try:
+        index, paths = await asyncio.to_thread(open_model, path)
+    except BadModelFile as error:
+        raise BadModelFile(f"{path.name}: {error.message}", hint=error.hint) from None
+    if index.architecture in ARCHITECTURES or index.architecture in REFUSED:
+        return
+    engine = await EngineClient.start()
+    try:
+        await engine.load(UnitSpec(model_path=str(paths[0]), vocab_only=True))
+    except P2PNodeError as error:
+        raise ArchitectureUnsupported(
+            f"{path.name}: llama.cpp cannot load the architecture {index.architecture!r}",
+            hint="choose another model, or a newer p2pnode",
+            reason=error.message,
+        ) from None
+    finally:
+        await engine.close()
 
 
 def prepare_folder(data: Path) -> None:
