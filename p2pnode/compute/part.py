@@ -156,13 +156,11 @@ class CutFacts:
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
+class VirtualFile:
     """A GGUF file that need not exist: `header`, then `pieces`."""
 
-    part: Part
     header: bytes = field(repr=False)
     pieces: tuple[Piece, ...] = field(repr=False)
-    facts: CutFacts
     size: int
 
     def all_pieces(self) -> Iterator[Piece]:
@@ -173,12 +171,20 @@ class Cut:
         return CutReader(self, read)
 
 
+@dataclass(frozen=True, slots=True)
+class Cut(VirtualFile):
+    """A model file for one part."""
+
+    part: Part
+    facts: CutFacts
+
+
 class CutReader:
     """Random reads of the file that need not exist."""
 
     __slots__ = ("_pieces", "_read", "_starts", "size")
 
-    def __init__(self, cut: Cut, read: ReadAt) -> None:
+    def __init__(self, cut: VirtualFile, read: ReadAt) -> None:
         self._read = read
         self._pieces = list(cut.all_pieces())
         assert all(piece.total > 0 for piece in self._pieces)

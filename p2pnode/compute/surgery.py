@@ -22,7 +22,17 @@ from p2pnode.compute.architectures import (
 from p2pnode.compute.ggml_types import F32, TENSOR_TYPES, TensorType
 from p2pnode.compute.gguf_values import Entry, ModelIndex, TensorInfo, align_up, header_bytes
 from p2pnode.compute.new_tensor import NewTensor, ones, original, zeros
-from p2pnode.compute.part import Cut, CutFacts, Part, Piece, Shard, Zeros, check_part, real_layer_count
+from p2pnode.compute.part import (
+    Cut,
+    CutFacts,
+    Part,
+    Piece,
+    Shard,
+    VirtualFile,
+    Zeros,
+    check_part,
+    real_layer_count,
+)
 from p2pnode.compute.rewrite import Rewriter, recurrent_layers, sliding_pattern, vocabulary_size
 from p2pnode.compute.shard import ShardPlan, reduce_names
 from p2pnode.errors import ArchitectureUnsupported, BadModelFile, PlanError
@@ -90,8 +100,9 @@ def _check_boundaries(row: Architecture, index: ModelIndex, part: Part) -> None:
         raise refusal(row.name, f"llama.cpp takes {part.layer_count} layers for the lite model; move the cut")
 
 
-def _tensors_by_layer(index: ModelIndex, layers: Sequence[_Layer]) -> LayerTensors:
-    found: LayerTensors = {layer.source: [] for layer in layers}
+def tensors_by_layer(index: ModelIndex, sources: Sequence[int]) -> LayerTensors:
+    """Tensors of some layers, by their names behind `blk.N.`; BadModelFile where a layer has none."""
+    found: LayerTensors = {source: [] for source in sources}
     for tensor in index.tensors.values():
         match = _LAYER_TENSOR.match(tensor.name)
         if match and int(match[1]) in found:
@@ -108,7 +119,7 @@ def _inert(row: Architecture, suffix: str, tensor: NewTensor) -> NewTensor:
     return zeros(tensor.name, tensor.shape, tensor.type)
 
 
-def _shard_plan(row: Architecture, index: ModelIndex, part: Part, found: LayerTensors) -> ShardPlan | None:
+def shard_plan(row: Architecture, index: ModelIndex, part: Part, found: LayerTensors) -> ShardPlan | None:
     """The part's share of each layer; of an inert layer, the smallest share there can be."""
     if part.layer_count:
         return ShardPlan(row, index, part.shard, found) if part.shard else None
@@ -181,14 +192,14 @@ def _content(index: ModelIndex, part: Part) -> _Content:
     _check_boundaries(row, index, part)
     layers = _layers(row, index, part)
     sources = [layer.source for layer in layers]
-    found = _tensors_by_layer(index, layers)
+    found = tensors_by_layer(index, sources)
     rewriter = Rewriter(row, index)
     rewriter.layers(sources)
     if not part.embedding:
         rewriter.rows_input()
     if not part.output:
         rewriter.without_tokenizer(vocabulary_size(index) if part.embedding else 1)
-    shard = _shard_plan(row, index, part, found)
+    shard = shard_plan(row, index, part, found)
     if shard is not None:
         shard.rewrite(rewriter, sources)
     tensors = [*_global_tensors(row, index, part), *_layer_tensors(row, layers, found, shard)]
@@ -207,6 +218,14 @@ def _lay_out(tensors: Sequence[NewTensor], alignment: int) -> Iterator[Piece]:
         padding = align_up(tensor.size, alignment) - tensor.size
         if padding:
             yield Zeros(padding)
+
+
+def virtual_file(entries: Sequence[Entry], tensors: Sequence[NewTensor], alignment: int) -> VirtualFile:
+    """A GGUF file of these entries and tensors."""
+    infos = [(each.name, each.shape, each.type, each.size) for each in tensors]
+    header, _ = header_bytes(entries, infos, alignment)
+    pieces = tuple(_lay_out(tensors, alignment))
+    return VirtualFile(header, pieces, len(header) + sum(piece.total for piece in pieces))
 
 
 def _facts(index: ModelIndex, part: Part, content: _Content, header: bytes, model_id: bytes) -> CutFacts:
@@ -239,14 +258,9 @@ def cut(index: ModelIndex, part: Part, model_id: bytes = b"") -> Cut:
     Raises: PlanError for a part that cannot be, ArchitectureUnsupported with the reason, BadModelFile
     """
     content = _content(index, part)
-    header, _ = header_bytes(
-        content.entries,
-        [(each.name, each.shape, each.type, each.size) for each in content.tensors],
-        index.alignment,
-    )
-    pieces = tuple(_lay_out(content.tensors, index.alignment))
-    facts = _facts(index, part, content, header, model_id)
-    return Cut(part, header, pieces, facts, len(header) + sum(piece.total for piece in pieces))
+    file = virtual_file(content.entries, content.tensors, index.alignment)
+    facts = _facts(index, part, content, file.header, model_id)
+    return Cut(file.header, file.pieces, file.size, part, facts)
 
 
 def needed_tensors(index: ModelIndex, part: Part) -> list[str]:

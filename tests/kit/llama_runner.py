@@ -11,7 +11,7 @@ import llama_cpp.llama_cpp as llama
 import numpy as np
 
 from p2pnode.compute.gguf import ModelIndex, join, parse
-from p2pnode.compute.part import Cut, ReadAt
+from p2pnode.compute.part import Cut, ReadAt, VirtualFile
 
 _NE, _SOURCE, _NAME, _NAME_BYTES = 16, 152, 256, 64
 _lib = llama._lib
@@ -163,6 +163,20 @@ class Engine:
         memory = llama.llama_get_memory(self._context)
         return bool(llama.llama_memory_seq_rm(memory, sequence, first, -1))
 
+    def adapt(self, data: bytes, scale: float = 1.0) -> None:
+        """Switch a LoRA adapter on."""
+        descriptor = os.memfd_create("adapter")
+        try:
+            with os.fdopen(os.dup(descriptor), "wb") as file:
+                file.write(data)
+            log_lines.clear()
+            adapter = llama.llama_adapter_lora_init(self._model, f"/proc/self/fd/{descriptor}".encode())
+        finally:
+            os.close(descriptor)
+        assert adapter, "".join(log_lines)
+        adapters = (llama.llama_adapter_lora_p_ctypes * 1)(adapter)
+        assert llama.llama_set_adapters_lora(self._context, adapters, 1, (ctypes.c_float * 1)(scale)) == 0
+
     def close(self) -> None:
         if self._context:
             llama.llama_free(self._context)
@@ -183,7 +197,7 @@ def reader_of(*files: bytes) -> ReadAt:
     return read
 
 
-def materialise(cut: Cut, *files: bytes) -> bytes:
+def materialise(cut: VirtualFile, *files: bytes) -> bytes:
     """The cut as real bytes."""
     return b"".join(cut.reader(reader_of(*files)).chunks())
 

@@ -111,7 +111,7 @@ class Group:
         self._parts: list[np.ndarray] = [np.empty(0)] * len(shares)
         self._names = [""] * len(shares)
         self.sums = 0
-        self._engines = [
+        self.engines = [
             engine_for(
                 cut(index, replace(part, shard=Shard(rank, tuple(shares)))), data, reduce=self._reducer(rank)
             )
@@ -134,12 +134,12 @@ class Group:
     def decode(
         self, positions: Sequence[int], tokens: Sequence[int] | None = None, rows: np.ndarray | None = None
     ) -> np.ndarray:
-        jobs = [self._pool.submit(each.decode, positions, tokens=tokens, rows=rows) for each in self._engines]
+        jobs = [self._pool.submit(each.decode, positions, tokens=tokens, rows=rows) for each in self.engines]
         results = [job.result() for job in jobs]
         assert all(np.array_equal(results[0], each) for each in results[1:])
         return results[0]
 
     def close(self) -> None:
         self._pool.shutdown()
-        for engine in self._engines:
+        for engine in self.engines:
             engine.close()
