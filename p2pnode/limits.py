@@ -174,6 +174,10 @@ RECEIPT_BYTES_MAX = 2048
 RECEIPT_FILE_BYTES_MAX = 8 * 1024 * 1024
 """A thousand receipts with both logs' proofs."""
 RECEIPT_LAYERS_MAX = 4096
+RECEIPT_CALL_S_MAX = 5.0
+"""A receipt is asked for after the answer; a device that is gone by then is asked with the next one."""
+ROW_TALLIES_KEPT_MAX = 1024
+"""Sessions whose receipts a head may still ask for."""
 STATEMENT_ROWS_MAX = 100_000
 
 # --- projections -----------------------------------------------------------------------------------
@@ -340,6 +344,7 @@ ENGINE_LOG_BYTES_MAX = 64 * 1024
 """How much of an engine's last words is kept."""
 ENGINE_START_TIMEOUT_S = 30.0
 ENGINE_CLOSE_TIMEOUT_S = 5.0
+ADAPTERS_MAX = 16
 GRAMMAR_BYTES_MAX = 256 * 1024
 REDUCE_PART_BYTES = 96 * 1024
 """One lock-step message between ranks: fits the socket buffers of every system."""

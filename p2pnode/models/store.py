@@ -5,7 +5,7 @@ of the original. Either way `paths()` gives files on which the byte ranges of th
 nobody else needs to know the difference.
 
 Layout under the root: `store.json` (names, imports), `manifests/<cid>`, `data/<cid>/*.gguf` and
-`data/<cid>/have` (one bit a chunk, written after the chunk is durable).
+`data/<cid>/have` (one bit a chunk, written after the chunk is durable), `pulled/` (whole files from a hub).
 Methods block; call them from a thread.
 """
 
@@ -181,9 +181,16 @@ class ModelStore:
             freed = 0
             if content_id not in self._records.names.values():
                 freed = self._drop(content_id)
+                freed += self._drop_pulled(content_id)
                 self._records.imports.pop(content_id, None)
             self._records.save()
             return freed
+
+    def _drop_pulled(self, content_id: ContentId) -> int:
+        """Delete imported files that this store fetched itself; all others are left alone."""
+        pulled = self.root.absolute() / "pulled"
+        paths = [Path(stamp.path) for stamp in self._records.imports.get(content_id, [])]
+        return sum(_delete(path) for path in paths if path.is_relative_to(pulled))
 
     def collect(self) -> int:
         """Delete data and manifests that no name refers to (after a crash); bytes freed."""
@@ -306,6 +313,22 @@ class ModelStore:
                 self._make_room(content_id, size, self.quota_bytes)
             self._check_disk(size)
 
+    def check_room(self, size: int) -> None:
+        """DiskFull unless so many bytes may be written here."""
+        with self._lock:
+            if self.quota_bytes is not None and self.stored_bytes() + size > self.quota_bytes:
+                raise DiskFull(
+                    f"{size} more bytes do not fit into a store of {self.quota_bytes}",
+                    hint="raise the disk quota or remove a model: p2pnode rm",
+                    needed_bytes=size,
+                    quota_bytes=self.quota_bytes,
+                )
+            self._check_disk(size)
+
+    def pulled_folder(self, repo: str) -> Path:
+        """Where files from a hub are kept; they belong to the store and go with the model."""
+        return self.root / "pulled" / repo.replace("/", "--")
+
     def _make_room(self, content_id: ContentId, size: int, quota: int) -> None:
         used = self.cached_bytes()
         own = self._cache(content_id).have_bytes
@@ -365,6 +388,14 @@ class ModelStore:
         """Bytes fetched into this store, all models together."""
         with self._lock:
             return sum(self._cache(value).have_bytes for value in set(self._records.names.values()))
+
+    def stored_bytes(self) -> int:
+        """Bytes on this disk that belong to the store: fetched chunks and files pulled from a hub."""
+        pulled = self.root / "pulled"
+        files = (
+            sum(path.stat().st_size for path in pulled.rglob("*") if path.is_file()) if pulled.is_dir() else 0
+        )
+        return self.cached_bytes() + files
 
     def close(self) -> None:
         with self._lock:
