@@ -471,6 +471,8 @@ CONSOLE_OUTPUT_BYTES_MAX = 256 * 1024
 # --- node ------------------------------------------------------------------------------------------
 PEER_ADDRESSES_MAX = 16
 TICK_S = 2.0
+WITNESS_INTERVAL_S = 10.0
+WITNESSES_WANTED = 3
 LIVE_ITEMS_WAITING_MAX = 512
 HOSTED_STAGES_MAX = 32
 LOOPBACK_WINDOW_BYTES = 4 * 1024 * 1024

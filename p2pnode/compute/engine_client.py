@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from p2pnode.compute.engine_protocol import (
+    Adapter,
     Buffer,
     LaneToRank,
     Message,
@@ -153,6 +154,21 @@ class EngineClient:
     async def unload(self, unit_id: int) -> None:
         """Free a unit; its waiting steps are answered as cancelled."""
         await self._call({"op": "unload", "unit": unit_id})
+
+    async def set_adapters(self, unit_id: int, adapters: Sequence[Adapter]) -> None:
+        """Exactly these LoRA adapters act from the next step on."""
+        values = [[adapter.path, adapter.scale] for adapter in adapters]
+        await self._call({"op": "adapters", "unit": unit_id, "adapters": values})
+
+    async def set_control_vector(self, unit_id: int, data: Buffer, layer_first: int, layer_end: int) -> None:
+        """float32 rows for layers 1, 2, ...; empty data ends it."""
+        message = {
+            "op": "control_vector",
+            "unit": unit_id,
+            "layer_first": layer_first,
+            "layer_end": layer_end,
+        }
+        await self._call(message, data)
 
     # sessions
     async def open_session(

@@ -14,7 +14,15 @@ from dataclasses import asdict
 
 from p2pnode.compute.engine_channel import Channel
 from p2pnode.compute.engine_links import GroupLinks
-from p2pnode.compute.engine_protocol import Buffer, Message, error_fields, frame_fields, frame_of, spec_of
+from p2pnode.compute.engine_protocol import (
+    Adapter,
+    Buffer,
+    Message,
+    error_fields,
+    frame_fields,
+    frame_of,
+    spec_of,
+)
 from p2pnode.compute.engine_step import Reply
 from p2pnode.compute.engine_unit import Unit
 from p2pnode.compute.llama_abi import L
@@ -48,6 +56,8 @@ class Engine:
             "pieces": self._pieces,
             "state_get": self._state_get,
             "state_set": self._state_set,
+            "adapters": self._adapters,
+            "control_vector": self._control_vector,
             "stats": self._stats,
             "lane_open": self._lane_open,
             "link": self._link,
@@ -196,6 +206,14 @@ class Engine:
 
     def _state_set(self, message: Message, payload: memoryview) -> Answer:
         return {"positions": self._unit(message).sessions.set_state(message["session"], payload)}, b""
+
+    def _adapters(self, message: Message, _payload: memoryview) -> Answer:
+        self._unit(message).adapters.set([Adapter(*item) for item in message["adapters"]])
+        return {}, b""
+
+    def _control_vector(self, message: Message, payload: memoryview) -> Answer:
+        self._unit(message).adapters.set_control_vector(payload, message["layer_first"], message["layer_end"])
+        return {}, b""
 
     def _lane_open(self, message: Message, _payload: memoryview) -> Answer:
         return {"ports": self._groups.open_lanes(str(message["host"]), int(message["count"]))}, b""

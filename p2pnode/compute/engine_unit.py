@@ -14,6 +14,7 @@ from p2pnode.compute.engine_protocol import UnitInfo, UnitSpec
 from p2pnode.compute.engine_sessions import Sessions
 from p2pnode.compute.engine_step import Reply, Step
 from p2pnode.compute.llama import Context, Model, check_spec
+from p2pnode.compute.llama_adapters import Adapters
 from p2pnode.compute.reduce import AllReduce
 from p2pnode.compute.taps import Taps
 from p2pnode.compute.token_table import TokenRows
@@ -55,6 +56,9 @@ class Unit:
             self._taps = Taps(result_tap, spec.reduce, stop_after_reduce=spec.output == "none")
             if not spec.vocab_only:
                 self.context = Context(self.model, spec, self._taps.callback)
+                self._adapters = Adapters(self.model, self.context)
+                if spec.adapters:
+                    self._adapters.set(spec.adapters)
             if spec.token_table is not None:
                 self._table = TokenRows(spec.token_table)
         except BaseException:
@@ -142,6 +146,11 @@ class Unit:
         if self._table_of_sessions is None:
             raise RequestError("this unit is a vocabulary: it computes nothing")
         return self._table_of_sessions
+
+    @property
+    def adapters(self) -> Adapters:
+        self._context()
+        return self._adapters
 
     def _context(self) -> Context:
         if self.context is None:

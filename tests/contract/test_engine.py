@@ -8,14 +8,16 @@ import signal
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 import pytest_asyncio
 
 from p2pnode.compute import kv_state
 from p2pnode.compute.engine_client import EngineClient
-from p2pnode.compute.engine_protocol import TokenTable, UnitSpec
+from p2pnode.compute.engine_protocol import Adapter, TokenTable, UnitSpec
 from p2pnode.compute.part import Part
 from p2pnode.compute.surgery import cut
 from p2pnode.errors import (
@@ -425,6 +427,78 @@ async def test_embeddings_are_pooled_and_normalised(engine: EngineClient, model:
         assert not np.allclose(alone[0], alone[1], atol=1e-3)
     with pytest.raises(ContextFull):
         await engine.embed(info.unit_id, [1] * 65)
+    await engine.unload(info.unit_id)
+
+
+# --- adapters --------------------------------------------------------------------------------------
+def _write_adapter(path: Path, width: int = 64) -> Path:
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_type("adapter")
+    writer.add_string("adapter.type", "lora")
+    writer.add_float32("adapter.lora.alpha", 8.0)
+    rng = np.random.default_rng(1)
+    for name, columns in (("attn_q", width), ("ffn_down", 96)):
+        for side, shape in (("a", (4, columns)), ("b", (width, 4))):
+            values = rng.standard_normal(shape).astype(np.float32)
+            writer.add_tensor(f"blk.1.{name}.weight.lora_{side}", values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+async def test_adapters_and_control_vectors_come_and_go(
+    engine: EngineClient, unit: int, model: Path, tmp_path: Path, expected: Sequence[int]
+) -> None:
+    """They change the text while they act, at once; without them the model is itself again."""
+    good, bad = _write_adapter(tmp_path / "good.gguf"), _write_adapter(tmp_path / "bad.gguf", 32)
+    await engine.open_session(unit, 1, GREEDY)
+    await engine.set_adapters(unit, [Adapter(str(good), 1.0)])
+    assert await generate(engine, unit, PROMPT, 12) != expected
+    await engine.set_adapters(unit, [])
+    assert await generate(engine, unit, PROMPT, 12) == expected
+    for path in (bad, model, tmp_path / "missing"):
+        with pytest.raises(BadModelFile):
+            await engine.set_adapters(unit, [Adapter(str(path))])
+    with pytest.raises(RequestError):
+        await engine.set_adapters(unit, [Adapter(str(good))] * 17)
+
+    steering = (np.random.default_rng(2).standard_normal((4, 64)) * 5).astype(np.float32)
+    await engine.set_control_vector(unit, steering.tobytes(), 1, 5)
+    assert await generate(engine, unit, PROMPT, 12) != expected
+    await engine.set_control_vector(unit, b"", 0, 0)
+    assert await generate(engine, unit, PROMPT, 12) == expected
+    for data, first, end in ((b"abc", 1, 2), (bytes(256 * 5), 1, 2), (bytes(256), 0, 2), (bytes(256), 1, 6)):
+        with pytest.raises(ShapeMismatch):
+            await engine.set_control_vector(unit, data, first, end)
+
+    loaded = await engine.load(UnitSpec(model_path=str(model), adapters=(Adapter(str(good)),), **SMALL))
+    await engine.open_session(loaded.unit_id, 1, GREEDY)
+    assert await generate(engine, loaded.unit_id, PROMPT, 12) != expected
+    await engine.unload(loaded.unit_id)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"kv_type_k": "q8_0", "kv_type_v": "q8_0"},
+        {"kv_type_k": "q4_0", "kv_type_v": "q4_0"},
+        {"flash_attention": "off"},
+        {"load_mode": "mmap"},
+        {"repack": False},
+        {"rope_scaling": "yarn", "rope_freq_scale": 0.5, "yarn_orig_context": 512},
+        {"rope_freq_base": 20000.0},
+        {"swa_full": False},
+        {"threads": 2, "threads_batch": 1},
+    ],
+)
+async def test_settings_reach_llama(engine: EngineClient, model: Path, changes: dict[str, Any]) -> None:
+    """Each loads and computes; what that does to the text is llama.cpp's affair."""
+    toy = write_model(model.with_name("wide.gguf"), Toy("llama", text=True, vocabulary=300, head_width=32))
+    info = await engine.load(UnitSpec(model_path=str(toy), **{**SMALL, **changes}))
+    await engine.open_session(info.unit_id, 1, GREEDY)
+    assert len(await generate(engine, info.unit_id, PROMPT, 3)) == 3
     await engine.unload(info.unit_id)
 
 
