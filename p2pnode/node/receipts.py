@@ -1,0 +1,317 @@
+"""Receipts between a head and the devices that computed for it: asked for, signed, countersigned, recorded.
+
+After an answer the head asks each stage what it did (`receipt.tally`), settles, and asks for a signed
+receipt of it (`receipt.ask`); it countersigns what agrees with what it saw and hands that back
+(`receipt.agree`). A provider that waits for a signature repeats that receipt instead of giving the next.
+Source: specs/09-billing.md#receipts
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import msgspec
+
+from p2pnode.commands import AcceptReceipt, Command, GiveReceipt
+from p2pnode.compute.row_tally import RowTallies, RowTally
+from p2pnode.decide import StageWork, draft_receipt, may_compute
+from p2pnode.errors import BadReceipt, NotFound, P2PNodeError, RemoteProtocolError
+from p2pnode.events import receipt as receipts
+from p2pnode.events.fields import Count, Hash, Label
+from p2pnode.events.keys import LogKeys, is_binding_valid
+from p2pnode.events.note import Note, parse_note
+from p2pnode.events.types import KeysBound
+from p2pnode.limits import RECEIPT_CALL_S_MAX
+from p2pnode.projections import MeshState
+from p2pnode.units import PeerId
+
+TALLY, ASK, AGREE = "receipt.tally", "receipt.ask", "receipt.agree"
+GIVE = "give"
+JsonObject = dict[str, Any]
+
+
+class Record(Protocol):
+    """What is needed of the node's ledger."""
+
+    state: MeshState
+
+    async def do(self, command: Command) -> JsonObject: ...
+
+
+Call = Callable[..., Awaitable[JsonObject]]
+"""(peer, method, arguments, timeout_s=...): the links' `call`."""
+Serve = Callable[[str, Callable[[PeerId, JsonObject, Any], Awaitable[JsonObject]]], None]
+
+
+class _Where(msgspec.Struct, frozen=True):
+    plan_id: Label
+    session: Count
+    layers: tuple[Count, Count]
+
+
+class _Ask(_Where, frozen=True):
+    request_id: Label
+    model: Label
+    salt: Hash
+    layer_tokens: Count
+    microunits: Count
+    request_layer_tokens: Count
+    request_microunits: Count
+
+
+class _Signed(msgspec.Struct, frozen=True):
+    """A signed receipt on its way; `keys` is a KeysBound fact, by which the signer's identity vouches."""
+
+    receipt: bytes
+    signature: bytes
+    keys: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class StageDone:
+    """One stage's part in a finished request, by its own tally."""
+
+    peer: PeerId
+    layers: tuple[int, int]
+    layer_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class RequestDone:
+    """What the head knows of a finished request."""
+
+    request_id: str
+    plan_id: str
+    session: int
+    model: str
+    stages: Sequence[tuple[PeerId, tuple[int, int]]]
+    layer_tokens_max: Mapping[PeerId, int]
+    """Most work each device can have done, by what the head fed."""
+
+
+class Receipts:
+    """Both sides of the exchange for one node."""
+
+    def __init__(
+        self,
+        *,
+        me: PeerId,
+        record: Record,
+        tallies: RowTallies,
+        call: Call,
+        serve: Serve,
+        keys: Callable[[], LogKeys],
+        checkpoint: Callable[[], str | None],
+        now_ms: Callable[[], int],
+        rng: Callable[[int], bytes],
+    ) -> None:
+        self._me, self._record, self._tallies = me, record, tallies
+        self._call, self._keys, self._checkpoint = call, keys, checkpoint
+        self._now_ms, self._rng = now_ms, rng
+        self._locks: dict[tuple[str, PeerId], asyncio.Lock] = {}
+        """One receipt is under way in each channel."""
+        serve(TALLY, self._serve_tally)
+        serve(ASK, self._serve_ask)
+        serve(AGREE, self._serve_agree)
+
+    # --- head -----------------------------------------------------------------------------------------
+    async def tally(self, done: RequestDone) -> list[StageDone]:
+        """What each remote stage says it did, never more than the head can have asked of it."""
+        found: list[StageDone] = []
+        for peer, layers in done.stages:
+            if peer == self._me:
+                continue
+            where = {"plan_id": done.plan_id, "session": done.session, "layers": list(layers)}
+            try:
+                answer = await self._call(peer, TALLY, where, timeout_s=RECEIPT_CALL_S_MAX)
+                claimed = msgspec.convert(answer["layer_tokens"], int)
+            except (P2PNodeError, KeyError, msgspec.ValidationError):
+                continue  # it is gone, or does not know the session: no receipt, no harm
+            found.append(StageDone(peer, layers, max(min(claimed, done.layer_tokens_max.get(peer, 0)), 0)))
+        return found
+
+    async def collect(
+        self,
+        done: RequestDone,
+        stages: Sequence[StageDone],
+        work: Mapping[str, int],
+        shares: Mapping[str, int],
+    ) -> int:
+        """Exchange a receipt with every stage; answers how many were signed by both. Never raises a condition.
+
+        `work` is what the price was divided by, `shares` who earned what of it.
+        """
+        accounts = self._record.state.billing.accounts
+        total = sum(done for peer, done in work.items() if peer not in accounts or not accounts[peer].ended)
+        price = sum(shares.values())
+        signed = 0
+        for stage in stages:
+            if stage.layer_tokens == 0:
+                continue
+            asked = _Ask(
+                plan_id=done.plan_id,
+                session=done.session,
+                layers=stage.layers,
+                request_id=done.request_id,
+                model=done.model,
+                salt=self._rng(32),
+                layer_tokens=stage.layer_tokens,
+                microunits=shares.get(stage.peer, 0),
+                request_layer_tokens=total,
+                request_microunits=price,
+            )
+            try:
+                signed += await self._exchange(stage.peer, asked)
+            except (P2PNodeError, msgspec.ValidationError):
+                continue  # what is unsigned is asked again with the next request
+        return signed
+
+    async def _exchange(self, peer: PeerId, asked: _Ask) -> bool:
+        """Ask until the receipt is the one asked for: one that waited for a signature comes first."""
+        async with self._locks.setdefault((ASK, peer), asyncio.Lock()):
+            for _ in range(2):
+                answer = await self._call(peer, ASK, _plain(asked), timeout_s=RECEIPT_CALL_S_MAX)
+                offered = msgspec.convert(answer, _Signed, builtin_types=(bytes,))
+                receipt = receipts.decode(offered.receipt)
+                await self._agree(peer, offered, receipt, asked)
+                if receipt.request_id == asked.request_id:
+                    return True
+        return False
+
+    async def _agree(self, peer: PeerId, offered: _Signed, receipt: receipts.Receipt, asked: _Ask) -> None:
+        is_asked = receipt.request_id == asked.request_id
+        keys = self._keys()
+        countersignature = receipts.countersign(offered.receipt, keys.receipt)
+        answer = await self._record.do(
+            AcceptReceipt(
+                receipt=offered.receipt,
+                signature=offered.signature,
+                provider_key=_bound_key(offered.keys, peer),
+                countersignature=countersignature,
+                consumer_key=self._public_key(),
+                layer_tokens_max=asked.layer_tokens if is_asked else receipt.layer_tokens,
+                microunits_max=asked.microunits if is_asked else self._earned(receipt),
+            )
+        )
+        if not answer["accepted"]:
+            raise BadReceipt(f"{peer} signed two receipts under one number")
+        mine = _Signed(offered.receipt, countersignature, _binding(keys))
+        await self._call(peer, AGREE, _plain(mine), timeout_s=RECEIPT_CALL_S_MAX)
+
+    def _earned(self, receipt: receipts.Receipt) -> int:
+        """What this node's settlement of an earlier request gave the provider."""
+        resolution = self._record.state.billing.resolved.get(receipt.request_id)
+        return 0 if resolution is None else dict(resolution.shares).get(receipt.provider, 0)
+
+    # --- provider -------------------------------------------------------------------------------------
+    async def _serve_tally(self, peer: PeerId, arguments: JsonObject, _: Any) -> JsonObject:
+        del peer  # what was computed for a plan is no secret to a member that knows its name
+        tally = self._tally(_convert(arguments, _Where))
+        return {
+            "layer_tokens": tally.layer_tokens,
+            "positions": [tally.position_first, tally.position_end],
+        }
+
+    async def _serve_ask(self, peer: PeerId, arguments: JsonObject, _: Any) -> JsonObject:
+        """Sign the next receipt, or say the one again that still waits for a signature."""
+        asked = _convert(arguments, _Ask)
+        async with self._locks.setdefault((GIVE, peer), asyncio.Lock()):
+            channel = self._record.state.billing.given.get(peer)
+            if channel is not None and channel.sequence != channel.agreed_sequence:
+                return self._offer(channel.receipt)
+            raw = receipts.encode(self._draft(peer, asked))
+            # Recorded before it is sent: a number is never signed twice, whatever happens.
+            await self._record.do(
+                GiveReceipt(receipt=raw, signature=self._sign(raw), provider_key=self._public_key())
+            )
+            return self._offer(raw)
+
+    def _draft(self, peer: PeerId, asked: _Ask) -> receipts.Receipt:
+        tally, state = self._tally(asked), self._record.state
+        if asked.layer_tokens > tally.layer_tokens:
+            raise BadReceipt(f"this device computed {tally.layer_tokens} layer-tokens for it, not more")
+        may_compute(state, peer, asked.microunits)
+        work = StageWork(
+            request_id=asked.request_id,
+            model=asked.model,
+            layers=(tally.layer_first, tally.layer_end),
+            positions=(tally.position_first, tally.position_end),
+            layer_tokens=asked.layer_tokens,
+            request_layer_tokens=asked.request_layer_tokens,
+            microunits=asked.microunits,
+            request_microunits=asked.request_microunits,
+            input_commitment=hmac.digest(asked.salt, tally.input_digest, "sha256"),
+            output_commitment=hmac.digest(asked.salt, tally.output_digest, "sha256"),
+        )
+        return draft_receipt(state, peer, work, _own_part(self._checkpoint()), self._now_ms())
+
+    async def _serve_agree(self, peer: PeerId, arguments: JsonObject, _: Any) -> JsonObject:
+        agreed = _convert(arguments, _Signed)
+        channel = self._record.state.billing.given.get(peer)
+        if channel is None or channel.receipt != agreed.receipt:
+            raise NotFound("that receipt does not wait for a signature")
+        await self._record.do(
+            GiveReceipt(
+                receipt=channel.receipt,
+                signature=self._sign(channel.receipt),
+                provider_key=self._public_key(),
+                countersignature=agreed.signature,
+                consumer_key=_bound_key(agreed.keys, peer),
+            )
+        )
+        return {"sequence": channel.sequence}
+
+    def _offer(self, raw: bytes) -> JsonObject:
+        """Signed by the keys of now: they may have been changed since the receipt was given."""
+        return _plain(_Signed(raw, self._sign(raw), _binding(self._keys())))
+
+    def _sign(self, raw: bytes) -> bytes:
+        return receipts.sign(raw, self._keys().receipt)
+
+    def _public_key(self) -> bytes:
+        return self._keys().receipt.public_key().public_bytes_raw()
+
+    def _tally(self, where: _Where) -> RowTally:
+        tally = self._tallies.get(where.plan_id, where.session, where.layers)
+        if tally is None:
+            raise NotFound(f"this device computed nothing for session {where.session} of that plan")
+        return tally
+
+
+def _convert(arguments: JsonObject, kind: type[Any]) -> Any:
+    try:
+        return msgspec.convert(arguments, kind, builtin_types=(bytes,))
+    except msgspec.ValidationError as error:
+        raise RemoteProtocolError(f"a call about receipts that cannot be read: {error}") from None
+
+
+def _plain(value: Any) -> JsonObject:
+    plain: JsonObject = msgspec.to_builtins(value, builtin_types=(bytes,))
+    return plain
+
+
+def _binding(keys: LogKeys) -> bytes:
+    return msgspec.msgpack.encode(keys.bound())
+
+
+def _own_part(checkpoint: str | None) -> str:
+    """The log's own signature only: witnesses' would not fit."""
+    if checkpoint is None:
+        return ""
+    note = parse_note(checkpoint)
+    return str(Note(note.text, note.signatures[:1]))
+
+
+def _bound_key(raw: bytes, peer: PeerId) -> bytes:
+    """The receipt key for which the peer's identity vouches."""
+    try:
+        bound = msgspec.msgpack.decode(raw, type=KeysBound)
+    except msgspec.MsgspecError as error:
+        raise BadReceipt(f"the keys of {peer} cannot be read: {error}") from None
+    if bound.peer != peer or not is_binding_valid(bound):
+        raise BadReceipt(f"the keys are not vouched for by {peer}")
+    return bound.receipt_key

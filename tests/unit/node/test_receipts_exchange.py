@@ -1,0 +1,291 @@
+"""A head and two providers exchange receipts over calls that may fail at any moment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import Any
+
+import pytest
+
+from p2pnode.commands import Command
+from p2pnode.compute.row_tally import RowTallies
+from p2pnode.errors import BadReceipt, P2PNodeError, PeerUnreachable, RemoteProtocolError
+from p2pnode.events import receipt as receipts
+from p2pnode.events.keys import LogKeys
+from p2pnode.frame import DType, Frame, Kind
+from p2pnode.limits import ROW_TALLIES_KEPT_MAX
+from p2pnode.node import receipts as exchange
+from p2pnode.node.receipts import Receipts, RequestDone
+from p2pnode.projections import MeshState, billing
+from p2pnode.units import PeerId
+from tests.kit.receipts import keys_of
+from tests.kit.story import NOW_MS, Story, finish, serve
+
+UNIT = 1_000_000
+PLAN, SESSION = "plan", 7
+
+
+class Book:
+    """A ledger without a disk."""
+
+    def __init__(self, peer: str) -> None:
+        self.story = Story(peer)
+
+    @property
+    def state(self) -> MeshState:
+        return self.story.state
+
+    async def do(self, command: Command) -> dict[str, Any]:
+        return self.story.do(command)
+
+
+@dataclass
+class Peer:
+    keys: LogKeys
+    book: Book
+    tallies: RowTallies = field(default_factory=RowTallies)
+    methods: dict[str, Any] = field(default_factory=dict)
+    receipts: Receipts | None = None
+
+    @property
+    def id(self) -> PeerId:
+        return PeerId(self.keys.peer)
+
+
+class Calls:
+    """Calls between peers; `failing` says after which the answer is lost, or which never arrive."""
+
+    def __init__(self) -> None:
+        self.peers: dict[PeerId, Peer] = {}
+        self.lost_before: set[str] = set()
+        self.lost_after: set[str] = set()
+        self.made: list[str] = []
+
+    def add(self, name: str) -> Peer:
+        keys = keys_of(name)
+        peer = Peer(keys, Book(keys.peer))
+        self.peers[peer.id] = peer
+
+        async def call(
+            to: PeerId, method: str, arguments: dict[str, Any], *, timeout_s: float
+        ) -> dict[str, Any]:
+            assert timeout_s > 0
+            self.made.append(method)
+            if method in self.lost_before or to not in self.peers:
+                raise PeerUnreachable("gone")
+            answer: dict[str, Any] = await self.peers[to].methods[method](peer.id, arguments, None)
+            if method in self.lost_after:
+                raise PeerUnreachable("gone meanwhile")
+            return answer
+
+        peer.receipts = Receipts(
+            me=peer.id,
+            record=peer.book,
+            tallies=peer.tallies,
+            call=call,
+            serve=peer.methods.__setitem__,
+            keys=lambda: peer.keys,
+            checkpoint=lambda: "p2pnode/x\n1\nAA==\n\n\u2014 p2pnode/x AAAAAAAA\n\u2014 witness AAAAAAAA\n",
+            now_ms=lambda: NOW_MS,
+            rng=lambda count: sha256(b"salt").digest()[:count],
+        )
+        return peer
+
+
+def rows(position: int, count: int, content: bytes) -> Frame:
+    return Frame(
+        kind=Kind.ROWS,
+        dtype=DType.F16,
+        rows=count,
+        columns=2,
+        session=SESSION,
+        payload=content,
+        position_first=position,
+    )
+
+
+@dataclass
+class Ring:
+    calls: Calls
+    head: Peer
+    first: Peer
+    second: Peer
+
+    def work(self, request_id: str = "r1") -> RequestDone:
+        """Ten positions through layers 4 to 8 and 8 to 12: prompt of eight, two tokens."""
+        for position, count, wire in ((0, 8, b"prompt"), (8, 1, b"one"), (9, 1, b"two")):
+            self.first.tallies.add(
+                PLAN, (4, 8), rows(position, count, b"a" + wire), rows(position, count, b"b" + wire)
+            )
+            self.second.tallies.add(
+                PLAN, (8, 12), rows(position, count, b"b" + wire), rows(position, count, b"c" + wire)
+            )
+        return self.done(request_id)
+
+    def done(self, request_id: str = "r1", session: int = SESSION) -> RequestDone:
+        return RequestDone(
+            request_id=request_id,
+            plan_id=PLAN,
+            session=session,
+            model="bafkmodel",
+            stages=((self.head.id, (0, 4)), (self.first.id, (4, 8)), (self.second.id, (8, 12))),
+            layer_tokens_max={self.first.id: 44, self.second.id: 44},
+        )
+
+    async def settle(self, done: RequestDone, path: str = "wan") -> int:
+        """What the head does at the end of a request; answers how many receipts both signed."""
+        assert self.head.receipts is not None
+        self.head.book.story.do(serve(done.request_id, path=path))
+        stages = await self.head.receipts.tally(done)
+        work = {self.head.id: 40, **{stage.peer: stage.layer_tokens for stage in stages}}
+        answer = self.head.book.story.do(finish(done.request_id, work=tuple(work.items())))
+        return await self.head.receipts.collect(done, stages, work, dict(answer["shares"]))
+
+    def agreed(self, provider: Peer) -> tuple[int, int]:
+        """(sequence, micro-units) both books hold for a provider; they must be the same."""
+        theirs = provider.book.state.billing.given[self.head.id]
+        ours = self.head.book.state.billing.received[provider.id]
+        assert (ours.agreed_sequence, ours.receipt) == (theirs.agreed_sequence, theirs.receipt)
+        return theirs.agreed_sequence, theirs.agreed_microunits
+
+
+@pytest.fixture
+def ring() -> Ring:
+    calls = Calls()
+    return Ring(calls, calls.add("head"), calls.add("first"), calls.add("second"))
+
+
+async def test_every_stage_is_receipted_in_both_books(ring: Ring) -> None:
+    assert await ring.settle(ring.work()) == 2
+    parts = [ring.agreed(peer)[1] for peer in (ring.first, ring.second)]
+    parts.append(billing.available(ring.head.book.state.billing, ring.head.id))
+    assert sorted(parts) == [333_333, 333_333, 333_334]
+    assert billing.available(ring.second.book.state.billing, ring.second.id) == parts[1]
+    given = [
+        receipts.decode(peer.book.state.billing.given[ring.head.id].receipt)
+        for peer in (ring.first, ring.second)
+    ]
+    assert given[0].output_commitment == given[1].input_commitment
+    assert given[0].input_commitment != given[0].output_commitment
+    assert (given[0].position_first, given[0].position_end, given[0].layer_tokens) == (0, 10, 40)
+    assert given[0].checkpoint.count("\u2014") == 1, "the witnesses' lines are left out"
+
+
+async def test_free_work_is_receipted_too(ring: Ring) -> None:
+    assert await ring.settle(ring.work(), path="lan") == 2
+    assert ring.agreed(ring.first) == (1, 0)
+
+
+@pytest.mark.parametrize("method", [exchange.ASK, exchange.AGREE])
+@pytest.mark.parametrize("arrived", [True, False])
+async def test_what_was_lost_is_made_up_for_with_the_next_request(
+    ring: Ring, method: str, arrived: bool
+) -> None:
+    lost = ring.calls.lost_after if arrived else ring.calls.lost_before
+    lost.add(method)
+    assert await ring.settle(ring.work()) == 0
+    lost.clear()
+    await ring.settle(ring.work("r2"))
+    nothing_was_given = method == exchange.ASK and not arrived
+    assert ring.agreed(ring.first)[0] == (1 if nothing_was_given else 2)
+
+
+async def test_a_stage_that_is_gone_or_knows_nothing_is_left_out(ring: Ring) -> None:
+    ring.calls.lost_before.add(exchange.TALLY)
+    assert await ring.settle(ring.work()) == 0
+    ring.calls.lost_before.clear()
+    done = ring.done("r2", session=99)
+    assert await ring.settle(done) == 0
+    assert exchange.ASK not in ring.calls.made
+
+
+async def test_more_than_the_head_fed_is_never_signed(ring: Ring) -> None:
+    done = ring.work()
+    ring.first.tallies.add(PLAN, (4, 8), rows(10, 90, b"x"), rows(10, 90, b"y"))
+    assert ring.head.receipts is not None
+    stages = await ring.head.receipts.tally(done)
+    assert [stage.layer_tokens for stage in stages] == [44, 40]
+
+
+async def test_nothing_done_needs_no_receipt(ring: Ring) -> None:
+    assert ring.head.receipts is not None
+    ring.work()
+    idle = RequestDone("r1", PLAN, SESSION, "m", ((ring.first.id, (4, 8)),), {})
+    stages = await ring.head.receipts.tally(idle)
+    assert await ring.head.receipts.collect(idle, stages, {}, {}) == 0
+
+
+async def test_a_provider_signs_for_no_more_than_it_did(ring: Ring) -> None:
+    done = ring.work()
+    asked = _asked(ring, done)
+    with pytest.raises(BadReceipt, match="40 layer-tokens"):
+        await ring.first.methods[exchange.ASK](ring.head.id, {**asked, "layer_tokens": 41}, None)
+    with pytest.raises(RemoteProtocolError):
+        await ring.first.methods[exchange.ASK](ring.head.id, {**asked, "salt": b"short"}, None)
+    with pytest.raises(P2PNodeError):
+        await ring.first.methods[exchange.AGREE](
+            ring.head.id, {"receipt": b"", "signature": b"", "keys": b""}, None
+        )
+
+
+def _asked(ring: Ring, done: RequestDone) -> dict[str, Any]:
+    return {
+        "plan_id": done.plan_id,
+        "session": done.session,
+        "layers": [4, 8],
+        "request_id": done.request_id,
+        "model": "m",
+        "salt": bytes(32),
+        "layer_tokens": 40,
+        "microunits": 0,
+        "request_layer_tokens": 40,
+        "request_microunits": 0,
+    }
+
+
+async def test_only_keys_an_identity_vouches_for_count(ring: Ring) -> None:
+    done = ring.work()
+    stranger = keys_of("stranger")
+    ring.first.keys = LogKeys(
+        stranger.identity, 0, stranger.origin, stranger.log, stranger.witness, stranger.receipt
+    )
+    assert await ring.settle(done) == 1
+    assert ring.first.id not in ring.head.book.state.billing.received
+    offer = await ring.second.methods[exchange.ASK](
+        ring.head.id, {**_asked(ring, done), "layers": [8, 12]}, None
+    )
+    with pytest.raises(BadReceipt, match="cannot be read"):
+        await ring.second.methods[exchange.AGREE](ring.head.id, {**offer, "keys": b"x"}, None)
+
+
+async def test_changed_keys_do_not_stop_a_channel(ring: Ring) -> None:
+    ring.calls.lost_before.add(exchange.AGREE)
+    await ring.settle(ring.work())
+    ring.calls.lost_before.clear()
+    for peer in (ring.first, ring.head):
+        old = peer.keys
+        peer.keys = LogKeys.derive(old.identity, old.generation + 1)
+    assert await ring.settle(ring.work("r2")) == 2
+    assert ring.agreed(ring.first)[0] == 2
+
+
+async def test_a_provider_that_signs_one_number_twice_convicts_itself(ring: Ring) -> None:
+    await ring.settle(ring.work())
+    backup = Book(ring.first.id)
+    ring.first.book.story = backup.story
+    assert await ring.settle(ring.work("r2")) == 1
+    assert ring.head.book.state.billing.accounts[ring.first.id].ended == "equivocated"
+    assert await ring.settle(ring.work("r3")) == 1, "the others go on"
+
+
+def test_tallies_are_bounded_and_count_a_replay_once() -> None:
+    tallies = RowTallies()
+    for number in range(ROW_TALLIES_KEPT_MAX + 1):
+        tallies.add(f"p{number}", (0, 2), rows(0, 5, b"x"), rows(0, 5, b"y"))
+    assert tallies.get("p0", SESSION, (0, 2)) is None
+    tally = tallies.get("p1", SESSION, (0, 2))
+    assert tally is not None
+    tally.add(rows(3, 4, b"z"), rows(3, 4, b"z"))
+    assert (tally.rows, tally.position_first, tally.position_end, tally.layer_tokens) == (9, 0, 7, 14)
+    assert len(tally.input_digest) == len(tally.output_digest) == 32
