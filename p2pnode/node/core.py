@@ -37,6 +37,7 @@ from p2pnode.node.planning import Planning, PlanRequest, parts_of
 from p2pnode.node.requests import Requests, Running
 from p2pnode.node.routing import Active, Routing
 from p2pnode.node.tasks import Tasks, describe
+from p2pnode.node.witnessing import Witnessing
 from p2pnode.transport import messages
 from p2pnode.transport.discovery import Discovery
 from p2pnode.transport.port import Transport
@@ -132,6 +133,7 @@ class Node:
             book=Books(ledger),
             new_id=lambda: f"req-{secrets.token_hex(8)}",
         )
+        self.witnessing = Witnessing(ledger=ledger, links=self.links)
         self.applied: dict[ContentId, tuple[Plan, PlanRequest]] = {}
         """Plans somebody applied: carried out again after a loss, on the same devices while they are there."""
         self.discovery: Discovery | None = None
@@ -156,6 +158,7 @@ class Node:
         self._know_members()
         await self._discover(tell)
         self.tasks.spawn("record clock", self._tick())
+        self.tasks.spawn("witnesses", self.witnessing.run())
         self.is_started = True
 
     async def _offer_models(self, *, is_founder: bool, tell: Tell) -> None:

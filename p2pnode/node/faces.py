@@ -10,8 +10,10 @@ import msgspec
 
 from p2pnode import __version__, limits
 from p2pnode import commands as c
+from p2pnode.config import describe
 from p2pnode.errors import Busy, RequestError
 from p2pnode.events.codec import Record
+from p2pnode.events.types import ConsoleCommandRun
 from p2pnode.facade import GenerateEvent, GenerateRequest, JsonObject
 from p2pnode.node.capability import process_tree_rss_bytes
 from p2pnode.node.core import Node, now_ms
@@ -34,12 +36,16 @@ class Faces:
             "resume": self._resume,
             "drain": self._drain,
             "seal": self._seal,
+            "witness": self._witness,
             "set": self._set,
             "forget_peer": self._forget_peer,
             "revoke_invite": self._revoke_invite,
             "release_plan": self._release_plan,
             "remove_model": self._remove_model,
             "log_forget": self._log_forget,
+            "console_ran": self._console_ran,
+            "key_created": self._key_created,
+            "key_revoked": self._key_revoked,
         }
 
     @property
@@ -179,6 +185,12 @@ class Faces:
     def settings(self) -> JsonObject:
         return self._node.ledger.view("settings")
 
+    def metrics(self) -> JsonObject:
+        return self._node.ledger.view("metrics")
+
+    def options(self) -> JsonObject:
+        return {"settings": describe(self._node.options)}
+
     # --- models --------------------------------------------------------------------------------------
     def resolve_model(self, name: str | None) -> str:
         return self._node.catalog.resolve(name).name
@@ -294,6 +306,14 @@ class Faces:
         await self._node.ledger.log.seal()
         return {"size": self._node.ledger.log.size, "blocks": self._node.ledger.log.block_count}
 
+    async def _witness(self, a: Mapping[str, Any]) -> JsonObject:
+        del a
+        await self._node.ledger.log.seal()
+        return {
+            "cosignatures": await self._node.witnessing.gather(),
+            "checkpoint": self._node.ledger.log.checkpoint(),
+        }
+
     async def _set(self, a: Mapping[str, Any]) -> JsonObject:
         return await self._node.ledger.do(c.ChangeSetting(key=str(a["key"]), value=str(a["value"])))
 
@@ -319,6 +339,25 @@ class Faces:
 
     async def _log_forget(self, a: Mapping[str, Any]) -> JsonObject:
         return {"forgotten": await self._node.ledger.log.forget(str(a["subject"]))}
+
+    async def _console_ran(self, a: Mapping[str, Any]) -> JsonObject:
+        log, text = self._node.ledger.log, str(a["command"]).encode()
+        fact = ConsoleCommandRun(
+            verb=str(a["verb"]),
+            command_commitment=log.commit_secret(str(a["run_id"]), text, owner=str(a["actor"])),
+            exit_code=int(a["exit_code"]),
+            duration_ms=int(a["duration_ms"]),
+        )
+        return await self._node.ledger.do(c.RecordFact(fact=fact))
+
+    async def _key_created(self, a: Mapping[str, Any]) -> JsonObject:
+        scopes = (str(a["scope"]),)
+        return await self._node.ledger.do(
+            c.CreateApiKey(key_id=str(a["key_id"]), label=str(a["label"]), scopes=scopes)
+        )
+
+    async def _key_revoked(self, a: Mapping[str, Any]) -> JsonObject:
+        return await self._node.ledger.do(c.RevokeApiKey(key_id=str(a["key_id"])))
 
     # --- the record ----------------------------------------------------------------------------------
     def log_query(self, name: str, arguments: Mapping[str, Any]) -> Any:
