@@ -43,8 +43,12 @@ class Architecture:
     sliding: Sliding | None = None
     boundary: int = 1
     """Cuts fall on multiples of this."""
+    layers_min: int = 1
+    """With fewer layers llama.cpp aborts: inert ones are added, or (with boundaries) the part is refused."""
     positions: Literal["one", "four", "sections"] = "one"
     """Position numbers a row needs: four for M-RoPE, in some families only if the file has rope sections."""
+    rope_freqs_dense_only: bool = False
+    """`rope_freqs` belongs to dense layers: a part without one must not have it."""
     sections_for_rows: bool = False
     """llama.cpp takes rows only with rope sections: they are written, and equal positions turn heads as before."""
     output_norm: str = "output_norm"
@@ -85,6 +89,21 @@ def _no_rows(index: ModelIndex) -> str:
 def has_rope_sections(index: ModelIndex) -> bool:
     sections = index.parameter("rope.dimension_sections")
     return isinstance(sections, list) and len(sections) > 1 and all(sections[:2])
+
+
+def _shared_layers(index: ModelIndex) -> str:
+    shared = index.parameter("attention.shared_kv_layers") or index.parameter(
+        "embedding_length_per_layer_input"
+    )
+    return "its layers share keys, values or per-layer embeddings across the cut" if shared else ""
+
+
+def _expert_step(*steps: int) -> Callable[[ModelIndex], str]:
+    def check(index: ModelIndex) -> str:
+        known = index.parameter("interleave_moe_layer_step") in steps
+        return "" if known else "its expert layers do not repeat where it can be cut"
+
+    return check
 
 
 def _deepstack(index: ModelIndex) -> str:
@@ -157,6 +176,27 @@ _TABLE = (
     Architecture("deepseek", leading_dense=True, shard_refusal=_SQUARE),
     Architecture("qwen3vl", positions="four", shardable=True),
     Architecture("qwen3vlmoe", positions="four", shardable=True),
+    Architecture("exaone", shardable=True),
+    Architecture("chatglm", shard_refusal=_FUSED_FF),
+    Architecture("apertus", output_required=True, shardable=True),
+    Architecture("hunyuan-moe"),
+    Architecture("dots1", output_required=True, leading_dense=True),
+    Architecture("ernie4_5-moe", leading_dense=True, check=_expert_step(1)),
+    Architecture(
+        "llama4", boundary=4, layers_min=4, sliding=Sliding(4, without="inert"), check=_expert_step(1, 2, 4)
+    ),
+    Architecture(
+        "gemma4",
+        layers_min=2,
+        scale="width_tokens",
+        sliding=Sliding(0, without="inert"),
+        rope_freqs_dense_only=True,
+        inert_ones=("layer_output_scale.weight",),
+        check=_shared_layers,
+    ),
+    Architecture("jamba", recurrent="head_count_kv", shard_refusal=_STATE),
+    Architecture("falcon-h1", recurrent="all", shard_refusal=_STATE),
+    Architecture("mamba2", recurrent="all", shard_refusal=_STATE),
     Architecture("mamba", recurrent="all", shard_refusal=_STATE),
     Architecture("granitehybrid", scale="key", recurrent="head_count_kv", shard_refusal=_STATE),
     Architecture("qwen35", positions="four", recurrent="interval", shard_refusal=_STATE),
@@ -176,7 +216,6 @@ ARCHITECTURES: dict[str, Architecture] = {row.name: row for row in _TABLE}
 
 REFUSED: dict[str, str] = {
     "gemma3n": "its layers share keys, values and per-layer embeddings across the cut",
-    "gemma4": "some of its models share keys, values and per-layer embeddings across the cut",
     "baichuan": "its 7B and 13B graphs are told apart by the layer count",
     "minicpm3": "its scales depend on the layer count",
     "minimax-01": "its linear attention decays by the layer number",

@@ -95,12 +95,20 @@ def _cache_elements(local: ModelIndex) -> tuple[int, int]:
     key = "attention.head_count_kv"
     kv_heads = local.parameter_ints(key) if local.parameter(key) is not None else heads
     width = local.parameter_int("embedding_length") // max(1, *heads)
-    attention = [count for count, state in zip(kv_heads, _recurrent(local), strict=True) if not state]
-    key_width = local.parameter_int("attention.key_length", width)
-    value_width = local.parameter_int("attention.value_length", width)
-    if local.parameter("attention.key_length_mla"):
-        value_width = 0
-    return sum(attention) * key_width, sum(attention) * value_width
+    pattern = local.parameter("attention.sliding_window_pattern")
+    keys = values = 0
+    for layer, count in enumerate(kv_heads):
+        if f"blk.{layer}.attn_output.weight" not in local.tensors:
+            continue
+        slides = isinstance(pattern, list) and len(pattern) > layer and bool(pattern[layer])
+        keys += count * _head_width(local, "key", slides, width)
+        values += count * _head_width(local, "value", slides, width)
+    return keys, 0 if local.parameter("attention.key_length_mla") else values
+
+
+def _head_width(local: ModelIndex, side: str, slides: bool, width: int) -> int:
+    dense = local.parameter_int(f"attention.{side}_length", width)
+    return local.parameter_int(f"attention.{side}_length_swa", dense) if slides else dense
 
 
 def _state_bytes(local: ModelIndex) -> int:

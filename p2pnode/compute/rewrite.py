@@ -81,9 +81,9 @@ class Rewriter:
         prefix = f"{index.architecture}."
         self.put("block_count", ValueType.UINT32, len(sources))
         for name, entry in index.metadata.items():
-            if not (name.startswith(prefix) and entry.is_array and entry.count == count):
+            if not (name.startswith((prefix, "xielu.")) and entry.is_array and entry.count == count):
                 continue
-            if name[len(prefix) :] not in _NOT_PER_LAYER:
+            if name.removeprefix(prefix) not in _NOT_PER_LAYER:
                 values: Any = entry.value()
                 self._replaced[name] = array(name, entry.element_type, [values[source] for source in sources])
         if self.has("nextn_predict_layers"):

@@ -78,11 +78,12 @@ def _layers(row: Architecture, index: ModelIndex, part: Part) -> list[_Layer]:
     kinds = recurrent_layers(row, index)[:real]
     sliding = sliding_pattern(row, index)[:real]
     inert = [_last(kinds, kind) for kind in sorted(set(kinds) - {kinds[each.source] for each in layers})]
-    if not row.recurrent and layers:
-        inert = []
+    if not row.recurrent:
+        inert = [] if layers else [0]
     slides = any(sliding[each] for each in (*inert, *(layer.source for layer in layers)))
     if row.sliding is not None and row.sliding.without == "inert" and any(sliding) and not slides:
         inert = [_last(sliding, True)]
+    inert += [0] * (row.layers_min - len(layers) - len(inert))
     return layers + [_Layer(source, inert=True) for source in sorted(inert)]
 
 
@@ -95,6 +96,8 @@ def _check_boundaries(row: Architecture, index: ModelIndex, part: Part) -> None:
     for boundary in (part.layer_first, part.layer_end):
         if boundary % row.boundary and boundary != real_layer_count(index):
             raise refusal(row.name, f"it is cut at multiples of {row.boundary} layers only")
+    if row.boundary > 1 and max(1, part.layer_count) < row.layers_min:
+        raise refusal(row.name, f"a part of it has at least {row.layers_min} layers")
     lite = part.layer_count in (26, 27) or (part.layer_count == 48 and vocabulary_size(index) == 128_256)
     if lite and index.architecture == "deepseek2" and index.parameter("attention.q_lora_rank", 0):
         raise refusal(row.name, f"llama.cpp takes {part.layer_count} layers for the lite model; move the cut")
@@ -166,11 +169,17 @@ def _matrices(row: Architecture, index: ModelIndex, part: Part) -> Iterator[NewT
         yield zeros(_OUTPUT, (width, rows), filler)
 
 
-def _global_tensors(row: Architecture, index: ModelIndex, part: Part) -> Iterator[NewTensor]:
+def _global_tensors(
+    row: Architecture, index: ModelIndex, part: Part, layers: Sequence[_Layer]
+) -> Iterator[NewTensor]:
     """Embedding, output, and what all layers share."""
     yield from _matrices(row, index, part)
+    sliding = sliding_pattern(row, index)
+    no_freqs = row.rope_freqs_dense_only and all(sliding[layer.source] for layer in layers)
     for name, tensor in index.tensors.items():
         if name in (_OUTPUT, _EMBEDDING) or _LAYER_TENSOR.match(name):
+            continue
+        if no_freqs and name.startswith("rope_freqs."):
             continue
         if name.startswith(_SHARED) or part.output:
             yield original(tensor)
@@ -202,7 +211,7 @@ def _content(index: ModelIndex, part: Part) -> _Content:
     shard = shard_plan(row, index, part, found)
     if shard is not None:
         shard.rewrite(rewriter, sources)
-    tensors = [*_global_tensors(row, index, part), *_layer_tensors(row, layers, found, shard)]
+    tensors = [*_global_tensors(row, index, part, layers), *_layer_tensors(row, layers, found, shard)]
     if shard is not None:
         tensors += shard.additions(len(layers))
         rewriter.rename(row.shard_as)

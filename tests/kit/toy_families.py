@@ -16,7 +16,23 @@ from tests.kit.toy_layers import (
     shared_expert,
 )
 
-MOE = frozenset({"glm4moe", "olmoe", "deepseek", "lfm2moe", "qwen3vlmoe", "qwen35moe", "minimax-m2", "dbrx"})
+MOE = frozenset(
+    {
+        "glm4moe",
+        "olmoe",
+        "deepseek",
+        "lfm2moe",
+        "qwen3vlmoe",
+        "qwen35moe",
+        "minimax-m2",
+        "dbrx",
+        "hunyuan-moe",
+        "dots1",
+        "ernie4_5-moe",
+        "llama4",
+        "jamba",
+    }
+)
 LAYER_NORM = frozenset(
     {"cohere2", "stablelm", "phi2", "olmo", "command-r", "falcon", "gptneox", "nemotron", "dbrx"}
 )
@@ -207,7 +223,77 @@ def _qwen35(toy: Toy, layer: int) -> dict[str, Shape]:
     }
 
 
+def _mixed_experts(toy: Toy, layer: int) -> dict[str, Shape]:
+    return attention(toy) | head_norms(toy) | experts(toy) | shared_expert(toy, gate=False)
+
+
+def _dots1(toy: Toy, layer: int) -> dict[str, Shape]:
+    if layer < 1:
+        return _with_head_norms(toy, layer)
+    return _mixed_experts(toy, layer) | {"exp_probs_b.bias": (toy.experts,)}
+
+
+def _ernie_experts(toy: Toy, layer: int) -> dict[str, Shape]:
+    return _deepseek(toy, layer)
+
+
+def _llama4(toy: Toy, layer: int) -> dict[str, Shape]:
+    if layer % 2 == 0:
+        return _llama(toy, layer)
+    return attention(toy) | experts(toy) | shared_expert(toy, gate=False)
+
+
+def _gemma4(toy: Toy, layer: int) -> dict[str, Shape]:
+    """Dense layers have wider heads, and fewer of them for keys and values."""
+    dense = layer % 3 == 2
+    width, kv = (32, 1) if dense else (16, 2)
+    return (
+        feed_forward(toy)
+        | post_norms(toy)
+        | {
+            "attn_norm.weight": (toy.width,),
+            "attn_q.weight": (toy.width, toy.heads * width),
+            "attn_k.weight": (toy.width, kv * width),
+            "attn_v.weight": (toy.width, kv * width),
+            "attn_output.weight": (toy.heads * width, toy.width),
+            "attn_q_norm.weight": (width,),
+            "attn_k_norm.weight": (width,),
+            "layer_output_scale.weight": (1,),
+        }
+    )
+
+
+def _jamba(toy: Toy, layer: int) -> dict[str, Shape]:
+    tail = experts(toy) if layer % 2 == 1 else feed_forward(toy)
+    if layer % 3 == 1:
+        return tail | attention(toy)
+    norms: dict[str, Shape] = {
+        "ssm_dt_norm.weight": (4,),
+        "ssm_b_norm.weight": (16,),
+        "ssm_c_norm.weight": (16,),
+    }
+    return tail | _mamba(toy, layer) | norms
+
+
+def _falcon_h1(toy: Toy, layer: int) -> dict[str, Shape]:
+    shapes = _without(attention(toy) | feed_forward(toy), "ffn_norm.weight") | {"ffn_norm": (toy.width,)}
+    return shapes | _mamba2(toy)
+
+
 LAYERS: dict[str, Layer] = {
+    "exaone": _llama,
+    "chatglm": lambda toy, layer: _without(
+        _glm4(toy, layer), "post_attention_norm.weight", "post_ffw_norm.weight"
+    ),
+    "apertus": lambda toy, layer: _without(_with_head_norms(toy, layer), "ffn_gate.weight"),
+    "hunyuan-moe": _mixed_experts,
+    "dots1": _dots1,
+    "ernie4_5-moe": _ernie_experts,
+    "llama4": _llama4,
+    "gemma4": _gemma4,
+    "jamba": _jamba,
+    "falcon-h1": _falcon_h1,
+    "mamba2": lambda toy, layer: _mamba2(toy),
     "mistral3": _llama,
     "smollm3": _llama,
     "ernie4_5": _llama,
@@ -256,7 +342,46 @@ def parameters(toy: Toy) -> dict[str, Any]:
     """What an architecture's file says beside the common sizes."""
     wide: dict[str, Any] = {"expert_feed_forward_length": toy.ff}
     every_third = [toy.kv_heads if layer % 3 == 1 else 0 for layer in range(toy.layers)]
+    mamba2 = {
+        "ssm.conv_kernel": 4,
+        "ssm.inner_size": 2 * toy.width,
+        "ssm.state_size": 16,
+        "ssm.time_step_rank": 4,
+        "ssm.group_count": 1,
+    }
     known: dict[str, dict[str, Any]] = {
+        "apertus": {f"xielu.{key}": 0.5 for key in ("alpha_n", "alpha_p", "beta", "eps")},
+        "hunyuan-moe": wide,
+        "dots1": {"expert_shared_count": 1, "leading_dense_block_count": 1, "expert_gating_func": 2} | wide,
+        "ernie4_5-moe": {
+            "interleave_moe_layer_step": 1,
+            "leading_dense_block_count": 1,
+            "expert_shared_feed_forward_length": toy.ff,
+        }
+        | wide,
+        "llama4": {"interleave_moe_layer_step": 2} | wide,
+        "gemma4": {
+            "attention.sliding_window_pattern": [layer % 3 != 2 for layer in range(toy.layers)],
+            "attention.sliding_window": 6,
+            "attention.head_count_kv": [1 if layer % 3 == 2 else 2 for layer in range(toy.layers)],
+            "attention.key_length": 32,
+            "attention.value_length": 32,
+            "attention.key_length_swa": 16,
+            "attention.value_length_swa": 16,
+            "rope.dimension_count": 32,
+            "rope.dimension_count_swa": 16,
+            "embedding_length_per_layer_input": 0,
+            "rope.freq_base": 1e6,
+        },
+        "jamba": {
+            "attention.head_count_kv": every_third,
+            "ssm.conv_kernel": 4,
+            "ssm.inner_size": 2 * toy.width,
+            "ssm.state_size": 16,
+            "ssm.time_step_rank": 4,
+        },
+        "falcon-h1": mamba2,
+        "mamba2": mamba2 | {"attention.head_count": 0, "attention.head_count_kv": 0},
         "cohere2": {"attention.sliding_window": 6, "logit_scale": 0.3},
         "command-r": {"logit_scale": 0.3},
         "glm4moe": {"expert_shared_count": 1, "leading_dense_block_count": 1, "rope.dimension_count": 8}
@@ -279,14 +404,8 @@ def parameters(toy: Toy) -> dict[str, Any]:
         }
         | wide,
         "granitehybrid": _GRANITE
-        | {
-            "attention.head_count_kv": [toy.kv_heads if layer % 3 == 2 else 0 for layer in range(toy.layers)],
-            "ssm.conv_kernel": 4,
-            "ssm.inner_size": 2 * toy.width,
-            "ssm.state_size": 16,
-            "ssm.time_step_rank": 4,
-            "ssm.group_count": 1,
-        },
+        | {"attention.head_count_kv": [toy.kv_heads if layer % 3 == 2 else 0 for layer in range(toy.layers)]}
+        | mamba2,
         "mamba": {
             "ssm.conv_kernel": 4,
             "ssm.inner_size": 2 * toy.width,
@@ -301,12 +420,16 @@ def parameters(toy: Toy) -> dict[str, Any]:
     return known.get(toy.architecture, {})
 
 
+_SPECIAL = {"smollm3", "cohere2", "olmoe", "llama4", "gemma4", "dots1"}
 TOYS: dict[str, Toy] = {
-    **{name: Toy(name) for name in LAYERS if name not in {"smollm3", "cohere2", "olmoe", "minimax-m2"}},
+    **{name: Toy(name) for name in LAYERS if name not in _SPECIAL},
     "smollm3": Toy("smollm3", layers=9),
     "cohere2": Toy("cohere2", layers=8),
     "olmoe": Toy("olmoe", kv_heads=4),
-    "minimax-m2": Toy("minimax-m2"),
+    "llama4": Toy("llama4", layers=8),
+    "gemma4": Toy("gemma4", layers=6, features=frozenset({"rope_factors"})),
+    "dots1": Toy("dots1", kv_heads=4),
+    "jamba": Toy("jamba", layers=6),
     "lfm2moe": Toy("lfm2moe", layers=6),
     "granitehybrid": Toy("granitehybrid", layers=6),
     "glm4": Toy("glm4", parameters={"rope.dimension_sections": [2, 3, 3, 0]}),

@@ -143,7 +143,7 @@ def _shapes(toy: Toy) -> Iterator[tuple[str, Shape]]:
     if not toy.tied and toy.architecture not in _TIED:
         yield "output.weight", (toy.width, toy.vocabulary)
     if "rope_factors" in toy.features:
-        yield "rope_freqs.weight", (toy.head_width // 2,)
+        yield "rope_freqs.weight", (16 if toy.architecture == "gemma4" else toy.head_width // 2,)
     if "long_rope" in toy.features:
         yield "rope_factors_long.weight", (toy.head_width // 2,)
         yield "rope_factors_short.weight", (toy.head_width // 2,)
@@ -159,7 +159,7 @@ def _values(rng: np.random.Generator, name: str, shape: Shape) -> np.ndarray:
         return 1 + np.abs(noise)
     if name.endswith("ssm_a"):
         return -np.abs(noise)
-    if "norm" in name and name.endswith("weight"):
+    if ("norm" in name and not name.endswith("bias")) or "output_scale" in name:
         return 1 + 0.1 * noise
     if name.endswith("bias") or len(shape) == 1:
         return 0.2 * noise
@@ -206,7 +206,8 @@ def model_bytes(toy: Toy) -> bytes:
         scalar("general.architecture", ValueType.STRING, toy.architecture),
         scalar("general.name", ValueType.STRING, f"toy {toy.architecture}"),
     ]
-    entries += [_entry(f"{toy.architecture}.{key}", value) for key, value in _parameters(toy).items()]
+    for key, value in _parameters(toy).items():
+        entries.append(_entry(key if key.startswith("xielu.") else f"{toy.architecture}.{key}", value))
     entries += _tokenizer(toy)
     infos, data = [], []
     for name, shape in _shapes(toy):

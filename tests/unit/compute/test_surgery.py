@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from p2pnode.compute.architectures import ARCHITECTURES, REFUSED
 from p2pnode.compute.embedding import embed_rows
 from p2pnode.compute.ggml_types import TENSOR_TYPES
-from p2pnode.compute.gguf import ModelIndex, ValueType, array, parse, scalar
+from p2pnode.compute.gguf import ModelIndex, ValueType, align_up, array, header_bytes, join, parse, scalar
 from p2pnode.compute.part import Part, Shard, Source, real_layer_count, whole
 from p2pnode.compute.surgery import cut, needed_tensors
 from p2pnode.errors import ArchitectureUnsupported, BadModelFile, PlanError, ShapeMismatch
@@ -313,3 +313,63 @@ def test_tensors_of_the_output_stay_with_the_output() -> None:
     index = replace(INDEX, tensors={**INDEX.tensors, "cls.weight": extra})
     assert "cls.weight" not in needed_tensors(index, Part(1, 3))
     assert "cls.weight" in needed_tensors(index, Part(3, 5, output=True))
+
+
+def test_families_that_need_several_layers_get_inert_ones_or_are_refused() -> None:
+    gemma4 = index_of(model_bytes(TOYS["gemma4"]))
+    assert cut(gemma4, Part(1, 2)).facts.layer_count == 2
+    assert "rope_freqs.weight" not in needed_tensors(gemma4, Part(0, 2))
+    assert "rope_freqs.weight" in needed_tensors(gemma4, Part(1, 3))
+    with pytest.raises(ArchitectureUnsupported, match="at least 4 layers"):
+        cut(index_of(model_bytes(TOYS["llama4"])), Part(8, 8, output=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "reason"),
+    [
+        ("gemma4", {"attention.shared_kv_layers": 2}, "share keys"),
+        ("llama4", {"interleave_moe_layer_step": 3}, "do not repeat"),
+        ("ernie4_5-moe", {"interleave_moe_layer_step": 2}, "do not repeat"),
+    ],
+)
+def test_models_of_a_family_may_be_refused(name: str, parameters: dict[str, int], reason: str) -> None:
+    changed = changed_toy(name, parameters)
+    with pytest.raises(ArchitectureUnsupported, match=reason):
+        cut(index_of(model_bytes(changed)), Part(0, 4))
+
+
+def changed_toy(name: str, parameters: dict[str, int]) -> Toy:
+    return replace(TOYS[name], parameters={**TOYS[name].parameters, **parameters})
+
+
+def test_activations_listed_by_layer_are_sliced() -> None:
+    toy = replace(TOYS["apertus"], parameters={"xielu.beta": [0.1, 0.2, 0.3, 0.4, 0.5]})
+    data = model_bytes(toy)
+    values = parse(materialise(cut(index_of(data), Part(1, 3)), data)).metadata["xielu.beta"].value()
+    assert values == pytest.approx([0.2, 0.3])
+
+
+def test_cuts_of_a_split_model_are_cuts_of_the_one_file() -> None:
+    infos = list(INDEX.tensors.values())
+    files, parts = [], []
+    for number in range(2):
+        mine = infos[number::2]
+        entries = [
+            *(INDEX.metadata.values() if number == 0 else ()),
+            scalar("split.no", ValueType.UINT16, number),
+            scalar("split.count", ValueType.UINT16, 2),
+        ]
+        header, _ = header_bytes(entries, [(t.name, t.shape, t.type, t.size) for t in mine], 32)
+        files.append(header + b"".join(LLAMA[t.offset : t.offset + align_up(t.size, 32)] for t in mine))
+        parts.append(parse(files[-1], file=number))
+    index = join(parts)
+    part = Part(1, 4, shard=Shard(1, (1, 2)))
+    ours, theirs = parse(materialise(cut(index, part), *files)), parse(materialise(cut(INDEX, part), LLAMA))
+    assert (ours.metadata, set(ours.tensors)) == (theirs.metadata, set(theirs.tensors))
+    one, other = materialise(cut(index, part), *files), materialise(cut(INDEX, part), LLAMA)
+    for name, tensor in ours.tensors.items():
+        twin = theirs.tensors[name]
+        assert (
+            one[tensor.offset : tensor.offset + tensor.size] == other[twin.offset : twin.offset + twin.size]
+        )
+    assert {piece.file for piece in cut(index, part).pieces if isinstance(piece, Source)} == {0, 1}
