@@ -7,7 +7,7 @@ import re
 import socket
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,8 @@ class JoinOptions:
     """Price list of this node."""
     as_json: bool = False
     """Whether the start is announced as one JSON document instead of text."""
+    origins: Mapping[str, str] = field(default_factory=dict)
+    """Where each value came from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,6 +236,7 @@ def load_options(
         except ConfigError as error:
             raise ConfigError(f"{name} from {source}: {error.message}", hint=error.hint) from error
         origins[name] = source
+    values["origins"] = origins
     values["as_json"] = bool(flags.get("as_json"))
     if not values.get("name"):
         values["name"] = socket.gethostname().split(".")[0] or "device"
@@ -246,18 +249,19 @@ def _flag_name(option: str) -> str:
     return special.get(option, option.replace("_", "-"))
 
 
-def describe(resolved: Resolved) -> list[dict[str, Any]]:
+def describe(options: JoinOptions) -> list[dict[str, Any]]:
     """Rows of `p2pnode config show --origin`; the ticket is never shown."""
     rows = []
-    for field in fields(JoinOptions):
-        value = getattr(resolved.options, field.name)
+    for option in fields(JoinOptions):
+        if option.name in ("origins", "as_json"):
+            continue
+        value = getattr(options, option.name)
         if isinstance(value, tuple):
             value = [str(item) for item in value]
         elif isinstance(value, Path):
             value = str(value)
-        if field.name == "ticket" and value is not None:
+        if option.name == "ticket" and value is not None:
             value = "(hidden)"
-        rows.append(
-            {"name": field.name, "value": value, "origin": resolved.origins.get(field.name, "default")}
-        )
+        origin = options.origins.get(option.name, "default")
+        rows.append({"name": option.name, "value": value, "origin": origin})
     return rows

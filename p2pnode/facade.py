@@ -130,6 +130,13 @@ class NodeFacade(Protocol):
 
     def billing(self) -> JsonObject: ...
     def settings(self) -> JsonObject: ...
+    def metrics(self) -> JsonObject:
+        """{"metrics": [{"name", "type": counter | gauge, "help", "samples": [{"labels": {}, "value"}]}]}"""
+        ...
+
+    def options(self) -> JsonObject:
+        """{"settings": [{"name", "value", "origin"}]}: what this start was told, secrets hidden."""
+        ...
 
     # models
     def resolve_model(self, name: str | None) -> str:

@@ -10,13 +10,17 @@ from quart import Quart, Response, g, request
 
 from p2pnode.api.chat import chat_routes
 from p2pnode.api.completions import completion_routes
-from p2pnode.api.context import ApiContext
+from p2pnode.api.console import console_routes
+from p2pnode.api.context import ApiContext, caller
 from p2pnode.api.embeddings import embedding_routes
-from p2pnode.api.envelope import error_response
+from p2pnode.api.envelope import error_response, json_response
 from p2pnode.api.infer import infer_routes
 from p2pnode.api.key_routes import key_routes
 from p2pnode.api.live import live_routes
 from p2pnode.api.mesh import mesh_routes, view_routes
+from p2pnode.api.metrics import CONTENT_TYPE, ApiMetrics
+from p2pnode.api.modes import mode_routes
+from p2pnode.api.openapi import document
 from p2pnode.api.panel import POLICY, find_panel, panel_routes
 from p2pnode.api.responses import responses_routes
 from p2pnode.api.security import ApiSecurity
@@ -36,7 +40,8 @@ def create_app(
     panel: Path | None = None,
 ) -> Quart:
     """The application for one node; `closing` set ends every stream."""
-    context = ApiContext(node, security or ApiSecurity(), closing or asyncio.Event())
+    metrics = ApiMetrics(node)
+    context = ApiContext(node, security or ApiSecurity(), metrics, closing or asyncio.Event())
     app = Quart(__name__, static_folder=None, template_folder=None)
     app.config.update(
         MAX_CONTENT_LENGTH=API_BODY_BYTES_MAX,
@@ -45,6 +50,7 @@ def create_app(
         PROPAGATE_EXCEPTIONS=False,
     )
     app.extensions["p2pnode"] = context
+    app.url_map.merge_slashes = False
     for routes in (
         view_routes(context),
         completion_routes(context),
@@ -53,15 +59,28 @@ def create_app(
         responses_routes(context),
         infer_routes(context),
         mesh_routes(context),
+        mode_routes(context),
+        console_routes(context),
         key_routes(context),
         live_routes(context),
         panel_routes(panel or find_panel()),
     ):
         app.register_blueprint(routes)
 
+    @app.get("/openapi.json")
+    async def openapi() -> Response:
+        caller("use")
+        return json_response(document(app))
+
+    @app.get("/metrics")
+    async def scrape() -> Response:
+        caller("use")
+        return Response(metrics.text(), content_type=CONTENT_TYPE)
+
     @app.before_request
     async def guard() -> None:
         g.caller = None
+        g.begun_s = time.perf_counter()
         guarded = context.security
         guarded.check_host(request.headers.get("Host", ""))
         is_open = request.path in _OPEN_PATHS or request.path.startswith(_OPEN_PREFIXES)
@@ -74,6 +93,9 @@ def create_app(
 
     @app.after_request
     async def protect(response: Response) -> Response:
+        route = request.url_rule.rule if request.url_rule is not None else "none"
+        metrics.requests.labels(route, str(response.status_code)).inc()
+        metrics.seconds.labels(route).observe(time.perf_counter() - g.begun_s)
         headers = response.headers
         headers["X-Content-Type-Options"] = "nosniff"
         headers["X-Frame-Options"] = "DENY"

@@ -150,7 +150,7 @@ def chat_routes(context: ApiContext) -> Blueprint:
                 context, requests, render, reply, include_usage=wants_usage, headers=headers
             )
         with context.slot():
-            outcomes = await collect(node, requests)
+            outcomes = await collect(context.generate, requests)
         choices = [chat_choice(index, outcome, tools) for index, outcome in enumerate(outcomes)]
         return json_response(reply.whole(choices, [o.end for o in outcomes]), headers=headers)
 

@@ -120,7 +120,7 @@ async def stream_answer(
 ) -> Response:
     context.take_slot()
     try:
-        events = await first_then(run_choices(context.node, requests))
+        events = await first_then(run_choices(context.generate, requests))
     except BaseException:
         context.generating -= 1
         raise
@@ -201,7 +201,7 @@ def completion_routes(context: ApiContext) -> Blueprint:
         headers = answer_headers(reply, ignored)
         if not asked.stream:
             with context.slot():
-                outcomes = await collect(node, requests)
+                outcomes = await collect(context.generate, requests)
             choices = [completion_choice(i, outcome, echoes[i]) for i, outcome in enumerate(outcomes)]
             return json_response(
                 reply.whole(choices, [o.end for o in outcomes], len(prompts)), headers=headers

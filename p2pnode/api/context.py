@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from quart import g, request
 
 from p2pnode.api.keys import Scope
+from p2pnode.api.metrics import ApiMetrics
 from p2pnode.api.security import ApiSecurity, Caller, require
 from p2pnode.errors import Busy
-from p2pnode.facade import NodeFacade
+from p2pnode.facade import GenerateEvent, GenerateRequest, NodeFacade
 from p2pnode.limits import API_REQUESTS_CONCURRENT_MAX
 
 
@@ -21,10 +22,15 @@ from p2pnode.limits import API_REQUESTS_CONCURRENT_MAX
 class ApiContext:
     node: NodeFacade
     security: ApiSecurity
+    metrics: ApiMetrics
     closing: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the server stops: every stream ends then."""
     generating: int = 0
     live_readers: int = 0
+
+    def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateEvent]:
+        """A generation of the node, counted by the metrics."""
+        return self.metrics.generate(request)
 
     @contextmanager
     def slot(self) -> Iterator[None]:

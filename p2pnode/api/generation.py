@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -16,7 +16,6 @@ from p2pnode.facade import (
     Finished,
     GenerateEvent,
     GenerateRequest,
-    NodeFacade,
     SamplingParams,
     TextDelta,
     TokenLogprob,
@@ -81,12 +80,15 @@ def choices_of(base: GenerateRequest, count: int) -> list[GenerateRequest]:
 
 
 Indexed = tuple[int, GenerateEvent]
+Generate = Callable[[GenerateRequest], AsyncIterator[GenerateEvent]]
 
 
-async def run_choices(node: NodeFacade, requests: Sequence[GenerateRequest]) -> AsyncGenerator[Indexed, None]:
+async def run_choices(
+    generate: Generate, requests: Sequence[GenerateRequest]
+) -> AsyncGenerator[Indexed, None]:
     """Events of all choices as they come; closing it closes every generation."""
     if len(requests) == 1:
-        source = node.generate(requests[0])
+        source = generate(requests[0])
         try:
             async for event in source:
                 yield 0, event
@@ -96,7 +98,7 @@ async def run_choices(node: NodeFacade, requests: Sequence[GenerateRequest]) -> 
     queue: asyncio.Queue[Indexed | BaseException | None] = asyncio.Queue(API_STREAM_QUEUE_MAX)
 
     async def pump(index: int, request: GenerateRequest) -> None:
-        source = node.generate(request)
+        source = generate(request)
         try:
             async for event in source:
                 await queue.put((index, event))
@@ -145,9 +147,9 @@ class Outcome:
         return self.finished
 
 
-async def collect(node: NodeFacade, requests: Sequence[GenerateRequest]) -> list[Outcome]:
+async def collect(generate: Generate, requests: Sequence[GenerateRequest]) -> list[Outcome]:
     outcomes = [Outcome() for _ in requests]
-    async with aclosing(run_choices(node, requests)) as events:
+    async with aclosing(run_choices(generate, requests)) as events:
         async for index, event in events:
             outcomes[index].take(event)
     for outcome in outcomes:

@@ -25,10 +25,12 @@ from p2pnode.api.grammar import grammar_of
 from p2pnode.api.schemas import InferRequest, Message, parse
 from p2pnode.api.sse import stream_response
 from p2pnode.errors import RequestError
-from p2pnode.facade import Finished, GenerateEvent, GenerateRequest, NodeFacade, PrefillProgress, TextDelta
+from p2pnode.facade import Finished, GenerateEvent, GenerateRequest, Mode, PrefillProgress, TextDelta
 
 
-async def requested(node: NodeFacade) -> tuple[InferRequest, GenerateRequest]:
+async def requested(context: ApiContext, mode: Mode) -> tuple[InferRequest, GenerateRequest]:
+    """The request of this call; `mode` is what its address says, the body may say otherwise."""
+    node = context.node
     who = caller("use")
     asked = parse(InferRequest, await body())
     if (asked.prompt is None) == (asked.messages is None):
@@ -47,50 +49,50 @@ async def requested(node: NodeFacade) -> tuple[InferRequest, GenerateRequest]:
         max_tokens=asked.max_tokens or MAX_TOKENS_DEFAULT,
         stop=stop_list(asked) + stops,
         sampling=sampling_of(asked, grammar=grammar_of(asked), logprobs=None),
-        mode=asked.mode or "auto",
+        mode=asked.mode or mode,
         caller=who.account,
         request_id=new_id("infer"),
     )
 
 
+async def answer_infer(context: ApiContext, *, mode: Mode = "auto", stream: bool = False) -> Response:
+    asked, wanted = await requested(context, mode)
+    if stream or asked.stream:
+        return await streamed(context, wanted)
+    with context.slot():
+        outcome = (await collect(context.generate, [wanted]))[0]
+    return json_response(result(wanted.model or "", outcome.end) | {"text": "".join(outcome.text)})
+
+
+async def streamed(context: ApiContext, wanted: GenerateRequest) -> Response:
+    context.take_slot()
+    try:
+        events = await first_then(run_choices(context.generate, [wanted]))
+    except BaseException:
+        context.generating -= 1
+        raise
+
+    def render(_: int, event: GenerateEvent) -> list[dict[str, Any]]:
+        if isinstance(event, TextDelta):
+            return [{"type": "text", "text": event.text, "tokens": event.token_count}]
+        if isinstance(event, PrefillProgress):
+            counts = {"done": event.tokens_done, "total": event.tokens_total, "cached": event.tokens_cached}
+            return [{"type": "prefill", **counts}]
+        return [{"type": "finished", **result(wanted.model or "", event)}]
+
+    return stream_response(StreamBody(context, events, render, lambda _: []))
+
+
 def infer_routes(context: ApiContext) -> Blueprint:
     routes = Blueprint("infer", __name__)
-    node = context.node
 
     @routes.post("/infer")
     async def infer() -> Response:
-        asked, wanted = await requested(node)
-        if asked.stream:
-            return await streamed(wanted)
-        with context.slot():
-            outcome = (await collect(node, [wanted]))[0]
-        return json_response(result(wanted.model or "", outcome.end) | {"text": "".join(outcome.text)})
+        return await answer_infer(context)
 
     @routes.post("/infer/stream")
     async def infer_stream() -> Response:
-        return await streamed((await requested(node))[1])
-
-    async def streamed(wanted: GenerateRequest) -> Response:
-        context.take_slot()
-        try:
-            events = await first_then(run_choices(node, [wanted]))
-        except BaseException:
-            context.generating -= 1
-            raise
-
-        def render(_: int, event: GenerateEvent) -> list[dict[str, Any]]:
-            if isinstance(event, TextDelta):
-                return [{"type": "text", "text": event.text, "tokens": event.token_count}]
-            if isinstance(event, PrefillProgress):
-                counts = {
-                    "done": event.tokens_done,
-                    "total": event.tokens_total,
-                    "cached": event.tokens_cached,
-                }
-                return [{"type": "prefill", **counts}]
-            return [{"type": "finished", **result(wanted.model or "", event)}]
-
-        return stream_response(StreamBody(context, events, render, lambda _: []))
+        return await answer_infer(context, stream=True)
 
     return routes
 

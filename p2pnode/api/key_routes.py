@@ -23,11 +23,16 @@ def key_routes(context: ApiContext) -> Blueprint:
         caller("admin")
         asked = parse(KeyRequest, await body())
         key, secret = store.create(asked.label, asked.scope, now_ms())
+        await context.node.command(
+            "key_created", {"key_id": key.key_id, "label": key.label, "scope": key.scope}
+        )
         return json_response({**key.public(), "key": secret}, 201)
 
     @routes.delete("/keys/<key_id>")
     async def revoke_key(key_id: str) -> Response:
         caller("admin")
-        return json_response(store.revoke(key_id, now_ms()).public())
+        key = store.revoke(key_id, now_ms())
+        await context.node.command("key_revoked", {"key_id": key.key_id})
+        return json_response(key.public())
 
     return routes

@@ -12,6 +12,7 @@ from p2pnode.api.context import ApiContext, body, caller
 from p2pnode.api.envelope import json_response
 from p2pnode.api.schemas import InviteRequest, PlanRequest, parse
 from p2pnode.errors import RequestError
+from p2pnode.facade import Mode, NodeFacade
 
 
 def plain(request_struct: msgspec.Struct) -> dict[str, Any]:
@@ -63,6 +64,11 @@ def view_routes(context: ApiContext) -> Blueprint:
 
         routes.add_url_rule(path, method, answer, methods=["GET"])
 
+    @routes.get("/settings/origins")
+    async def origins() -> Response:
+        caller("admin")
+        return json_response(node.options())
+
     for name in ("status", "peers", "models", "plans", "sessions", "billing", "settings"):
         view(f"/{name}", name)
     return routes
@@ -95,16 +101,9 @@ def mesh_routes(context: ApiContext) -> Blueprint:
     routes = Blueprint("mesh", __name__)
     node = context.node
 
-    async def make_plan() -> Response:
-        if request.method == "GET":
-            asked = plan_from_query(query_arguments(request.args))
-        else:
-            asked = parse(PlanRequest, await body())
-        caller("admin" if asked.apply else "use")
-        return json_response(await node.plan(plain(asked)))
-
-    routes.add_url_rule("/plan", "plan", make_plan, methods=["POST"])
-    routes.add_url_rule("/pipeline/plan", "pipeline_plan", make_plan, methods=["GET", "POST"])
+    @routes.post("/plan")
+    async def plan() -> Response:
+        return await answer_plan(node, "auto")
 
     @routes.post("/invites")
     async def invites() -> Response:
@@ -133,6 +132,19 @@ def mesh_routes(context: ApiContext) -> Blueprint:
         return json_response(await node.command("set", await arguments()))
 
     return routes
+
+
+async def answer_plan(node: NodeFacade, mode: Mode) -> Response:
+    """POST takes JSON, GET a query; only POST applies."""
+    if request.method == "GET":
+        asked = plan_from_query({"mode": mode, **query_arguments(request.args)})
+    else:
+        given = await body()
+        asked = parse(PlanRequest, given)
+        if asked.mode == "auto" and b'"mode"' not in given:
+            asked.mode = mode
+    caller("admin" if asked.apply else "use")
+    return json_response(await node.plan(plain(asked)))
 
 
 async def arguments() -> dict[str, Any]:

@@ -270,7 +270,7 @@ def responses_routes(context: ApiContext) -> Blueprint:
         if asked.stream:
             return await streamed(request, events, headers)
         with context.slot():
-            outcome = (await collect(node, [request]))[0]
+            outcome = (await collect(context.generate, [request]))[0]
         for part in outcome.text:
             events(0, TextDelta(part, 0))
         last = events(0, outcome.end)[-1]
@@ -279,7 +279,7 @@ def responses_routes(context: ApiContext) -> Blueprint:
     async def streamed(request: GenerateRequest, events: Events, headers: dict[str, str]) -> Response:
         context.take_slot()
         try:
-            source = await first_then(run_choices(node, [request]))
+            source = await first_then(run_choices(context.generate, [request]))
         except BaseException:
             context.generating -= 1
             raise

@@ -29,7 +29,7 @@ def show(origin: bool, data: Path | None, config_file: Path | None, as_json: boo
     """What `p2pnode join` would use now."""
     from p2pnode.config import describe, load_options
 
-    rows = describe(load_options({"data": data}, config_file=config_file))
+    rows = describe(load_options({"data": data}, config_file=config_file).options)
     if as_json:
         print_json({"settings": rows})
         return

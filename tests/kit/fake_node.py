@@ -172,6 +172,18 @@ class FakeNode:
         }
         return {"settings": [row]}
 
+    def metrics(self) -> JsonObject:
+        sample = {"labels": {"type": "NodeStarted"}, "value": 3}
+        return {
+            "metrics": [
+                {"name": "p2pnode_events_total", "type": "counter", "help": "Facts in the log.", "samples": [sample]},
+                {"name": "p2pnode_log_size", "type": "gauge", "help": "Events.", "samples": [{"labels": {}, "value": 42}]},
+            ]
+        }  # fmt: skip
+
+    def options(self) -> JsonObject:
+        return {"settings": [{"name": "threads", "value": 2, "origin": "flag --threads"}]}
+
     def resolve_model(self, name: str | None) -> str:
         if name in (None, MODEL, "/models/demo.gguf"):
             return MODEL

@@ -127,6 +127,7 @@ def test_bad_addresses(text: str) -> None:
 def test_ticket_is_hidden(tmp_path: Path) -> None:
     """`config show` never prints the secret."""
     rows = {
-        row["name"]: row for row in describe(load_options({"data": tmp_path, "ticket": "p2p1-SECRET"}, {}))
+        row["name"]: row
+        for row in describe(load_options({"data": tmp_path, "ticket": "p2p1-SECRET"}, {}).options)
     }
     assert rows["ticket"]["value"] == "(hidden)"

@@ -1,0 +1,106 @@
+"""GET /metrics: what the API measures itself, and what the projections count, in Prometheus' text format.
+
+Each application has its own registry, so that several nodes run in one process.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, Iterable, Mapping
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from p2pnode import __version__
+from p2pnode.api.sse import close
+from p2pnode.facade import Finished, GenerateEvent, GenerateRequest, NodeFacade, TextDelta
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_FIRST_TOKEN_S = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 30, 60)
+_PER_TOKEN_S = (0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2)
+
+
+class _Projections:
+    """The node's own counts as a collector, asked at each scrape."""
+
+    def __init__(self, node: NodeFacade) -> None:
+        self._node = node
+
+    def collect(self) -> Iterable[Metric]:
+        for family in self._node.metrics().get("metrics", []):
+            yield _family(family)
+
+
+def _family(family: Mapping[str, Any]) -> Metric:
+    labels = sorted({label for sample in family["samples"] for label in sample["labels"]})
+    kind = CounterMetricFamily if family["type"] == "counter" else GaugeMetricFamily
+    metric = kind(family["name"], family["help"], labels=labels)
+    for sample in family["samples"]:
+        metric.add_metric([str(sample["labels"].get(label, "")) for label in labels], sample["value"])
+    return metric
+
+
+class ApiMetrics:
+    def __init__(self, node: NodeFacade) -> None:
+        self._node = node
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "p2pnode_http_requests",
+            "Answers by route and status.",
+            ["route", "status"],
+            registry=self.registry,
+        )
+        self.seconds = Histogram(
+            "p2pnode_http_request_seconds", "Time until the answer began.", ["route"], registry=self.registry
+        )
+        self.tokens = Counter(
+            "p2pnode_tokens_generated", "Tokens written.", ["model", "mode"], registry=self.registry
+        )
+        self.first_token = Histogram(
+            "p2pnode_time_to_first_token_seconds",
+            "From the request to its first text.",
+            ["model"],
+            buckets=_FIRST_TOKEN_S,
+            registry=self.registry,
+        )
+        self.per_token = Histogram(
+            "p2pnode_time_per_output_token_seconds",
+            "Decoding time per token, one observation an answer.",
+            ["model"],
+            buckets=_PER_TOKEN_S,
+            registry=self.registry,
+        )
+        self.running = Gauge("p2pnode_answers_running", "Answers being written.", registry=self.registry)
+        build = Gauge(
+            "p2pnode_build_info", "1, with the version as label.", ["version"], registry=self.registry
+        )
+        build.labels(__version__).set(1)
+        self.registry.register(_Projections(node))
+
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateEvent, None]:
+        """The node's generation, watched."""
+        begun = time.perf_counter()
+        model = request.model or "default"
+        seen = False
+        source = self._node.generate(request)
+        self.running.inc()
+        try:
+            async for event in source:
+                if isinstance(event, TextDelta) and not seen:
+                    seen = True
+                    self.first_token.labels(model).observe(time.perf_counter() - begun)
+                elif isinstance(event, Finished):
+                    self._finished(model, event)
+                yield event
+        finally:
+            self.running.dec()
+            await close(source)
+
+    def _finished(self, model: str, end: Finished) -> None:
+        self.tokens.labels(model, end.mode).inc(end.completion_tokens)
+        if end.completion_tokens > 1:
+            self.per_token.labels(model).observe(end.decode_s / end.completion_tokens)
+
+    def text(self) -> bytes:
+        return generate_latest(self.registry)

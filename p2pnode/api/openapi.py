@@ -1,0 +1,175 @@
+"""The OpenAPI document, made from the routes and the structs that read their bodies."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import msgspec
+from quart import Quart
+
+from p2pnode import __version__
+from p2pnode.api.console import ConsoleRequest
+from p2pnode.api.schemas import (
+    ChatRequest,
+    CompletionRequest,
+    EmbeddingRequest,
+    InferRequest,
+    InviteRequest,
+    KeyRequest,
+    PlanRequest,
+    ResponsesRequest,
+)
+
+BODIES: dict[str, type[msgspec.Struct]] = {
+    "/v1/chat/completions": ChatRequest,
+    "/v1/completions": CompletionRequest,
+    "/v1/embeddings": EmbeddingRequest,
+    "/v1/responses": ResponsesRequest,
+    "/infer": InferRequest,
+    "/infer/stream": InferRequest,
+    "/pipeline/infer": InferRequest,
+    "/tensor/infer": InferRequest,
+    "/plan": PlanRequest,
+    "/pipeline/plan": PlanRequest,
+    "/tensor/plan": PlanRequest,
+    "/invites": InviteRequest,
+    "/keys": KeyRequest,
+    "/shell/exec": ConsoleRequest,
+}
+_STREAMS = (
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/responses",
+    "/infer",
+    "/infer/stream",
+    "/api/live",
+)
+_PANEL = ("/", "/web/<path:name>", "/favicon.ico")
+SUMMARIES: dict[str, str] = {
+    "GET /health": "Whether the node lives and is ready",
+    "GET /metrics": "Counts and times for Prometheus",
+    "GET /openapi.json": "This document",
+    "GET /v1/models": "Models, OpenAI's list",
+    "GET /v1/models/<path:name>": "One model",
+    "POST /v1/chat/completions": "OpenAI chat, whole or streamed",
+    "POST /v1/completions": "OpenAI plain completions, whole or streamed",
+    "POST /v1/embeddings": "OpenAI embeddings",
+    "POST /v1/responses": "OpenAI responses, stateless",
+    "GET /status": "This node in one document",
+    "GET /peers": "Devices of the mesh, their links and addresses",
+    "GET /models": "Models, who holds them and how much",
+    "GET /plans": "Plans, newest first",
+    "GET /sessions": "Requests that run and that ran",
+    "GET /billing": "Accounts, holds and channels",
+    "GET /settings": "Settings that were changed, and by whom",
+    "POST /settings": "Change a setting",
+    "GET /settings/origins": "What this start was told, and by what",
+    "POST /infer": "One prompt or conversation, p2pnode's short form",
+    "POST /infer/stream": "The same as server-sent events",
+    "POST /plan": "Propose a plan, or apply it",
+    "GET /pipeline/plan": "Propose a pipeline",
+    "POST /pipeline/plan": "Propose or apply a pipeline",
+    "POST /pipeline/infer": "Infer through a pipeline",
+    "POST /pipeline/forward": "One stage's forward step (admin)",
+    "POST /pipeline/clear": "Forget a session's state on the stages",
+    "GET /tensor/plan": "Propose a tensor-parallel group",
+    "POST /tensor/plan": "Propose or apply a tensor-parallel group",
+    "GET /tensor/status": "Tensor plans and sessions",
+    "POST /tensor/infer": "Infer through a tensor-parallel group",
+    "POST /tensor/allreduce": "One reduction step (admin)",
+    "POST /tensor/rpc/start": "Start the RPC worker of llama.cpp",
+    "POST /tensor/rpc/stop": "Stop it",
+    "POST /invites": "Make a ticket",
+    "GET /keys": "API keys, without their secrets",
+    "POST /keys": "Make an API key; its secret is in this answer only",
+    "DELETE /keys/<key_id>": "Revoke an API key",
+    "GET /log/<path:query>": "Questions to the sealed record: size, entries, event, checkpoint, proofs",
+    "POST /command/<name>": "Any other state change, by name",
+    "POST /billing/topup": "Add credit to an account",
+    "POST /shell/exec": "Run a command, when the operator enabled the console",
+    "GET /api/live": "Log events and telemetry as server-sent events",
+}
+ERROR = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code"],
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": "string"},
+                "param": {"type": ["string", "null"]},
+                "code": {"type": ["string", "null"]},
+                "hint": {"type": "string"},
+                "details": {"type": "object"},
+            },
+        }
+    },
+}
+
+
+def routes_of(app: Quart) -> list[tuple[str, str]]:
+    """(method, rule) of every address of the API, the panel's files apart."""
+    found = []
+    for rule in app.url_map.iter_rules():
+        if rule.rule in _PANEL:
+            continue
+        found += [(method, rule.rule) for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}]
+    return sorted(found, key=lambda pair: (pair[1], pair[0]))
+
+
+def document(app: Quart) -> dict[str, Any]:
+    """OpenAPI 3.1 of the running application."""
+    kinds = sorted(set(BODIES.values()), key=lambda kind: kind.__name__)
+    schemas, components = msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")
+    names = {kind: schema["$ref"] for kind, schema in zip(kinds, schemas, strict=True)}
+    paths: dict[str, Any] = {}
+    for method, rule in routes_of(app):
+        path = re.sub(r"<(?:[a-z]+:)?([a-z_]+)>", r"{\1}", rule)
+        paths.setdefault(path, {})[method.lower()] = _operation(method, rule, names)
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "p2pnode", "version": __version__, "license": {"name": "Apache-2.0"}},
+        "paths": paths,
+        "components": {
+            "schemas": {**components, "Error": ERROR},
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+        },
+        "security": [{}, {"key": []}],
+    }
+
+
+def _operation(method: str, rule: str, names: dict[type[msgspec.Struct], str]) -> dict[str, Any]:
+    content: dict[str, Any] = {"application/json": {"schema": {"type": "object"}}}
+    if rule == "/metrics":
+        content = {"text/plain": {"schema": {"type": "string"}}}
+    if rule in _STREAMS:
+        content["text/event-stream"] = {"schema": {"type": "string"}}
+    status = "201" if method == "POST" and rule in ("/invites", "/keys") else "200"
+    operation: dict[str, Any] = {
+        "summary": SUMMARIES[f"{method} {rule}"],
+        "operationId": re.sub(r"[^a-z0-9]+", "_", f"{method} {rule}".lower()).strip("_"),
+        "responses": {
+            status: {"description": "done", "content": content},
+            "default": {
+                "description": "an error",
+                "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
+            },
+        },
+    }
+    parameters = [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+        for name in re.findall(r"<(?:[a-z]+:)?([a-z_]+)>", rule)
+    ]
+    if parameters:
+        operation["parameters"] = parameters
+    if method == "POST":
+        kind = BODIES.get(rule)
+        schema = {"$ref": names[kind]} if kind is not None else {"type": "object"}
+        operation["requestBody"] = {
+            "required": kind is not None,
+            "content": {"application/json": {"schema": schema}},
+        }
+    return operation
