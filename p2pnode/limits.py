@@ -419,7 +419,10 @@ STEP_OVERHEAD_S = 0.0005
 """Batch set-up and taps of one engine step."""
 
 UNIT_BUFFER_BYTES = 48 * 1024 * 1024
-"""Compute buffers and code of one engine unit beside weights and KV cache."""
+"""An engine process with its code and graphs, beside weights, KV cache and room to compute."""
+
+MASK_ROW_TOKEN_BYTES = 2
+"""Attention mask: a float16 for each row and each position of the context."""
 
 
 # --- api -------------------------------------------------------------------------------------------
@@ -471,6 +474,8 @@ CONSOLE_OUTPUT_BYTES_MAX = 256 * 1024
 # --- node ------------------------------------------------------------------------------------------
 PEER_ADDRESSES_MAX = 16
 TICK_S = 2.0
+TALLIES_KEPT_MAX = 512
+RECEIPT_TIMEOUT_S = 10.0
 WITNESS_INTERVAL_S = 10.0
 WITNESSES_WANTED = 3
 LIVE_ITEMS_WAITING_MAX = 512

@@ -39,6 +39,10 @@ class ModelShape:
     shard_refusal: str | None = None
     shard_units: int = 1
     """KV heads: the most ranks a tensor group can have."""
+    layer_row_bytes: int = 0
+    """Room a layer needs for each row of a batch."""
+    output_row_bytes: int = 0
+    """Room the output needs for each row: logits."""
     bits_per_weight: float | None = None
     """Of the layers, on average."""
 
@@ -203,17 +207,26 @@ def first_token_s(
     return once + (chunk_count - 1) * max(stages) + output_decode_s(shape, mesh.devices[head])
 
 
+def buffer_bytes(shape: ModelShape, load: Load, *, layers: bool, output: bool) -> int:
+    """Of one unit: its process, and room to compute a whole batch (compute/memory.py has the exact numbers)."""
+    rows = limits.UNIT_BATCH_ROWS if layers else limits.OUTPUT_UNIT_TOKENS
+    widest = max(shape.layer_row_bytes if layers else 0, shape.output_row_bytes if output else 0)
+    mask = limits.MASK_ROW_TOKEN_BYTES * load.n_ctx * load.parallel if layers else 0
+    return limits.UNIT_BUFFER_BYTES + rows * (widest + mask)
+
+
 def unit_memory_bytes(
     shape: ModelShape, load: Load, first: int, end: int, *, embedding: bool, output: bool, part: float = 1.0
 ) -> int:
     """Weights, KV cache and buffers of one loaded unit; `part` is a rank's fraction of the layers."""
     layers = sum(shape.layer_bytes[first:end]) + shape.kv_bytes(first, end, load.n_ctx, load.parallel)
     ends = shape.weight_bytes(first, first, embedding=embedding, output=output)
-    return int(layers * part) + ends + limits.UNIT_BUFFER_BYTES
+    return int(layers * part) + ends + buffer_bytes(shape, load, layers=end > first, output=output)
 
 
 def streamed_memory_bytes(shape: ModelShape, load: Load) -> int:
     """What a streaming device keeps: the ends, the KV cache, and the layer it computes with the next one."""
     layers = 2 * max(shape.layer_bytes)
     kv = shape.kv_bytes(0, shape.layer_count, load.n_ctx, load.parallel)
-    return layers + kv + shape.weight_bytes(0, 0, embedding=True, output=True) + limits.UNIT_BUFFER_BYTES
+    ends = shape.weight_bytes(0, 0, embedding=True, output=True)
+    return layers + kv + ends + buffer_bytes(shape, load, layers=True, output=True)

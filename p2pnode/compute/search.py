@@ -80,17 +80,25 @@ class Search:
 
     def _needed(self, unit: Unit, peer: str, part: float) -> Times:
         """Memory of layers [i, j) on one device of a unit, with the ends it would also hold."""
-        needed = (self._memory[None, :] - self._memory[:, None]) * part + limits.UNIT_BUFFER_BYTES
+        needed = (self._memory[None, :] - self._memory[:, None]) * part
+        needed += cost.buffer_bytes(self.shape, self.wish.load, layers=True, output=False)
         needed[0, :] += self.shape.embedding_bytes
         if peer == self.wish.head:
-            needed += output_unit_bytes(self.wish, self.shape)
+            separate = output_unit_bytes(self.wish, self.shape)
+            needed += separate
             if unit.peers == (peer,):
-                last = self.layers
-                shared = self.shape.weight_bytes(0, 0, embedding=False, output=True)
-                needed[:, last] -= output_unit_bytes(self.wish, self.shape) - shared
+                needed[:, self.layers] += self._joined_output_bytes() - separate
                 if self.shape.is_tied:
-                    needed[0, last] -= shared
+                    needed[0, self.layers] -= self.shape.output_bytes
         return needed
+
+    def _joined_output_bytes(self) -> int:
+        """What the output adds to a unit with layers."""
+        wide, narrow = (
+            cost.buffer_bytes(self.shape, self.wish.load, layers=True, output=output)
+            for output in (True, False)
+        )
+        return self.shape.output_bytes + wide - narrow
 
     def _on_boundary(self, cut: NDArray[np.int_]) -> NDArray[np.bool_]:
         allowed: NDArray[np.bool_] = np.logical_or(cut % self.shape.boundary == 0, cut == self.layers)

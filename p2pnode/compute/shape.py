@@ -9,6 +9,7 @@ from p2pnode.compute.architectures import architecture_of
 from p2pnode.compute.cost import ModelShape
 from p2pnode.compute.gguf_values import ModelIndex
 from p2pnode.compute.part import real_layer_count
+from p2pnode.compute.rewrite import vocabulary_size
 from p2pnode.compute.shard import rank_limit
 from p2pnode.errors import ArchitectureUnsupported, BadModelFile
 
@@ -51,9 +52,19 @@ def shape_of(index: ModelIndex, *, name: str, content_id: str) -> ModelShape:
         boundary=boundary,
         cut_refusal=cut_refusal,
         shard_refusal=shard_refusal,
+        layer_row_bytes=_layer_row_bytes(index),
+        output_row_bytes=4 * (vocabulary_size(index) + 2 * index.parameter_int("embedding_length")),
         bits_per_weight=8 * sum(layer_bytes) / weights if weights else None,
         shard_units=rank_limit(index),
     )
+
+
+def _layer_row_bytes(index: ModelIndex) -> int:
+    """As in compute/memory.py: the widest step of a layer, float32."""
+    used = max(index.parameter_ints("expert_used_count", 0))
+    dense = max(index.parameter_ints("feed_forward_length", 0))
+    expert = max(index.parameter_ints("expert_feed_forward_length", 0))
+    return 4 * (3 * max(dense, used * (expert or dense)) + 4 * index.parameter_int("embedding_length"))
 
 
 def _rules(index: ModelIndex) -> tuple[str | None, str | None, int]:

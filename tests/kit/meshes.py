@@ -79,3 +79,11 @@ def shapes(draw: st.DrawFn) -> ModelShape:
     return shape(
         layers, layer_bytes=sizes, active_bytes=sizes, boundary=boundary, is_tied=draw(st.booleans())
     )
+
+
+def _rows(draw: st.DrawFn) -> dict[str, int]:
+    """Room to compute, from nothing to more than the weights."""
+    return {
+        "layer_row_bytes": draw(st.sampled_from([0, 100_000, 700_000])),
+        "output_row_bytes": draw(st.sampled_from([0, 500_000])),
+    }
