@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from p2pnode.compute.engine_step import Reply, Step
 from p2pnode.compute.llama import Context, Model, check_spec
 from p2pnode.compute.llama_adapters import Adapters
 from p2pnode.compute.reduce import AllReduce
+from p2pnode.compute.streamed import LayerStream, LoadTrimmer
 from p2pnode.compute.taps import Taps
 from p2pnode.compute.token_table import TokenRows
 from p2pnode.errors import (
@@ -31,6 +34,12 @@ from p2pnode.errors import (
 from p2pnode.frame import DType, Frame, Kind, pack_rows, rows_f32, tokens
 
 _DTYPES = {"f32": DType.F32, "f16": DType.F16, "bf16": DType.BF16, "q8_0": DType.Q8_0}
+
+
+def _stream_of(spec: UnitSpec) -> LayerStream:
+    if spec.model_path is None or spec.tap or spec.reduce or spec.gpu_layers:
+        raise RequestError("streamed mode is for a whole model in one file, computed by processors")
+    return LayerStream(spec.model_path, spec.resident_bytes_max)
 
 
 class Unit:
@@ -50,12 +59,20 @@ class Unit:
         self.group: AllReduce | None = None
         self._table_of_sessions: Sessions | None = None
         self._table: TokenRows | None = None
-        self.model = Model(spec, progress)
+        self._stream: LayerStream | None = None
+        if spec.resident_bytes_max:
+            self._stream = _stream_of(spec)
+            spec = self.spec = replace(spec, load_mode="mmap", repack=False)
+        with LoadTrimmer(self._stream.paths) if self._stream else nullcontext():
+            self.model = Model(spec, progress)
         try:
             result_tap = spec.tap if spec.output == "rows" else None
             self._taps = Taps(result_tap, spec.reduce, stop_after_reduce=spec.output == "none")
             if not spec.vocab_only:
-                self.context = Context(self.model, spec, self._taps.callback)
+                callback = self._stream.callback if self._stream else self._taps.callback
+                self.context = Context(self.model, spec, callback)
+                if self._stream:
+                    self._stream.start()
                 self._adapters = Adapters(self.model, self.context)
                 if spec.adapters:
                     self._adapters.set(spec.adapters)

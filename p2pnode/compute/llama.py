@@ -284,6 +284,11 @@ def check_spec(spec: UnitSpec) -> None:
     for name, choice, known in choices:
         if choice not in known:
             raise RequestError(f"{name} is {choice!r}, must be one of {', '.join(known)}")
+    for endpoint in spec.rpc_endpoints:
+        if not endpoint.startswith("127.0.0.1:"):
+            raise RequestError(f"llama.cpp's RPC is only spoken on loopback, not with {endpoint}")
+    if not isinstance(spec.resident_bytes_max, int) or spec.resident_bytes_max < 0:
+        raise RequestError("resident_bytes_max must be a number of bytes")
     if (spec.model_path is None) == (not spec.pieces):
         raise RequestError("a unit is either a file or pieces")
     if spec.output == "rows" and not spec.tap:

@@ -27,6 +27,7 @@ from p2pnode.errors import (
     EngineIncompatible,
     EngineUnavailable,
     NotFound,
+    OutOfMemory,
     P2PNodeError,
     RemoteProtocolError,
     RequestError,
@@ -500,6 +501,41 @@ async def test_settings_reach_llama(engine: EngineClient, model: Path, changes: 
     await engine.open_session(info.unit_id, 1, GREEDY)
     assert len(await generate(engine, info.unit_id, PROMPT, 3)) == 3
     await engine.unload(info.unit_id)
+
+
+# --- streamed --------------------------------------------------------------------------------------
+async def test_streamed_weights_give_the_same_text_in_less_memory(
+    engine: EngineClient, tmp_path: Path
+) -> None:
+    """A quarter of the model in memory, every layer read again each step, the output exact."""
+    sizes: dict[str, Any] = {"layers": 12, "width": 256, "heads": 8, "head_width": 32, "ff": 2048}
+    path = write_model(tmp_path / "wide.gguf", Toy("llama", text=True, vocabulary=300, **sizes))
+    texts = []
+    for limit in (0, 24 * 2**20):
+        spec = UnitSpec(
+            model_path=str(path), repack=False, load_mode="mmap", resident_bytes_max=limit, **SMALL
+        )
+        before = (await engine.stats())["rss_bytes"]
+        info = await engine.load(spec)
+        await engine.open_session(info.unit_id, 1, GREEDY)
+        texts.append(await generate(engine, info.unit_id, PROMPT, 6))
+        grown = (await engine.stats())["rss_bytes"] - before
+        if limit:
+            assert grown < limit + info.model_bytes // 4
+        await engine.unload(info.unit_id)
+    assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize(
+    "changes", [{"resident_bytes_max": 1}, {"resident_bytes_max": -1}, {"tap": "l_out-1"}]
+)
+async def test_streaming_what_cannot_be_is_refused(
+    engine: EngineClient, model: Path, changes: dict[str, Any]
+) -> None:
+    with pytest.raises((RequestError, OutOfMemory)):
+        await engine.load(
+            UnitSpec(model_path=str(model), **{"resident_bytes_max": 10**9, **SMALL, **changes})
+        )
 
 
 # --- states ----------------------------------------------------------------------------------------
