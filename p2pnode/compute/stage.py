@@ -16,6 +16,8 @@ from p2pnode.errors import P2PNodeError
 from p2pnode.frame import DType, Frame, Kind
 
 SendFrame = Callable[[Frame], Awaitable[None]]
+ObserveRows = Callable[[Frame, Frame], None]
+"""Told what came in and what it became, in order within a session."""
 
 
 class UnitEngine(Protocol):
@@ -43,15 +45,16 @@ def free_frame(session: int, epoch: int) -> Frame:
 class StageServer:
     """Serves one inbound stream of frames; what comes out goes to `send`, in order per session."""
 
-    def __init__(self, engine: UnitEngine, unit_id: int, send: SendFrame) -> None:
+    def __init__(
+        self, engine: UnitEngine, unit_id: int, send: SendFrame, observe: ObserveRows | None = None
+    ) -> None:
         self._engine = engine
         self._unit_id = unit_id
         self._send = send
+        self._observe = observe
         self._room = asyncio.Semaphore(limits.STAGE_FRAMES_IN_FLIGHT_MAX)
         self._tails: dict[int, asyncio.Task[None]] = {}
         self.sessions: set[int] = set()
-        self.frames_done = 0
-        self.rows_done = 0
 
     async def serve(self, read: Callable[[], Awaitable[Frame]]) -> None:
         """Until the stream ends or breaks; then every session that came over it is freed."""
@@ -87,14 +90,14 @@ class StageServer:
             if work is not None:
                 try:
                     result = replace(await work, sequence=frame.sequence, request=frame.request)
-                    self.frames_done += 1
-                    self.rows_done += frame.rows
                 except P2PNodeError as error:
                     result = error_frame(frame, error)
             if before is not None:
                 await asyncio.wait([before])
             if frame.kind is Kind.FREE:
                 await self._free(frame.session)
+            elif self._observe is not None and work is not None and result.kind is not Kind.ERROR:
+                self._observe(frame, result)
             await self._send(result)
         finally:
             self._room.release()

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 
 from p2pnode import commands as c
 from p2pnode.errors import P2PNodeError
 from p2pnode.events import types as facts
 from p2pnode.node.ledger import Ledger
+from p2pnode.node.receipts import Receipts, RequestDone, StageDone
 from p2pnode.node.requests import Running
+from p2pnode.node.tasks import Tasks
+from p2pnode.units import PeerId
 
 
 class Books:
     """At most eight facts a request: accepted, held, finished, settled, receipts; never a word of it."""
 
-    def __init__(self, ledger: Ledger) -> None:
-        self._ledger = ledger
+    def __init__(self, ledger: Ledger, receipts: Receipts, tasks: Tasks) -> None:
+        self._ledger, self._receipts, self._tasks = ledger, receipts, tasks
 
     async def accepted(self, running: Running) -> None:
         request = running.request
@@ -41,6 +46,11 @@ class Books:
         commit = self._ledger.log.commit_secret(
             running.request_id, text.encode(), owner=running.request.caller
         )
+        done = _done(running)
+        hold = self._ledger.state.billing.holds.get(running.request_id)
+        # What is paid is divided by what the stages themselves counted; what is free need not wait for that.
+        stages = await self._receipts.tally(done) if hold is not None and hold.amount else None
+        work = {**running.work, **_counted(stages or [])}
         answer = await self._ledger.do(
             c.FinishRequest(
                 request_id=running.request_id,
@@ -52,10 +62,27 @@ class Books:
                 prefill_ms=int(session.prefill_s * 1000),
                 decode_ms=int(session.decode_s * 1000),
                 stages=tuple((s["peer"], s["layers"][0], s["layers"][1]) for s in running.active.stages),
-                work=tuple(running.work.items()),
+                work=tuple(work.items()),
             )
         )
+        shares = {str(account): int(share) for account, share in answer.get("shares", ())}
+        if len(running.active.stages) > 1:
+            with contextlib.suppress(asyncio.CancelledError):  # the node is closing: next time, then
+                self._tasks.spawn("receipts", self._sign(done, stages, work, shares))
         return int(answer.get("cost_microunits", 0))
+
+    async def _sign(
+        self,
+        done: RequestDone,
+        stages: list[StageDone] | None,
+        work: dict[str, int],
+        shares: dict[str, int],
+    ) -> None:
+        """Receipts come after the answer: nobody waits for them."""
+        if stages is None:
+            stages = await self._receipts.tally(done)
+            work = {**work, **_counted(stages)}
+        await self._receipts.collect(done, stages, work, shares)
 
     async def failed(self, running: Running, error: P2PNodeError) -> None:
         await self._ledger.do(
@@ -99,3 +126,23 @@ class Books:
                 )
             )
         )
+
+
+def _done(running: Running) -> RequestDone:
+    """What the stages that ended the request are asked about."""
+    active = running.active
+    return RequestDone(
+        request_id=running.request_id,
+        plan_id=active.plan_id,
+        session=running.session.session,
+        model=active.model.content_id,
+        stages=tuple((PeerId(s["peer"]), (int(s["layers"][0]), int(s["layers"][1]))) for s in active.stages),
+        layer_tokens_max={PeerId(peer): done for peer, done in running.work.items()},
+    )
+
+
+def _counted(stages: list[StageDone]) -> dict[str, int]:
+    work: dict[str, int] = {}
+    for stage in stages:
+        work[stage.peer] = work.get(stage.peer, 0) + stage.layer_tokens
+    return work

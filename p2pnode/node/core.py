@@ -34,6 +34,7 @@ from p2pnode.node.ledger import Ledger
 from p2pnode.node.links import Link, Links
 from p2pnode.node.mesh import Mesh, key_of, peer_of
 from p2pnode.node.planning import Planning, PlanRequest, parts_of
+from p2pnode.node.receipts import Receipts
 from p2pnode.node.requests import Requests, Running
 from p2pnode.node.routing import Active, Routing
 from p2pnode.node.tasks import Tasks, describe
@@ -127,10 +128,21 @@ class Node:
             capability=self.capability.view,
             name=self.name,
         )
+        self.receipts = Receipts(
+            me=self.me,
+            record=ledger,
+            tallies=self.hosting.tallies,
+            call=self.links.call,
+            serve=self.links.serve,
+            keys=lambda: ledger.log.keys,
+            checkpoint=ledger.log.checkpoint,
+            now_ms=now_ms,
+            rng=secrets.token_bytes,
+        )
         self.requests = Requests(
             choose=self.choose,
             choose_again=self.choose_again,
-            book=Books(ledger),
+            book=Books(ledger, self.receipts, self.tasks),
             new_id=lambda: f"req-{secrets.token_hex(8)}",
         )
         self.witnessing = Witnessing(ledger=ledger, links=self.links)

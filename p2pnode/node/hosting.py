@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from p2pnode import limits
+from p2pnode.compute.row_tally import RowTallies
 from p2pnode.compute.stage import StageServer
 from p2pnode.errors import NotFound, P2PNodeError, RemoteProtocolError, RequestError, StageLost
 from p2pnode.frame import Frame, FrameReader, encode
@@ -109,6 +110,8 @@ class Hosting:
         self._report = report
         self._locks: dict[tuple[str, int], asyncio.Lock] = {}
         self.stages: dict[tuple[str, int], HostedStage] = {}
+        self.tallies = RowTallies()
+        """What was computed here for each session, for receipts."""
         self.idle = asyncio.Event()
         """Set while no ring runs through this device."""
         self.idle.set()
@@ -258,7 +261,12 @@ class Hosting:
         """Frames forward, trouble backward, until either side ends."""
         await messages.send_message(inbound, messages.Answer(data={}))
         out = OutboundFrames(onward)
-        server = StageServer(hosted.engine.client, hosted.engine.unit(UNIT), out.send)
+        server = StageServer(
+            hosted.engine.client,
+            hosted.engine.unit(UNIT),
+            out.send,
+            lambda received, sent: self.tallies.add(hosted.order.plan_id, hosted.layers, received, sent),
+        )
         hosted.servers += 1
         self.idle.clear()
         watcher = asyncio.ensure_future(self._pass_trouble_back(hosted, inbound, onward))

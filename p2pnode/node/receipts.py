@@ -121,18 +121,21 @@ class Receipts:
     # --- head -----------------------------------------------------------------------------------------
     async def tally(self, done: RequestDone) -> list[StageDone]:
         """What each remote stage says it did, never more than the head can have asked of it."""
-        found: list[StageDone] = []
-        for peer, layers in done.stages:
-            if peer == self._me:
-                continue
-            where = {"plan_id": done.plan_id, "session": done.session, "layers": list(layers)}
-            try:
-                answer = await self._call(peer, TALLY, where, timeout_s=RECEIPT_CALL_S_MAX)
-                claimed = msgspec.convert(answer["layer_tokens"], int)
-            except (P2PNodeError, KeyError, msgspec.ValidationError):
-                continue  # it is gone, or does not know the session: no receipt, no harm
-            found.append(StageDone(peer, layers, max(min(claimed, done.layer_tokens_max.get(peer, 0)), 0)))
-        return found
+        remote = [(peer, layers) for peer, layers in done.stages if peer != self._me]
+        claims = await asyncio.gather(*[self._claim(done, peer, layers) for peer, layers in remote])
+        return [
+            StageDone(peer, layers, max(min(claim, done.layer_tokens_max.get(peer, 0)), 0))
+            for (peer, layers), claim in zip(remote, claims, strict=True)
+            if claim is not None
+        ]
+
+    async def _claim(self, done: RequestDone, peer: PeerId, layers: tuple[int, int]) -> int | None:
+        where = {"plan_id": done.plan_id, "session": done.session, "layers": list(layers)}
+        try:
+            answer = await self._call(peer, TALLY, where, timeout_s=RECEIPT_CALL_S_MAX)
+            return msgspec.convert(answer["layer_tokens"], int)
+        except (P2PNodeError, KeyError, msgspec.ValidationError):
+            return None  # it is gone, or does not know the session: no receipt, no harm
 
     async def collect(
         self,
@@ -148,38 +151,46 @@ class Receipts:
         accounts = self._record.state.billing.accounts
         total = sum(done for peer, done in work.items() if peer not in accounts or not accounts[peer].ended)
         price = sum(shares.values())
-        signed = 0
-        for stage in stages:
-            if stage.layer_tokens == 0:
-                continue
-            asked = _Ask(
-                plan_id=done.plan_id,
-                session=done.session,
-                layers=stage.layers,
-                request_id=done.request_id,
-                model=done.model,
-                salt=self._rng(32),
-                layer_tokens=stage.layer_tokens,
-                microunits=shares.get(stage.peer, 0),
-                request_layer_tokens=total,
-                request_microunits=price,
-            )
-            try:
-                signed += await self._exchange(stage.peer, asked)
-            except (P2PNodeError, msgspec.ValidationError):
-                continue  # what is unsigned is asked again with the next request
-        return signed
+        signed = await asyncio.gather(
+            *[
+                self._exchange(
+                    stage.peer,
+                    _Ask(
+                        plan_id=done.plan_id,
+                        session=done.session,
+                        layers=stage.layers,
+                        request_id=done.request_id,
+                        model=done.model,
+                        salt=self._rng(32),
+                        layer_tokens=stage.layer_tokens,
+                        microunits=shares.get(stage.peer, 0),
+                        request_layer_tokens=total,
+                        request_microunits=price,
+                    ),
+                )
+                for stage in stages
+                if stage.layer_tokens
+            ]
+        )
+        return sum(signed)
 
     async def _exchange(self, peer: PeerId, asked: _Ask) -> bool:
-        """Ask until the receipt is the one asked for: one that waited for a signature comes first."""
-        async with self._locks.setdefault((ASK, peer), asyncio.Lock()):
-            for _ in range(2):
-                answer = await self._call(peer, ASK, _plain(asked), timeout_s=RECEIPT_CALL_S_MAX)
-                offered = msgspec.convert(answer, _Signed, builtin_types=(bytes,))
-                receipt = receipts.decode(offered.receipt)
-                await self._agree(peer, offered, receipt, asked)
-                if receipt.request_id == asked.request_id:
-                    return True
+        """Whether both signed; what is left unsigned is asked for again with the next request."""
+        try:
+            async with self._locks.setdefault((ASK, peer), asyncio.Lock()):
+                return await self._ask(peer, asked)
+        except (P2PNodeError, msgspec.ValidationError):
+            return False
+
+    async def _ask(self, peer: PeerId, asked: _Ask) -> bool:
+        """One that waited for a signature comes first, so it may take two turns."""
+        for _ in range(2):
+            answer = await self._call(peer, ASK, _plain(asked), timeout_s=RECEIPT_CALL_S_MAX)
+            offered = msgspec.convert(answer, _Signed, builtin_types=(bytes,))
+            receipt = receipts.decode(offered.receipt)
+            await self._agree(peer, offered, receipt, asked)
+            if receipt.request_id == asked.request_id:
+                return True
         return False
 
     async def _agree(self, peer: PeerId, offered: _Signed, receipt: receipts.Receipt, asked: _Ask) -> None:

@@ -59,7 +59,8 @@ class Running:
 
     def count_work(self, rows_before: int) -> None:
         """Credit the present stages with what they computed since `rows_before`."""
-        rows = self.session.prefilled + len(self.session.generated) - rows_before
+        # The last token that came was sampled, never fed.
+        rows = self.session.prefilled + len(self.session.generated) - rows_before - 1
         for stage in self.active.stages:
             first, end = stage["layers"]
             self.work[stage["peer"]] = self.work.get(stage["peer"], 0) + (end - first) * max(0, rows)

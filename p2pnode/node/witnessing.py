@@ -57,21 +57,24 @@ class Witnessing:
         return count
 
     async def _ask(self, peer: PeerId) -> None:
-        if peer not in self._bindings:
-            answer = await self._links.call(peer, "log.binding", {})
-            self._bindings[peer] = checked_binding(peer, answer.get("binding"))
-        own = encode_binding(self._own())
+        binding = await self.binding_of(peer)
+        own = encode_binding(self.own_binding())
 
         async def carry(body: str) -> tuple[int, str]:
             answer = await self._links.call(peer, "log.witness", {"body": body, "binding": own})
             return int(answer["status"]), str(answer["body"])
 
         known = self._known_sizes.get(peer, 0)
-        self._known_sizes[peer] = await gather_cosignature(
-            self._ledger.log, self._bindings[peer], carry, known
-        )
+        self._known_sizes[peer] = await gather_cosignature(self._ledger.log, binding, carry, known)
 
-    def _own(self) -> KeysBound:
+    async def binding_of(self, peer: PeerId) -> KeysBound:
+        """The keys a peer's identity vouches for; asked once."""
+        if peer not in self._bindings:
+            answer = await self._links.call(peer, "log.binding", {})
+            self._bindings[peer] = checked_binding(peer, answer.get("binding"))
+        return self._bindings[peer]
+
+    def own_binding(self) -> KeysBound:
         reader = self._ledger.log.reader
         event = reader.record(reader.bindings()[-1]).event
         assert isinstance(event, KeysBound)
@@ -81,7 +84,7 @@ class Witnessing:
         self, peer: PeerId, arguments: Mapping[str, Any], _: ProgressCallback
     ) -> dict[str, Any]:
         del peer, arguments
-        return {"binding": encode_binding(self._own())}
+        return {"binding": encode_binding(self.own_binding())}
 
     async def _witness(
         self, peer: PeerId, arguments: Mapping[str, Any], _: ProgressCallback
