@@ -77,7 +77,12 @@ def shapes(draw: st.DrawFn) -> ModelShape:
     sizes = tuple(draw(st.integers(1, 200)) * MIB for _ in range(layers))
     boundary = draw(st.sampled_from([1, 1, 1, 4]))
     return shape(
-        layers, layer_bytes=sizes, active_bytes=sizes, boundary=boundary, is_tied=draw(st.booleans())
+        layers,
+        layer_bytes=sizes,
+        active_bytes=sizes,
+        boundary=boundary,
+        is_tied=draw(st.booleans()),
+        **_rows(draw),
     )
 
 

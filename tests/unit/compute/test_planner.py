@@ -59,16 +59,17 @@ def test_a_plan_can_always_be_carried_out(found: Mesh, model: ModelShape, mode: 
 
 
 @given(meshes(), shapes())
-def test_never_slower_than_the_best_single_device_by_its_own_prediction(
+def test_never_clearly_slower_than_the_best_single_device_by_its_own_prediction(
     found: Mesh, model: ModelShape
 ) -> None:
+    """Local is kept where another device alone is faster by less than predictions err."""
     wish = Wish(HEAD, auto_modes=ALL)
     builder = Builder(wish, model, found)
     single = [builder.build("pipeline", (Group(0, model.layer_count, (peer,)),)) for peer in found.devices]
     fitting = [one.prediction.decode_s for one in single if isinstance(one, Plan)]
     if fitting:
         made = plan(wish, model, found).plan
-        assert made.prediction.decode_s <= min(fitting) * (1 + 1e-9)
+        assert made.prediction.decode_s <= min(fitting) * limits.PLAN_GAIN_MIN * (1 + 1e-9)
 
 
 @given(meshes(devices_max=3), shapes())
