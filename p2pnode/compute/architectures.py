@@ -71,8 +71,9 @@ class Architecture:
 
 def _special_count(*counts: int) -> Callable[[ModelIndex], str]:
     def check(index: ModelIndex) -> str:
-        if index.layer_count in counts:
-            return f"llama.cpp chooses its attention by the layer count {index.layer_count}"
+        count = index.layer_count - index.parameter_int("nextn_predict_layers", 0)
+        if count in counts:
+            return f"llama.cpp chooses its attention by the layer count {count}"
         return ""
 
     return check

@@ -98,7 +98,11 @@ def _glm4moe(toy: Toy, layer: int) -> dict[str, Shape]:
     if layer < 1:
         return shapes | _without(feed_forward(toy), "ffn_norm.weight")
     shapes |= experts(toy, "post_attention_norm.weight") | shared_expert(toy, gate=False)
-    return shapes | {"exp_probs_b.bias": (toy.experts,)}
+    shapes |= {"exp_probs_b.bias": (toy.experts,)}
+    if "nextn" not in toy.features or layer < toy.layers - 1:
+        return shapes
+    norms: dict[str, Shape] = {f"nextn.{name}.weight": (toy.width,) for name in ("enorm", "hnorm")}
+    return shapes | norms | {"nextn.eh_proj.weight": (2 * toy.width, toy.width)}
 
 
 def _olmoe(toy: Toy, layer: int) -> dict[str, Shape]:
@@ -426,6 +430,9 @@ TOYS: dict[str, Toy] = {
     "smollm3": Toy("smollm3", layers=9),
     "cohere2": Toy("cohere2", layers=8),
     "olmoe": Toy("olmoe", kv_heads=4),
+    "glm4moe-nextn": Toy(
+        "glm4moe", layers=6, parameters={"nextn_predict_layers": 1}, features=frozenset({"nextn"})
+    ),
     "llama4": Toy("llama4", layers=8),
     "gemma4": Toy("gemma4", layers=6, features=frozenset({"rope_factors"})),
     "dots1": Toy("dots1", kv_heads=4),

@@ -10,7 +10,7 @@ import pytest
 
 from p2pnode.compute.architectures import ARCHITECTURES
 from p2pnode.compute.memory import cut_memory, layer_bytes, part_memory
-from p2pnode.compute.part import Cut, Part, Shard, whole
+from p2pnode.compute.part import Cut, Part, Shard, real_layer_count, whole
 from p2pnode.compute.surgery import cut
 from p2pnode.errors import PlanError
 from tests.kit import llama_runner
@@ -44,7 +44,7 @@ def sizes(lines: list[str], what: str) -> list[float]:
 def test_keys_and_values_are_what_llama_cpp_allocates(name: str) -> None:
     data = model_bytes(TOYS[name])
     first = ARCHITECTURES[TOYS[name].architecture].boundary
-    made = cut(index_of(data), Part(first, TOYS[name].layers, output=True))
+    made = cut(index_of(data), Part(first, real_layer_count(index_of(data)), output=True))
     engine, lines = loaded(made, data, context=8192)
     engine.close()
     expected = cut_memory(made).cache_bytes_per_token * 8192 / MIB

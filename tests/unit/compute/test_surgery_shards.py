@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from p2pnode.compute.architectures import ARCHITECTURES
 from p2pnode.compute.gguf import ValueType, array, parse, scalar
-from p2pnode.compute.part import Part, Shard, whole
+from p2pnode.compute.part import Part, Shard, real_layer_count, whole
 from p2pnode.compute.shard import apportion, head_ranges, rank_limit
 from p2pnode.compute.surgery import cut, needed_tensors
 from p2pnode.errors import ArchitectureUnsupported, BadModelFile, PlanError
@@ -78,8 +78,9 @@ def test_shards_of_a_slice_feed_the_next_stage() -> None:
 @pytest.mark.parametrize("name", sorted(set(TOYS) - set(SHARDABLE)))
 def test_architectures_that_cannot_be_sharded_say_why(name: str) -> None:
     toy = TOYS[name]
+    index = index_of(model_bytes(toy))
     with pytest.raises(ArchitectureUnsupported) as caught:
-        cut(index_of(model_bytes(toy)), replace(Part(0, toy.layers), shard=Shard(0, (1, 1))))
+        cut(index, Part(0, real_layer_count(index), shard=Shard(0, (1, 1))))
     assert ARCHITECTURES[toy.architecture].shard_refusal in caught.value.message
 
 
@@ -229,7 +230,7 @@ def test_the_limit_of_ranks_is_the_most_that_can_be_cut(name: str) -> None:
     index = index_of(model_bytes(TOYS[name]))
     limit = rank_limit(index)
     assert (limit > 1) == (name in SHARDABLE)
-    part = Part(0, TOYS[name].layers)
+    part = Part(0, real_layer_count(index))
     if limit > 1:
         cut(index, replace(part, shard=Shard(limit - 1, (1,) * limit)))
     with pytest.raises((PlanError, ArchitectureUnsupported)):
