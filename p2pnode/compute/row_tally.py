@@ -64,7 +64,10 @@ class RowTallies:
     def add(self, plan_id: str, layers: tuple[int, int], received: Frame, sent: Frame) -> None:
         key = (plan_id, received.session, *layers)
         tally = self._tallies.get(key)
-        if tally is None:
+        # A head that started again counts its sessions from 1 again.
+        is_new_session = received.epoch == 0 and received.position_first == 0
+        if tally is None or is_new_session:
+            self._tallies.pop(key, None)
             tally = self._tallies[key] = RowTally(*layers)
             while len(self._tallies) > ROW_TALLIES_KEPT_MAX:
                 del self._tallies[next(iter(self._tallies))]

@@ -289,3 +289,7 @@ def test_tallies_are_bounded_and_count_a_replay_once() -> None:
     tally.add(rows(3, 4, b"z"), rows(3, 4, b"z"))
     assert (tally.rows, tally.position_first, tally.position_end, tally.layer_tokens) == (9, 0, 7, 14)
     assert len(tally.input_digest) == len(tally.output_digest) == 32
+    tallies.add("p1", (0, 2), rows(0, 1, b"x"), rows(0, 1, b"y"))
+    again = tallies.get("p1", SESSION, (0, 2))
+    assert again is not None
+    assert again.rows == 1, "a head that started again counts its sessions from the first"
