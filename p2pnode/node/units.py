@@ -109,5 +109,5 @@ def _pieces(made: Cut, paths: Sequence[Path]) -> Iterator[FilePiece | InlinePiec
             case Zeros(total):
                 yield InlinePiece(bytes(total))
             case Source():
-                for number in range(piece.count):
-                    yield FilePiece(str(paths[piece.file]), piece.offset + number * piece.stride, piece.size)
+                path = str(paths[piece.file])
+                yield FilePiece(path, piece.offset, piece.size, piece.count, piece.stride)
