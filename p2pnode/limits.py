@@ -400,6 +400,20 @@ CALIBRATION_STEP_MAX = 2.0
 CALIBRATION_FACTOR_MIN = 0.1
 CALIBRATION_FACTOR_MAX = 10.0
 
+MEASURE_DECODE_STEPS = 15
+MEASURE_PREFILL_STEPS = 3
+MEASURE_MEMORY_BYTES = 64 * 1024 * 1024
+"""Far more than any cache, little beside a model."""
+
+MEASURE_MEMORY_ROUNDS = 4
+MEASURE_DISK_BYTES = 64 * 1024 * 1024
+MEASURE_DISK_READ_BYTES = 1024 * 1024
+MEASURE_KERNEL_SHARE = 0.3
+"""Q4_K kernels of llama.cpp (12.7 GB/s) against plain summing (48 GB/s), two cores: they compute more than they read."""
+
+MEASURE_SECONDS_MIN = 1e-6
+"""A clock that did not move must not make a device infinitely fast."""
+
 TENSOR_RTT_MAX_S = 0.002
 """Two all-reduces a layer: beyond 2 ms the network alone costs more than most layers."""
 

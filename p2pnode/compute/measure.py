@@ -1,0 +1,144 @@
+"""What this machine can do, measured: memory bandwidth, a real layer's time, disk, power.
+
+The engine's part comes in as a callback, so that nothing here knows how a layer is run. Methods block for some
+tenths of a second; call them from a thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import statistics
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+from p2pnode import limits
+
+Clock = Callable[[], float]
+RunRows = Callable[[int], Awaitable[None]]
+"""Compute this many rows through the layers under test; returns when they are there."""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerTiming:
+    """Some layers of a model, run on this machine."""
+
+    layer_bytes: int
+    """Weights one token reads in these layers."""
+    decode_s: float
+    """Median time of one row."""
+    prefill_s: float
+    """Median time of `prefill_rows` rows at once."""
+    prefill_rows: int
+
+    @property
+    def decode_bytes_per_s(self) -> float:
+        return self.layer_bytes / max(self.decode_s - limits.STEP_OVERHEAD_S, self.decode_s / 2)
+
+    @property
+    def prefill_bytes_per_s(self) -> float:
+        """Weight bytes times rows per second."""
+        return self.layer_bytes * self.prefill_rows / self.prefill_s
+
+    def as_dict(self) -> dict[str, Any]:
+        """The keys of a device's capability that the planner reads."""
+        return {
+            "decode_bytes_per_s": round(self.decode_bytes_per_s),
+            "prefill_bytes_per_s": round(self.prefill_bytes_per_s),
+        }
+
+
+async def time_layers(
+    run_rows: RunRows, layer_bytes: int, *, prefill_rows: int = 64, clock: Clock = time.perf_counter
+) -> LayerTiming:
+    """Medians after a warm-up: the first run touches the weights for the first time."""
+    await run_rows(1)
+    decode = [await _timed(run_rows, 1, clock) for _ in range(limits.MEASURE_DECODE_STEPS)]
+    await run_rows(prefill_rows)
+    prefill = [await _timed(run_rows, prefill_rows, clock) for _ in range(limits.MEASURE_PREFILL_STEPS)]
+    return LayerTiming(layer_bytes, statistics.median(decode), statistics.median(prefill), prefill_rows)
+
+
+async def _timed(run_rows: RunRows, rows: int, clock: Clock) -> float:
+    started = clock()
+    await run_rows(rows)
+    return max(clock() - started, limits.MEASURE_SECONDS_MIN)
+
+
+def memory_bytes_per_s(
+    threads: int, *, size: int = limits.MEASURE_MEMORY_BYTES, clock: Clock = time.perf_counter
+) -> float:
+    """Reading speed of memory with so many threads: the ceiling of decode speed, known before any model is there."""
+    share = max(size // threads, 4096) // 8
+    arrays = [np.ones(share, dtype=np.int64) for _ in range(threads)]
+    best = 0.0
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in range(limits.MEASURE_MEMORY_ROUNDS):
+            started = clock()
+            list(pool.map(np.sum, arrays))
+            taken = max(clock() - started, limits.MEASURE_SECONDS_MIN)
+            best = max(best, threads * share * 8 / taken)
+    return best
+
+
+def disk_bytes_per_s(
+    path: Path, *, size: int = limits.MEASURE_DISK_BYTES, clock: Clock = time.perf_counter
+) -> float | None:
+    """Reading speed of the disk under a large file, past the system's cache where it lets us; None for a small file."""
+    if path.stat().st_size < size:
+        return None
+    with path.open("rb", buffering=0) as file:
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(file.fileno(), 0, size, os.POSIX_FADV_DONTNEED)
+        started = clock()
+        left = size
+        while left > 0 and (data := file.read(min(left, limits.MEASURE_DISK_READ_BYTES))):
+            left -= len(data)
+        return size / max(clock() - started, limits.MEASURE_SECONDS_MIN)
+
+
+def decode_rate_guess(memory_rate: float) -> float:
+    """Before a layer was timed: kernels reach a part of what plain reading reaches."""
+    return memory_rate * limits.MEASURE_KERNEL_SHARE
+
+
+def machine(data_dir: Path, *, memory_max_bytes: int | None = None) -> dict[str, Any]:
+    """Free and total memory and disk, cores, and whether running costs the owner something."""
+    memory = psutil.virtual_memory()
+    total, free = int(memory.total), int(memory.available)
+    if memory_max_bytes is not None:
+        total, free = min(total, memory_max_bytes), min(free, memory_max_bytes)
+    return {
+        "memory_total_bytes": total,
+        "memory_free_bytes": free,
+        "disk_free_bytes": shutil.disk_usage(data_dir).free,
+        "cores": psutil.cpu_count(logical=False) or os.cpu_count() or 1,
+        "on_battery": on_battery(),
+    }
+
+
+def on_battery() -> bool:
+    """True when it runs on its battery; False where that cannot be known."""
+    battery = None
+    with contextlib.suppress(OSError, RuntimeError):
+        battery = psutil.sensors_battery() if hasattr(psutil, "sensors_battery") else None
+    return bool(battery is not None and not battery.power_plugged)
+
+
+def link_rate(samples: Sequence[tuple[int, float]]) -> float | None:
+    """Bytes per second of a link from (bytes, seconds) of real transfers: the median, weighted by size."""
+    usable = sorted((size / seconds, size) for size, seconds in samples if size > 0 and seconds > 0)
+    half, seen = sum(size for _, size in usable) / 2, 0
+    for rate, size in usable:
+        seen += size
+        if seen >= half:
+            return rate
+    return None
