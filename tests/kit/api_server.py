@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 
 from p2pnode.api.app import create_app
 from p2pnode.api.security import ApiSecurity
@@ -14,12 +14,21 @@ from p2pnode.facade import NodeFacade
 
 
 @contextmanager
-def serving(node: NodeFacade, security: ApiSecurity | None = None) -> Iterator[str]:
-    """The server's URL; it is stopped, streams included, at the end."""
+def serving(
+    node: NodeFacade,
+    security: ApiSecurity | None = None,
+    *,
+    inside: AbstractAsyncContextManager[object] | None = None,
+) -> Iterator[str]:
+    """The server's URL; it is stopped, streams included, at the end. `inside` lives as long, in its loop."""
     ready = threading.Event()
     found: dict[str, object] = {}
 
     async def run() -> None:
+        async with inside or nullcontext():
+            await serve()
+
+    async def serve() -> None:
         closing, done = asyncio.Event(), asyncio.Event()
         server = ApiServer("127.0.0.1:0", closing)
         listener = await server.bind()

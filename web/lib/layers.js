@@ -24,7 +24,7 @@ export function LayerBar({ stages, active = null }) {
 }
 
 export function StageTable({ stages }) {
-  const weight = (stage) => stage.bytes ?? stage.model_bytes ?? stage.fetch_bytes;
+  const weight = (stage) => stage.bytes ?? stage.model_bytes;
   const sized = stages.some((stage) => Number.isFinite(weight(stage)) || Number.isFinite(stage.memory_bytes));
   return html`<table class="stages">
     <thead><tr><th>Device</th><th>Layers</th>${sized && html`<th class="num">Weights</th><th class="num">Memory</th>`}</tr></thead>
@@ -33,7 +33,7 @@ export function StageTable({ stages }) {
         (stage, index) => html`<tr key=${index}>
           <td><span class=${`dot ${toneOf(index)}`}></span>${stage.name ?? stage.peer}</td>
           <td>${layers(stage.layers)}</td>
-          ${sized && html`<td class="num">${bytes(weight(stage))}</td><td class="num">${bytes(stage.memory_bytes)}</td>`}
+          ${sized && html`<td class="num">${Number.isFinite(weight(stage)) ? bytes(weight(stage)) : stage.fetch_bytes ? `${bytes(stage.fetch_bytes)} to fetch` : "–"}</td><td class="num">${bytes(stage.memory_bytes)}</td>`}
         </tr>`,
       )}
     </tbody>

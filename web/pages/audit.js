@@ -87,13 +87,15 @@ function Entry({ index }) {
   </article>`;
 }
 
-// The hash path as steps upwards: ours in the middle, each sibling on the side where it is hashed.
+// The hash path as steps upwards: ours in the middle, beside it the sibling it is hashed with, on its side.
 function Path({ path }) {
+  const last = path.length - 1;
+  const sibling = (index, side) => (path[index + 1]?.side === side ? toHex(path[index + 1].sibling).slice(0, 10) : "");
   return html`<ol class="path" aria-label="Hash path from entry to root">
     ${path.map((step, index) => html`<li key=${index}>
-      <span class="hash sibling">${step.side === "left" ? toHex(step.sibling).slice(0, 10) : ""}</span>
-      <span class=${`hash ours ${index === path.length - 1 ? "root" : ""}`}>${index === 0 ? "leaf " : index === path.length - 1 ? "root " : ""}${toHex(step.hash).slice(0, 10)}</span>
-      <span class="hash sibling">${step.side === "right" ? toHex(step.sibling).slice(0, 10) : ""}</span></li>`)}
+      <span class="hash sibling">${sibling(index, "left")}</span>
+      <span class=${`hash ours ${index === last ? "root" : ""}`}>${index === 0 ? "leaf " : index === last ? "root " : ""}${toHex(step.hash).slice(0, 10)}</span>
+      <span class="hash sibling">${sibling(index, "right")}</span></li>`)}
   </ol>`;
 }
 

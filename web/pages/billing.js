@@ -20,7 +20,7 @@ export function Billing({ state }) {
         ${item.quota && html`<dt>Quota</dt><dd>${units(item.quota.left_microunits)} of ${units(item.quota.limit_microunits)} left</dd>`}</dl>
       <button type="button" aria-pressed=${item.account === account} onClick=${() => setAccount(item.account)}>Statement</button>
     </article>`)}
-    <${TopUp} account=${account} after=${reload} /></div>
+    <${TopUp} account=${account} after=${() => { reload(); statement.reload(); }} /></div>
     ${(data?.holds ?? []).length > 0 && html`<article class="card"><h2>Held now</h2><table><thead><tr><th>Request</th><th>Payer</th><th class="num">Amount</th><th>Until</th></tr></thead>
       <tbody>${data.holds.map((hold) => html`<tr key=${hold.hold_id}><td><a href=${`#/audit?request=${hold.request_id}`}>${hold.request_id}</a></td><td>${shortPeer(hold.payer)}</td><td class="num">${units(hold.amount_microunits)}</td><td>${time(hold.expires_ms)}</td></tr>`)}</tbody></table></article>`}
     ${(data?.channels ?? []).length > 0 && html`<article class="card"><h2>Work between devices</h2><table><thead><tr><th>Device</th><th>Direction</th><th class="num">Layer tokens</th><th class="num">Units</th><th class="num">Agreed</th></tr></thead>
