@@ -140,9 +140,8 @@ def main() -> int:
         "against_exhaustive": compared(options.rounds),
     }
     for row in rows:
-        print(
-            f"{row['devices']:3} devices {row['layers']:4} layers: {row['median_ms']:8.2f} ms median, {row['max_ms']:8.2f} ms max"
-        )
+        size = f"{row['devices']:3} devices {row['layers']:4} layers"
+        print(f"{size}: {row['median_ms']:8.2f} ms median, {row['max_ms']:8.2f} ms max")
     print(json.dumps(result["against_exhaustive"]))
     if options.out is not None:
         options.out.write_text(json.dumps(result, indent=1) + "\n")
