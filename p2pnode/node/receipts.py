@@ -151,6 +151,7 @@ class Receipts:
         accounts = self._record.state.billing.accounts
         total = sum(done for peer, done in work.items() if peer not in accounts or not accounts[peer].ended)
         price = sum(shares.values())
+        salt = self._rng(32)
         signed = await asyncio.gather(
             *[
                 self._exchange(
@@ -161,7 +162,7 @@ class Receipts:
                         layers=stage.layers,
                         request_id=done.request_id,
                         model=done.model,
-                        salt=self._rng(32),
+                        salt=salt,
                         layer_tokens=stage.layer_tokens,
                         microunits=shares.get(stage.peer, 0),
                         request_layer_tokens=total,
