@@ -31,7 +31,9 @@ def folder_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def open_reader(data: Path) -> LogReader:
     from p2pnode.events.reader import LogReader
 
-    return LogReader.of_folder(data)
+    reader = LogReader.of_folder(data)
+    click.get_current_context().call_on_close(reader.close)
+    return reader
 
 
 def own_peer(data: Path) -> str | None:

@@ -1,0 +1,163 @@
+"""`p2pnode log ...` on a data folder: text for people, one JSON document for programs, one line for errors."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from p2pnode import identity
+from p2pnode.cli.main import run_command
+from p2pnode.events.database import connect_writer
+from p2pnode.events.folder import DATABASE, LOG_DIR
+from p2pnode.events.keys import LogKeys
+from p2pnode.events.note import parse_verifier
+from p2pnode.events.proof import check_proof, parse_proof
+from p2pnode.events.store import SqliteLog
+from p2pnode.events.types import CheckpointWitnessed, PeerEquivocated, WitnessReceived
+from p2pnode.projections import MeshFold
+from tests.kit.log_events import accepted, held, node_identity, started
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A node's folder: key, a few hundred events, sealed."""
+
+    async def fill() -> None:
+        log: SqliteLog[Any] = SqliteLog.open(tmp_path, own, fold=MeshFold())
+        await log.append([started()])
+        commitment = log.commit_secret("r-9", b"a prompt")
+        assert commitment
+        await log.append([accepted("r-9")], correlation="r-9")
+        await log.append([held(n, 0) for n in range(200)])
+        peer = node_identity(2).peer_id
+        await log.append(
+            [
+                WitnessReceived(peer=peer, size=1, root=bytes(32), cosignature="\u2014 x AAAA"),
+                CheckpointWitnessed(peer=peer, origin=f"p2pnode/{peer}", size=3, root=bytes(32)),
+                PeerEquivocated(peer=peer, origin=f"p2pnode/{peer}", size_first=1, size_second=1, proof=b"x"),
+            ]
+        )
+        await log.close()
+
+    own = identity.load_or_create(tmp_path)
+    asyncio.run(fill())
+    return tmp_path
+
+
+@pytest.fixture
+def run(folder: Path, capsys: pytest.CaptureFixture[str]) -> Any:
+    def command(*arguments: str, status: int = 0) -> str:
+        assert run_command(["log", *arguments, "--data", str(folder)]) == status
+        return capsys.readouterr().out
+
+    return command
+
+
+def test_tail_and_show(run: Any) -> None:
+    """The newest events; one by index, by id, or all of a request."""
+    lines = run("tail", "-n", "3").splitlines()
+    assert [line.split()[3] for line in lines] == [
+        "WitnessReceived",
+        "CheckpointWitnessed",
+        "PeerEquivocated",
+    ]
+    document = json.loads(run("tail", "--json"))
+    assert len(document["events"]) == 20
+    assert document["events"][-1]["index"] == document["size"] - 1
+    by_request = json.loads(run("show", "r-9", "--json"))["events"]
+    assert [record["type"] for record in by_request] == ["RequestAccepted"]
+    by_id = json.loads(run("show", by_request[0]["id"], "--json"))["events"]
+    assert by_id == by_request
+    assert "prompt_tokens" in run("show", str(by_request[0]["index"]))
+
+
+def test_blocks_and_verify(run: Any, folder: Path) -> None:
+    """Blocks in a table; the verdict, and exit status 1 when it is bad."""
+    assert len(run("blocks", "-n", "2").splitlines()) == 3
+    blocks = json.loads(run("blocks", "--first", "0", "--json"))
+    assert blocks["blocks"][0]["events"] == 1
+    assert blocks["count"] == len(blocks["blocks"])
+    assert run("verify").startswith("ok: 206 events")
+    report = json.loads(run("verify", "--json", "--checkpoint", str(folder / LOG_DIR / "checkpoint")))
+    assert report["ok"]
+    assert "not of nobody" in run("verify", "--peer", "nobody", status=1)
+    connection = connect_writer(folder / LOG_DIR / DATABASE)
+    connection.execute("DROP TRIGGER events_no_update")
+    connection.execute("UPDATE events SET body = x'00' WHERE seq = 77")
+    connection.close()
+    report = json.loads(run("verify", "--json", status=1))
+    assert report["first_bad_index"] == 77
+    assert run("verify", status=1).startswith("NOT OK: event 77 was changed")
+
+
+def test_proof_and_consistency(run: Any, folder: Path) -> None:
+    """A proof that other tools check, with the log's key alone."""
+    text = run("proof", "42")
+    document = json.loads(run("proof", "42", "--json"))
+    assert document["tlog_proof"] == text
+    verifier = parse_verifier(str(LogKeys.derive(identity.load(folder / "identity.key")).log_verifier))
+    assert check_proof(parse_proof(text), bytes.fromhex(document["entry"]), verifier).size == 206
+    assert json.loads(run("proof", "42", "--size", "101", "--json"))["size"] == 101
+    run("proof", "42", "--size", "102", status=1)
+    run("proof", "9999", status=1)
+    assert len(json.loads(run("consistency", "100", "--json"))["proof"]) > 3
+    assert run("consistency", "100", "200").splitlines()[1].startswith("200 ")
+    run("consistency", "300", "200", status=1)
+
+
+def test_replay_rebuild_export(run: Any, tmp_path: Path, folder: Path) -> None:
+    """Time travel, comparison with the snapshot, JSON lines and exact bytes."""
+    early = json.loads(run("replay", "--to", "10", "--json"))
+    late = json.loads(run("replay", "--json"))
+    assert early["state_hash"] != late["state_hash"]
+    assert late["snapshot"] == {"size": 206, "ok": True}
+    assert "state_hash" in run("replay")
+    run("replay", "--to", "9999", status=1)
+    assert json.loads(run("rebuild", "--json"))["ok"]
+    assert len(run("export", "--first", "1", "--end", "4").splitlines()) == 3
+    assert len(json.loads(run("export", "--json"))["events"]) == 206
+    target = tmp_path / "out.jsonl"
+    run("export", "--raw", "--output", str(target))
+    assert len(target.read_text().splitlines()) == 206
+    connection = connect_writer(folder / LOG_DIR / DATABASE)
+    connection.execute("UPDATE snapshots SET state = x'00'")
+    connection.close()
+    assert not json.loads(run("replay", "--json", status=1))["snapshot"]["ok"]
+    assert "dropped: True" in run("rebuild", status=1)
+    assert json.loads(run("rebuild", "--json"))["snapshot_size"] is None
+
+
+def test_witnesses(run: Any) -> None:
+    """Who cosigned, who was cosigned, who was caught."""
+    view = json.loads(run("witnesses", "--json"))
+    assert [len(view[key]) for key in ("cosigned_by", "cosigned", "equivocations")] == [1, 1, 1]
+    assert "FRAUD" in run("witnesses")
+
+
+def test_forget_without_a_node(run: Any) -> None:
+    """The salt goes, the record says so, and a second time there is nothing left."""
+    assert run("forget", "r-9").startswith("1 commitments")
+    assert json.loads(run("tail", "-n", "1", "--json"))["events"][0]["type"] == "SubjectForgotten"
+    run("forget", "r-9", status=1)
+    assert run("verify").startswith("ok")
+
+
+def test_folders_without_a_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One line each, no traceback; nothing is made."""
+    for command in (["verify"], ["tail"], ["replay"], ["witnesses"], ["forget", "x"], ["rebuild"]):
+        assert run_command(["log", *command, "--data", str(tmp_path / "none")]) == 1
+        captured = capsys.readouterr()
+        assert captured.err.startswith("error:")
+        assert "Traceback" not in captured.err
+    assert not (tmp_path / "none").exists()
+
+
+def test_what_is_not_there_is_said_so(run: Any) -> None:
+    """Unknown events, receipts of requests that have none."""
+    run("show", "nothing", status=1)
+    run("show", "9999", status=1)
+    run("receipt", "export", "r-9", status=1)
