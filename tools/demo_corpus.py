@@ -116,7 +116,7 @@ class Corpus:
             (10, lambda rng: self.block_turn(rng, "long")),
             (10, self.story_turn),
             (5, self.haiku_turn),
-            (6, families.unknown),
+            (14, families.unknown),
             *families.makers(TEXT_FOLDER),
         ]
         self.weights = [weight for weight, _ in self.makers]

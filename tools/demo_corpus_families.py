@@ -70,8 +70,13 @@ def unknown(rng: random.Random) -> list[Turn]:
     """A question beyond the model, and the graceful answer."""
     if rng.random() < 0.1:
         return [Turn(" ".join(odd_word(rng) for _ in range(rng.randrange(1, 4))), words.UNKNOWN_ANSWER)]
-    ask = pick(rng, words.UNKNOWN_ASKS).replace("@", odd_word(rng)).replace("#", odd_word(rng))
-    return [Turn(ask, words.UNKNOWN_ANSWER)]
+    ask = pick(rng, words.UNKNOWN_ASKS if rng.random() < 0.35 else words.UNKNOWN_ACTS)
+    ask = (
+        ask.replace("%", pick(rng, words.UNKNOWN_VERBS))
+        .replace("@", odd_word(rng))
+        .replace("#", odd_word(rng))
+    )
+    return [Turn(capitalise(ask), words.UNKNOWN_ANSWER)]
 
 
 def sums(rng: random.Random) -> list[Turn]:
@@ -98,7 +103,7 @@ def sums(rng: random.Random) -> list[Turn]:
 def numbers(rng: random.Random) -> list[Turn]:
     """Counting, neighbours, larger and smaller, even and odd."""
     a, b = rng.randrange(1, 30), rng.randrange(1, 30)
-    kind = rng.randrange(6)
+    kind = pick(rng, (0, 0, 0, 0, 1, 1, 2, 3, 4, 5))
     if kind == 0:
         end = rng.randrange(3, 21)
         ask = pick(rng, (f"Count to {end}.", f"Count from 1 to {end}.", f"Can you count to {end}?"))
@@ -231,18 +236,31 @@ def roughly(rng: random.Random, ask: str) -> str:
     return ask.lower() if rng.random() < 0.3 else ask
 
 
+def echo(rng: random.Random) -> list[Turn]:
+    """A word or a few to say again, which also teaches the model to look back for names."""
+    said = " ".join(
+        pick(
+            rng,
+            (odd_word(rng), pick(rng, words.NAMES), pick(rng, words.HEROES), pick(rng, words.SLOTS["thing"])),
+        )
+        for _ in range(rng.choice((1, 1, 2, 3)))
+    )
+    return [Turn(pick(rng, words.ECHO_ASKS).replace("@", said), f"{capitalise(said)}.")]
+
+
 def makers(folder: Path) -> list[tuple[float, Maker]]:
     """Every family with its share of all questions."""
     animals, things = table(folder / "animals.txt"), table(folder / "things.txt")
     capitals, opposites = table(folder / "capitals.txt"), table(folder / "opposites.txt")
     known = [row[0] for row in animals if " " not in row[0]] + [row[0] for row in opposites]
     return [
-        (6, sums),
-        (2, numbers),
-        (2, calendar),
-        (1, lambda rng: spelling(rng, known)),
-        (7, lambda rng: animal(rng, animals)),
+        (18, sums),
+        (4, echo),
+        (8, numbers),
+        (4, calendar),
+        (2, lambda rng: spelling(rng, known)),
+        (12, lambda rng: animal(rng, animals)),
         (3, lambda rng: colour(rng, things)),
-        (5, lambda rng: capital(rng, capitals)),
+        (7, lambda rng: capital(rng, capitals)),
         (2, lambda rng: opposite(rng, opposites)),
     ]

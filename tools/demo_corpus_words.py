@@ -70,6 +70,14 @@ NAME_ASKS = (
     "What's my name?",
     "Do you remember my name?",
 )
+ECHO_ASKS = (
+    "Repeat after me: @.",
+    "Repeat @.",
+    "Say @.",
+    "Repeat the words @.",
+    "Please say @.",
+    "Say this: @.",
+)
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 MONTHS = (
     "January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
@@ -96,6 +104,23 @@ UNKNOWN_ASKS = (
     "What is the difference between @ and #?", "Write an essay about @.", "Who won @ in 1998?", "Define @.",
     "What is the population of @?", "How many @ are there?", "What do you think about @?", "Give me facts about @.",
     "Can you explain @ to me?", "Who wrote @?", "When did @ begin?", "How tall is @?", "How far is @ from #?",
+)  # fmt: skip
+UNKNOWN_VERBS = (
+    "install", "fix", "sell", "buy", "drive", "paint", "download", "remove", "open", "close", "build", "clean", "wash",
+    "send", "print", "draw", "teach", "train", "measure", "win", "find", "read", "move", "change", "design", "play",
+    "rent", "cancel", "book", "update", "delete", "copy", "freeze", "invest in", "vote for", "travel to", "calculate",
+    "solve", "prove", "summarise", "rewrite", "improve", "test", "debug", "compile", "deploy", "configure", "charge",
+    "review", "order", "check", "stop", "forget", "use", "become", "make", "get", "cook", "analyse", "compare",
+)  # fmt: skip
+UNKNOWN_ACTS = (
+    "How do I % @?", "How do I % @?", "How can I % @?", "How do you % @?", "Can you % @?", "Can you % @ for me?",
+    "Please % @.", "% @.", "% @ and #.", "Should I % @?", "When should I % @?", "Why should I % @?", "I want to % @.",
+    "I need to % @.", "Where can I % @?", "Help me to % @.", "Is it hard to % @?", "What is the best way to % @?",
+    "Could you % @ with #?", "I have to % @ tomorrow.", "Who can % @?", "Did you % @?", "Will you % @?",
+    "Do you like @?", "Is @ good?", "Are @ dangerous?", "Which @ is better?", "Give me a list of @.", "I like @.",
+    "Yesterday I saw @.", "My friend has @.", "How old is @?", "How much does @ cost?", "What are the rules of @?",
+    "What is the history of @?", "Can I eat @?", "Where is @?", "Is @ bigger than #?", "Why did @ % #?",
+    "Who is better, @ or #?", "What do I need for @?", "There is a problem with @.", "What happened to @?",
 )  # fmt: skip
 UNKNOWN_ANSWER = (
     "I am sorry, I do not know that. I am a very small model and I know only simple things. "

@@ -39,8 +39,13 @@ def rows(
 
 def rate(step: int, steps: int) -> float:
     """Share of the full learning rate: short warm-up, then a cosine down to one percent."""
-    warm = min(1.0, (step + 1) / 40)
+    warm = min(1.0, (step + 1) / 60)
     return warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+
+
+def row_size_at(progress: float) -> int:
+    """Short rows first because they are fast; the whole context is learned at the end."""
+    return 256 if progress < 0.5 else 512 if progress < 0.85 else 1024
 
 
 def train(options: argparse.Namespace) -> None:
@@ -67,12 +72,10 @@ def train(options: argparse.Namespace) -> None:
             optimiser.load_state_dict(state)
         first = saved["step"]
     begin, seen, mean_loss = time.monotonic(), 0, 0.0
-    # The last quarter uses rows twice as long, so that the whole context is learned at little cost.
-    sources = {
-        size: rows(options.work / "tokenizer.json", options.seed + size + first, size) for size in (512, 1024)
-    }
+    tokenizer_path = options.work / "tokenizer.json"
+    sources = {size: rows(tokenizer_path, options.seed + size + first, size) for size in (256, 512, 1024)}
     for step in range(first, options.steps):
-        row_size = 1024 if step >= options.steps * 3 // 4 else 512
+        row_size = row_size_at(step / options.steps)
         batch = [next(sources[row_size]) for _ in range(options.tokens // row_size)]
         ids = torch.from_numpy(np.stack([row for row, _ in batch]))
         mask = torch.from_numpy(np.stack([targets for _, targets in batch]))[:, 1:]
@@ -88,10 +91,10 @@ def train(options: argparse.Namespace) -> None:
             optimiser.zero_grad(set_to_none=True)
         seen += ids.numel()
         mean_loss = loss.item() if step == first else 0.95 * mean_loss + 0.05 * loss.item()
-        if step % 20 == 0 or step + 1 == options.steps:
+        if step % 40 == 0 or step + 1 == options.steps:
             speed = seen / (time.monotonic() - begin)
             print(f"step {step} loss {mean_loss:.3f} {speed:.0f} tokens/s", flush=True)
-        if (step + 1) % 100 == 0 or step + 1 == options.steps:
+        if (step + 1) % 50 == 0 or step + 1 == options.steps:
             state = [optimiser.state_dict() for optimiser in optimisers]
             torch.save({"net": net.state_dict(), "optimisers": state, "step": step + 1}, checkpoint)
 
@@ -159,9 +162,9 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for checkpoints and the tokenizer")
     parser.add_argument("--out", type=Path, default=Path("models/p2pnode-demo.gguf"))
     parser.add_argument("--kind", default="q8_0", choices=("q8_0", "f16", "f32"))
-    parser.add_argument("--steps", type=int, default=2500)
-    parser.add_argument("--tokens", type=int, default=4096, help="tokens in one step")
-    parser.add_argument("--rate", type=float, default=3e-3)
+    parser.add_argument("--steps", type=int, default=3200)
+    parser.add_argument("--tokens", type=int, default=2048, help="tokens in one step")
+    parser.add_argument("--rate", type=float, default=2.5e-3)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
