@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import json
-import statistics
 import sys
 import time
 from typing import Any
@@ -42,13 +41,12 @@ def run(path: str, threads: int, prompt: int, count: int, rounds: int) -> dict[s
     decode([300 + n % 500 for n in range(prompt)])
     prefill = prompt / (time.perf_counter() - started)
     sampler = llama.llama_sampler_init_greedy()
-    speeds = []
-    for _ in range(rounds):
+    steps = []
+    for _ in range(rounds * count):
         started = time.perf_counter()
-        for _ in range(count):
-            decode([llama.llama_sampler_sample(sampler, context, -1)])
-        speeds.append(count / (time.perf_counter() - started))
-    return {"prefill": prefill, "decode": statistics.median(speeds), "rounds": speeds}
+        decode([llama.llama_sampler_sample(sampler, context, -1)])
+        steps.append(time.perf_counter() - started)
+    return {"prefill": prefill, "steps_s": steps}
 
 
 if __name__ == "__main__":
