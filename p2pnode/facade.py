@@ -52,6 +52,8 @@ class GenerateRequest:
     """Whether special tokens in the prompt text are tokens (chat templates) or text."""
     caller: str = "local"
     """Billing account: `local`, an API key id, or a peer id."""
+    address: str = ""
+    """Remote address as the socket saw it, by which a request is free or not; empty for this process itself."""
     request_id: str = ""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from quart import Quart, Response, g, request
@@ -87,9 +88,9 @@ def create_app(
         guarded.check_origin(request.headers, navigable=is_open and request.method in _SAFE_METHODS)
         if is_open:
             return
-        g.caller = guarded.authenticate(
-            request.headers.get("Authorization", ""), request.remote_addr or "", time.monotonic()
-        )
+        remote = request.remote_addr or ""
+        known = guarded.authenticate(request.headers.get("Authorization", ""), remote, time.monotonic())
+        g.caller = None if known is None else replace(known, address=remote)
 
     @app.after_request
     async def protect(response: Response) -> Response:

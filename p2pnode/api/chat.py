@@ -139,6 +139,7 @@ def chat_routes(context: ApiContext) -> Blueprint:
             sampling=sampling_of(asked, grammar=chat_grammar(asked, tools), logprobs=logprobs),
             mode=asked.mode or "auto",
             caller=who.account,
+            address=who.address,
             request_id=reply.identity,
         )
         requests = choices_of(base, asked.n or 1)

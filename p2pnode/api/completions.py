@@ -189,6 +189,7 @@ def completion_routes(context: ApiContext) -> Blueprint:
                     sampling=sampling,
                     mode=asked.mode or "auto",
                     caller=who.account,
+                    address=who.address,
                     request_id=reply.identity if number == 0 else f"{reply.identity}-p{number}",
                 ),
                 count,

@@ -261,6 +261,7 @@ def responses_routes(context: ApiContext) -> Blueprint:
             ),
             mode=asked.mode or "auto",
             caller=who.account,
+            address=who.address,
             request_id=document.identity,
         )
         events = Events(document, tools)

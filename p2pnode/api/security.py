@@ -32,6 +32,8 @@ class Caller:
     scope: Scope
     explicit: bool
     """Whether a credential was shown, rather than loopback trusted."""
+    address: str = ""
+    """Remote address as the socket saw it."""
 
 
 @dataclass(slots=True)

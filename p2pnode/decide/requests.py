@@ -99,7 +99,7 @@ def _may_ask(state: MeshState, command: ServeRequest) -> None:
     caller = command.caller
     if caller != LOCAL and state.node.work != "taking":
         raise Busy(f"this device is {state.node.work}", hint="ask another device of the mesh")
-    key = state.node.api_keys.get(caller)
+    key = state.node.api_keys.get(caller.removeprefix("key:"))
     if key is not None and key.revoked:
         raise Unauthorized("this API key was revoked")
     entry = state.billing.accounts.get(caller)
