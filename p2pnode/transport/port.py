@@ -113,7 +113,9 @@ class Transport(Protocol):
 
     def connections(self) -> Sequence[Connection]: ...
 
-    async def dial(self, multiaddrs: Sequence[str], peer_id: PeerId, *, timeout_s: float | None = None) -> Connection:
+    async def dial(
+        self, multiaddrs: Sequence[str], peer_id: PeerId, *, timeout_s: float | None = None
+    ) -> Connection:
         """Reuse or make a connection; addresses are tried in parallel, staggered.
 
         Raises PeerUnreachable(tried=[[address, reason], ...]), IdentityMismatch, HandshakeRefused.

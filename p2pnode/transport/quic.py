@@ -7,7 +7,6 @@ loop reads datagrams in batches; each connection answers a batch once.
 from __future__ import annotations
 
 import asyncio
-import datetime
 import logging
 import os
 import socket
@@ -16,27 +15,27 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from aioquic.quic.connection import NetworkAddress
-from cryptography.hazmat.primitives.asymmetric import ec
 
 from p2pnode import limits
 from p2pnode.errors import ConfigError, ConnectionLost, P2PNodeError, PeerUnreachable, StreamReset
 from p2pnode.identity import Identity
 from p2pnode.multiformats import DecodeError
 from p2pnode.transport import identify, multiaddr, ping
+from p2pnode.transport.credentials import make_credentials
 from p2pnode.transport.identify_service import IdentifyService
 from p2pnode.transport.interfaces import interface_multiaddrs
 from p2pnode.transport.peer_connections import PeerConnections
 from p2pnode.transport.port import ConnectionObserver, Gate, StreamHandler
 from p2pnode.transport.quic_acceptor import Acceptor, Verdict
 from p2pnode.transport.quic_connection import QuicPeerConnection
-from p2pnode.transport.quic_core import Credentials, QuicCore
+from p2pnode.transport.quic_core import QuicCore
 from p2pnode.transport.quic_dialer import Dialer
 from p2pnode.transport.quic_fast import FastQuicCore
 from p2pnode.transport.quic_path import probe_sizes
+from p2pnode.transport.quic_resets import StatelessResets
 from p2pnode.transport.quic_socket import UdpSocket
 from p2pnode.transport.quic_stream import QuicPeerStream
 from p2pnode.transport.router import RESET_PROTOCOL_VIOLATION, Router
-from p2pnode.transport.tls import make_certificate
 from p2pnode.units import PeerId
 
 DEFAULT_LISTEN = ("/ip4/0.0.0.0/udp/4001/quic-v1", "/ip6/::/udp/4001/quic-v1")
@@ -73,7 +72,8 @@ class QuicTransport:
         self._idle_timeout_s = idle_timeout_s
         self._core = core
         self.probe_sizes = probe_sizes(datagram_bytes_max)
-        self._credentials = _make_credentials(identity, unix_time)
+        self._credentials = make_credentials(identity, unix_time)
+        self.resets: StatelessResets[QuicPeerConnection] = StatelessResets(self._credentials, random_bytes)
         self._sockets: list[UdpSocket] = []
         self._routes: dict[bytes, QuicPeerConnection] = {}
         self._connections: set[QuicPeerConnection] = set()
@@ -207,7 +207,7 @@ class QuicTransport:
         assert self._loop is not None
         now = self._loop.time()
         if connection is None:
-            connection = self._accept(udp, data, address, now)
+            connection = self._unknown(udp, data, address, now)
             if connection is None:
                 return
         connection.socket = udp
@@ -218,6 +218,19 @@ class QuicTransport:
             connection.abandon()
             return
         self._touched[connection] = None
+
+    def _unknown(
+        self, udp: UdpSocket, data: bytes, address: NetworkAddress, now: float
+    ) -> QuicPeerConnection | None:
+        """A datagram of no connection: the first of a new one, or from or about one that is over."""
+        if data[0] & 0x80:
+            return self._accept(udp, data, address, now)
+        forgotten = self.resets.match(data)
+        if forgotten is not None:
+            forgotten.forgotten_by_peer()
+        elif (answer := self.resets.answer(data, now)) is not None:
+            udp.send_batch([(answer, address)])
+        return None
 
     def _accept(
         self, udp: UdpSocket, data: bytes, address: NetworkAddress, now: float
@@ -293,6 +306,7 @@ class QuicTransport:
         assert self._loop is not None
         if not connection.is_outbound:
             self.acceptor.completed(connection.address, self._loop.time())
+        self.resets.watch(connection.core.peer_reset_token, connection)
         for loser in self._peers.add(connection.peer_id, connection):
             self._loop.call_later(
                 SUPPLANTED_GRACE_S, loser.close_now, CLOSE_SUPPLANTED, "another connection is used"
@@ -305,6 +319,7 @@ class QuicTransport:
         for connection_id in list(connection.routes):
             self._routes.pop(connection_id, None)
         connection.routes.clear()
+        self.resets.forget(connection)
         if not connection.is_outbound:
             assert self._loop is not None
             self.acceptor.ended(connection.address, self._loop.time(), was_complete=connection.is_established)
@@ -350,10 +365,3 @@ class QuicTransport:
             logger.info("identify with %s failed: %s", connection.peer_id, error)
             return
         self.identify.learned(connection, connection.identified)
-
-
-def _make_credentials(identity: Identity, unix_time: Callable[[], float]) -> Credentials:
-    key = ec.generate_private_key(ec.SECP256R1())
-    now = datetime.datetime.fromtimestamp(unix_time(), datetime.UTC)
-    serial = int.from_bytes(os.urandom(16), "big") >> 1 | 1
-    return Credentials(make_certificate(identity, key, now, serial), key, unix_time)

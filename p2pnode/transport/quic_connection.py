@@ -10,10 +10,10 @@ from aioquic.quic import events
 from aioquic.quic.connection import NetworkAddress
 
 from p2pnode import limits
-from p2pnode.errors import ConnectionLost, P2PNodeError, PeerTimeout, RemoteProtocolError, StreamReset
+from p2pnode.errors import ConnectionLost, P2PNodeError, PeerTimeout, StreamReset
 from p2pnode.transport import multiaddr, ping
 from p2pnode.transport.identify import Identify
-from p2pnode.transport.multistream import Initiator, Responder
+from p2pnode.transport.negotiation import agree_inbound, agree_outbound
 from p2pnode.transport.port import ConnectionStats
 from p2pnode.transport.quic_core import QuicCore
 from p2pnode.transport.quic_fast import FastQuicCore
@@ -122,17 +122,7 @@ class QuicPeerConnection:
         try:
             async with asyncio.timeout(timeout_s):
                 stream = await self._new_stream()
-                stream.protocol = protocol
-                initiator = Initiator(protocol)
-                await stream.write(initiator.opening())
-                while not initiator.done:
-                    data = await stream.read(limits.DATAGRAM_BYTES_MAX)
-                    if not data:
-                        raise RemoteProtocolError(
-                            f"the peer closed the stream instead of speaking {protocol}"
-                        )
-                    initiator.feed(data)
-                stream.unread(initiator.take_rest())
+                await agree_outbound(stream, protocol)
                 return stream
         except TimeoutError as error:
             if stream is not None:
@@ -179,17 +169,7 @@ class QuicPeerConnection:
 
     async def negotiate_inbound(self, stream: QuicPeerStream) -> bool:
         """Agree on a protocol; False when the peer gave up first."""
-        responder = Responder(lambda protocol: self._host.accepts(self.peer_id, protocol))
-        while responder.chosen is None:
-            data = await stream.read(limits.DATAGRAM_BYTES_MAX)
-            if not data:
-                return False
-            responder.feed(data)
-            if answer := responder.outgoing():
-                await stream.write(answer)
-        stream.protocol = responder.chosen
-        stream.unread(responder.take_rest())
-        return True
+        return await agree_inbound(stream, lambda protocol: self._host.accepts(self.peer_id, protocol))
 
     def consumed(self, stream_id: int, size: int) -> None:
         if self.core.consume(stream_id, size):
@@ -381,6 +361,12 @@ class QuicPeerConnection:
         self.flush()
         said = reason or (f"error 0x{code:x}" if code else "no reason given")
         self._end(said, code)
+
+    def forgotten_by_peer(self) -> None:
+        """A stateless reset: nothing of this connection is known on the other side."""
+        self.process()
+        if self.error is None:
+            self._end("the peer restarted, or gave the connection up", 0)
 
     def abandon(self) -> None:
         """Drop a connection that never was one; nothing is sent."""

@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import datetime
 import logging
-import ssl
-from collections.abc import Callable
-from dataclasses import dataclass
 
 from aioquic import tls
 from aioquic.buffer import Buffer
@@ -32,19 +29,18 @@ from aioquic.quic.packet_builder import QuicDeliveryState, QuicPacketBuilder
 from aioquic.quic.recovery import QuicPacketSpace
 from aioquic.quic.stream import QuicStream
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec
 
 from p2pnode import limits
 from p2pnode.transport import quic_congestion
+from p2pnode.transport.credentials import Credentials
 from p2pnode.transport.tls import CertificateError, PeerCertificate, verify_certificates
 from p2pnode.units import PeerId
-
-ALPN = "libp2p"
 
 PRIVATE_NAMES = {
     "aioquic.quic.connection.QuicConnection": (
         "_initialize",
         "_parse_transport_parameters",
+        "_replenish_connection_ids",
         "_write_connection_limits",
         "_write_stream_limits",
         "_on_max_stream_data_delivery",
@@ -54,6 +50,7 @@ PRIVATE_NAMES = {
         "_configuration",
         "_cryptos",
         "_handshake_confirmed",
+        "_host_cids",
         "_is_client",
         "_local_max_data",
         "_local_max_streams_bidi",
@@ -92,31 +89,6 @@ class _CertificateRequired(tls.Alert):
     description = tls.AlertDescription.certificate_required
 
 
-@dataclass(frozen=True, slots=True)
-class Credentials:
-    """What a node shows in the handshake, and how it judges what it is shown."""
-
-    certificate: x509.Certificate
-    key: ec.EllipticCurvePrivateKey
-    unix_time: Callable[[], float]
-
-    def configuration(self, *, is_client: bool, idle_timeout_s: float) -> QuicConfiguration:
-        return QuicConfiguration(
-            is_client=is_client,
-            alpn_protocols=[ALPN],
-            supported_versions=[QuicProtocolVersion.VERSION_1],
-            certificate=self.certificate,
-            private_key=self.key,
-            # libp2p certificates are self-signed: the subclass verifies them itself.
-            verify_mode=ssl.CERT_NONE,
-            max_datagram_size=limits.DATAGRAM_BYTES_MIN,
-            max_data=limits.CONNECTION_WINDOW_BYTES,
-            max_stream_data=limits.STREAM_WINDOW_BYTES,
-            idle_timeout=idle_timeout_s,
-            congestion_control_algorithm=quic_congestion.NAME,
-        )
-
-
 class QuicCore(QuicConnection):
     """aioquic's connection with mutual libp2p TLS, consumption-driven windows and probed datagram sizes."""
 
@@ -135,6 +107,8 @@ class QuicCore(QuicConnection):
             retry_source_connection_id=retry_source_connection_id,
         )
         self.credentials = credentials
+        if not self._is_client:
+            self._host_cids[0].stateless_reset_token = credentials.reset_token(self.host_cid)
         self.expected_peer = expected_peer
         self.peer: PeerCertificate | None = None
         self.mismatched_peer: PeerId | None = None
@@ -188,6 +162,17 @@ class QuicCore(QuicConnection):
         if announced is None:
             announced = 65_527
         self.peer_datagram_bytes_max = max(limits.DATAGRAM_BYTES_MIN, announced)
+
+    def _replenish_connection_ids(self) -> None:
+        super()._replenish_connection_ids()
+        for connection_id in self._host_cids:
+            if not connection_id.was_sent:
+                connection_id.stateless_reset_token = self.credentials.reset_token(connection_id.cid)
+
+    @property
+    def peer_reset_token(self) -> bytes:
+        """What the peer would end a packet with after it forgot the connection; b"" when it told none."""
+        return self._peer_cid.stateless_reset_token
 
     @property
     def handshake_confirmed(self) -> bool:

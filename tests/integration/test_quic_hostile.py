@@ -13,11 +13,11 @@ import pytest
 from p2pnode import limits
 from p2pnode.errors import ConnectionLost, HandshakeRefused, PeerTimeout, RemoteProtocolError, StreamReset
 from p2pnode.transport import identify, ping
+from p2pnode.transport.credentials import Credentials
 from p2pnode.transport.identify_service import IdentifyService
 from p2pnode.transport.multistream import HEADER, encode_message
 from p2pnode.transport.quic import QuicTransport
 from p2pnode.transport.quic_connection import QuicPeerConnection
-from p2pnode.transport.quic_core import Credentials
 from p2pnode.transport.quic_stream import QuicPeerStream
 from tests.kit import certificates
 from tests.kit.net import echo, identity, quic, read_all, running, until
