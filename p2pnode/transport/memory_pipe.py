@@ -51,6 +51,7 @@ class Pipe:
         self._loop = asyncio.get_running_loop()
         self._link = link
         self._chunks: deque[bytes] = deque()
+        self._queue: deque[Callable[[], None]] = deque()
         self._unread = 0
         self._travelling = 0
         self._arrives_at = 0.0
@@ -106,17 +107,19 @@ class Pipe:
     def _schedule(self, deliver: Callable[[], None], size: int) -> None:
         now = self._loop.time()
         self._arrives_at = max(self._arrives_at, now + self._link.delay_s(size, now))
-
-        def arrive() -> None:
-            if self._link.is_cut:
-                self._link.held.append(deliver)
-            else:
-                deliver()
-
+        self._queue.append(deliver)
         if self._arrives_at <= now:
-            self._loop.call_soon(arrive)
+            self._loop.call_soon(self._arrive)
         else:
-            self._loop.call_at(self._arrives_at, arrive)
+            self._loop.call_at(self._arrives_at, self._arrive)
+
+    def _arrive(self) -> None:
+        """The oldest delivery: timers of the same moment fire in any order."""
+        deliver = self._queue.popleft()
+        if self._link.is_cut:
+            self._link.held.append(deliver)
+        else:
+            deliver()
 
     # --- reader ------------------------------------------------------------------------------------
     def _deliver(self, data: bytes) -> None:
