@@ -8,22 +8,25 @@ the whole ring stands. Trouble travels back along the same streams, against the 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 
 from p2pnode import limits
+from p2pnode.compute.engine_client import EngineClient
 from p2pnode.compute.row_tally import RowTallies
 from p2pnode.compute.stage import StageServer
 from p2pnode.errors import NotFound, P2PNodeError, RemoteProtocolError, RequestError, StageLost
-from p2pnode.frame import Frame, FrameReader, encode
+from p2pnode.frame import Frame, FrameReader, Kind, encode
 from p2pnode.node.catalog import Catalog
 from p2pnode.node.engines import EngineHost
 from p2pnode.node.links import Links, ProgressCallback
 from p2pnode.node.loopback import LoopbackStream
 from p2pnode.node.tasks import Tasks
+from p2pnode.node.tensor import GroupEngine, Lanes, listen_to_follower
 from p2pnode.node.units import UnitOptions, part_of_stage, unit_spec, wanted_tensors
 from p2pnode.transport import messages
 from p2pnode.transport.port import Stream, Transport
@@ -52,6 +55,16 @@ class StageOrder(msgspec.Struct, frozen=True, kw_only=True):
     next_stage: int
     next_addresses: list[str] = []
     threads: int = 0
+    rank: int = 0
+    shares: list[int] = []
+    """Weights of all ranks of this stage's tensor group; empty when one device has it alone."""
+    followers: list[str] = []
+    """Peers of ranks 1.. for the leader."""
+
+
+def slot(stage: int, rank: int) -> int:
+    """Number under which a device holds a rank of a stage: leaders have the stage's own."""
+    return stage + rank * limits.PLAN_STAGES_MAX
 
 
 @dataclass(slots=True)
@@ -63,6 +76,8 @@ class HostedStage:
     bytes_fetched: int
     bytes_wanted: int
     servers: int = 0
+    ports: list[int] = field(default_factory=list)
+    """Lanes to the other ranks."""
 
     @property
     def layers(self) -> tuple[int, int]:
@@ -108,6 +123,7 @@ class Hosting:
         self._new_engine = new_engine
         self._stored = stored
         self._report = report
+        self.lanes = Lanes(links)
         self._locks: dict[tuple[str, int], asyncio.Lock] = {}
         self.stages: dict[tuple[str, int], HostedStage] = {}
         self.tallies = RowTallies()
@@ -119,6 +135,7 @@ class Hosting:
         """By plan: where a head takes the frames of its last stage."""
         links.serve("stage.prepare", self._prepare)
         links.serve("stage.release", self._release)
+        links.serve("stage.link", self._link)
         transport.handle(STAGE, self._serve_stream)
 
     # --- preparing -----------------------------------------------------------------------------------
@@ -140,11 +157,12 @@ class Hosting:
             "model_bytes": info.model_bytes,
             "columns": info.columns,
             "session_tokens": info.session_tokens,
+            "ports": hosted.ports,
         }
 
     async def prepare(self, order: StageOrder, progress: ProgressCallback) -> HostedStage:
         """Fetch, cut and load one stage; a second call with the same order answers at once."""
-        key = (order.plan_id, order.stage)
+        key = (order.plan_id, slot(order.stage, order.rank))
         async with self._locks.setdefault(key, asyncio.Lock()):
             hosted = self.stages.get(key)
             if hosted is not None and hosted.engine.is_up:
@@ -161,7 +179,7 @@ class Hosting:
         content_id = ContentId(order.model)
         manifest = await self._catalog.manifest(content_id, name=order.model_name, extra_holders=[order.head])
         index, _ = await self._catalog.index(content_id, vocabulary=False)
-        part = part_of_stage(index, order.layer_first, order.layer_end)
+        part = part_of_stage(index, order.layer_first, order.layer_end, rank=order.rank, shares=order.shares)
         tensors = wanted_tensors(index, part)
         fetched = await self._catalog.fetch(
             content_id,
@@ -180,7 +198,21 @@ class Hosting:
             UNIT, spec, lambda f: progress({"state": "loading", "done": int(f * 1000), "total": 1000})
         )
         wanted = sum(manifest.tensors[name].size for name in tensors)
-        return HostedStage(order, engine, fetched.bytes_on_wire, wanted)
+        ports = await self.lanes.open(engine.client, len(order.shares)) if len(order.shares) > 1 else []
+        return HostedStage(order, engine, fetched.bytes_on_wire, wanted, ports=ports)
+
+    async def _link(self, peer: PeerId, arguments: Mapping[str, Any], _: ProgressCallback) -> dict[str, Any]:
+        """Connect this rank's lanes; both ends are asked at about the same time."""
+        plan_id, number = str(arguments.get("plan_id")), arguments.get("slot")
+        hosted = self.stages.get((plan_id, number if isinstance(number, int) else RETURN))
+        if hosted is None or hosted.order.head != peer:
+            raise NotFound("this device holds no such rank")
+        ends = arguments.get("ends")
+        if not isinstance(ends, list) or len(ends) >= limits.RANKS_MAX:
+            raise RemoteProtocolError("the ends of lanes are a short list")
+        half = arguments.get("half") is True
+        await self.lanes.link(hosted.engine.client, hosted.engine.unit(UNIT), ends, half=half)
+        return {}
 
     async def _release(
         self, peer: PeerId, arguments: Mapping[str, Any], _: ProgressCallback
@@ -222,6 +254,9 @@ class Hosting:
             hosted = self.stages.get((plan_id, stage if isinstance(stage, int) else RETURN))
             if hosted is None:
                 raise NotFound(f"this device has no stage {stage} of plan {plan_id[:40]}")
+            if hosted.order.rank > 0:
+                await self._follow(hosted, stream)
+                return
             onward = await self.attach(
                 PeerId(hosted.order.next_peer), plan_id, hosted.order.next_stage, hosted.order.next_addresses
             )
@@ -261,12 +296,20 @@ class Hosting:
         """Frames forward, trouble backward, until either side ends."""
         await messages.send_message(inbound, messages.Answer(data={}))
         out = OutboundFrames(onward)
-        server = StageServer(
-            hosted.engine.client,
-            hosted.engine.unit(UNIT),
-            out.send,
-            lambda received, sent: self.tallies.add(hosted.order.plan_id, hosted.layers, received, sent),
-        )
+        async with self.group(
+            hosted.order.plan_id, hosted.order.stage, hosted.order.followers, hosted.engine
+        ) as engine:
+            server = StageServer(
+                engine,
+                hosted.engine.unit(UNIT),
+                out.send,
+                self._observer(hosted),
+            )
+            await self._serve_frames(hosted, server, inbound, onward)
+
+    async def _serve_frames(
+        self, hosted: HostedStage, server: StageServer, inbound: Stream, onward: Stream
+    ) -> None:
         hosted.servers += 1
         self.idle.clear()
         watcher = asyncio.ensure_future(self._pass_trouble_back(hosted, inbound, onward))
@@ -279,6 +322,60 @@ class Hosting:
             watcher.cancel()
             await asyncio.gather(watcher, return_exceptions=True)
             onward.reset()
+
+    @asynccontextmanager
+    async def group(
+        self, plan_id: str, stage: int, followers: Sequence[str], engine: EngineHost
+    ) -> AsyncIterator[EngineClient | GroupEngine]:
+        """The engine itself, or the group it leads, attached to its followers for as long as this lasts."""
+        if not followers:
+            yield engine.client
+            return
+        streams: dict[str, Stream] = {}
+        listeners: list[asyncio.Task[None]] = []
+        try:
+            for rank, peer in enumerate(followers, start=1):
+                streams[peer] = await self.attach(PeerId(peer), plan_id, slot(stage, rank), [])
+            made = GroupEngine(engine.client, {peer: OutboundFrames(s).send for peer, s in streams.items()})
+            listeners += [
+                self._tasks.spawn(
+                    f"follower {peer[-6:]}",
+                    listen_to_follower(s, self._links.name_of(PeerId(peer)), made.lose),
+                )
+                for peer, s in streams.items()
+            ]
+            yield made
+        finally:
+            for listener in listeners:
+                listener.cancel()
+            for stream in streams.values():
+                stream.reset()
+
+    async def _follow(self, hosted: HostedStage, inbound: Stream) -> None:
+        """Compute this rank's share of whatever the leader takes; only trouble is worth a word."""
+        await messages.send_message(inbound, messages.Answer(data={}))
+
+        async def watch(frame: Frame) -> None:
+            if frame.kind is Kind.ERROR:
+                words = messages.Refused(code="stage_lost", message=str(frame.meta.get("message", ""))[:400])
+                await messages.send_message(inbound, words)
+                inbound.reset()
+
+        client = hosted.engine.client
+        server = StageServer(client, hosted.engine.unit(UNIT), watch, self._observer(hosted))
+        hosted.servers += 1
+        self.idle.clear()
+        try:
+            await server.serve(FrameReader(inbound.read_exactly).read)
+        finally:
+            hosted.servers -= 1
+            if client.alive:
+                client.give_up_exchange()
+            if not any(stage.servers for stage in self.stages.values()):
+                self.idle.set()
+
+    def _observer(self, hosted: HostedStage) -> Callable[[Frame, Frame], None]:
+        return lambda received, sent: self.tallies.add(hosted.order.plan_id, hosted.layers, received, sent)
 
     async def _pass_trouble_back(self, hosted: HostedStage, inbound: Stream, onward: Stream) -> None:
         try:

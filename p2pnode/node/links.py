@@ -90,6 +90,10 @@ class Links:
             self._tasks.spawn(f"dial {peer_id[-6:]}", self._keep_dialing(link))
         return link
 
+    @property
+    def me(self) -> PeerId:
+        return self._transport.peer_id
+
     def name_of(self, peer_id: PeerId) -> str:
         """What people call a device; the end of its id when nobody said."""
         if peer_id == self._transport.peer_id:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Mapping
+from itertools import combinations
 from typing import Any
 
 import msgspec
 
+from p2pnode import limits
 from p2pnode.compute.cost import Device, Link, Mesh
 from p2pnode.compute.plan import Plan
 from p2pnode.compute.planner import Planned, Wish, WishedMode, plan
@@ -35,6 +38,13 @@ class PlanRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     context: int | None = None
     exclude: list[str] = []
     blocks: list[tuple[str, int, int]] | None = None
+    max_rtt_ms: float | None = None
+    """Devices of a tensor group may be this far apart."""
+
+    @property
+    def insists(self) -> bool:
+        """Somebody named devices for a group: distance is then their business, and said in the prediction."""
+        return self.mode in ("tensor", "hybrid") and bool(self.devices)
 
 
 class Planning:
@@ -119,9 +129,34 @@ class Planning:
             strategy="memory" if request.strategy == "memory" else "speed",
             excluded=frozenset(request.exclude),
             blocks=tuple(request.blocks) if request.blocks else None,
+            tensor_rtt_max_s=self._rtt_max_s(request),
         )
-        return await asyncio.to_thread(plan, wish, shape, self.mesh(model))
+        mesh = self.mesh(model)
+        return await asyncio.to_thread(plan, wish, shape, _timed(mesh) if request.insists else mesh)
+
+    def _rtt_max_s(self, request: PlanRequest) -> float:
+        if request.max_rtt_ms is not None:
+            return request.max_rtt_ms / 1000
+        return math.inf if request.insists else limits.TENSOR_RTT_MAX_S
+
+
+def _timed(mesh: Mesh) -> Mesh:
+    """Links between others that they have not told of yet are taken for the slowest known one."""
+    slowest_s = max((link.rtt_s for link in mesh.links.values()), default=limits.RTT_ASSUMED_S)
+    links = {pair: Link(slowest_s, limits.LINK_ASSUMED_BYTES_PER_S) for pair in combinations(mesh.devices, 2)}
+    return Mesh(
+        mesh.devices, {**links, **mesh.links, **{(b, a): link for (a, b), link in mesh.links.items()}}
+    )
 
 
 def parts_of(made: Plan) -> list[StagePart]:
-    return [StagePart(PeerId(stage.peer), stage.layer_first, stage.layer_end) for stage in made.stages]
+    return [
+        StagePart(
+            PeerId(stage.peer),
+            stage.layer_first,
+            stage.layer_end,
+            tuple(PeerId(peer) for peer in stage.peers[1:]),
+            stage.shares if len(stage.ranks) > 1 else (),
+        )
+        for stage in made.stages
+    ]

@@ -21,9 +21,10 @@ from p2pnode.facade import SamplingParams
 from p2pnode.frame import FrameReader
 from p2pnode.node.catalog import Catalog, KnownModel
 from p2pnode.node.engines import EngineHost
-from p2pnode.node.hosting import RETURN, Hosting, OutboundFrames, StageOrder
+from p2pnode.node.hosting import RETURN, Hosting, OutboundFrames, StageOrder, slot
 from p2pnode.node.links import Links
 from p2pnode.node.tasks import Tasks
+from p2pnode.node.tensor import pair_up
 from p2pnode.node.units import UnitOptions, output_part, part_of_stage, unit_spec, wanted_tensors
 from p2pnode.transport import messages
 from p2pnode.transport.port import Stream
@@ -49,8 +50,12 @@ async def first_condition() -> AsyncIterator[None]:
 @dataclass(frozen=True, slots=True)
 class StagePart:
     peer: PeerId
+    """The device that has these layers, or leads the group that shares them."""
     layer_first: int
     layer_end: int
+    followers: tuple[PeerId, ...] = ()
+    shares: tuple[int, ...] = ()
+    """Weights of the leader and its followers; empty for one device."""
 
 
 @dataclass(slots=True)
@@ -76,6 +81,14 @@ class Active:
             self.lost = error
             for tell in self.on_lost:
                 tell(error)
+
+
+def _mode_of(remote: Sequence[StagePart], *, mine_first: bool) -> str:
+    if not remote:
+        return "local"
+    if not any(part.followers for part in remote):
+        return "pipeline"
+    return "tensor" if len(remote) == 1 and not mine_first else "hybrid"
 
 
 class Routing:
@@ -191,18 +204,20 @@ class Routing:
         index = await self._bring(model, output_part, say)
         if [0, *[p.layer_end for p in parts]] != [*[p.layer_first for p in parts], real_layer_count(index)]:
             raise PlanError("the stages do not cover every layer exactly once")
-        mine_first = parts[0].peer == self._me
+        # A group is led where stages are hosted, also when this head leads it: there is one way to do that.
+        mine_first = parts[0].peer == self._me and not parts[0].followers
         remote = list(parts[1:] if mine_first else parts)
         options = self._options(index)
         orders = self._orders(plan_id, model, remote, first_stage=1 if mine_first else 0, options=options)
-        views: dict[int, dict[str, Any]] = {}
+        views: dict[tuple[int, int], dict[str, Any]] = {}
         async with first_condition(), asyncio.TaskGroup() as group:
             head = group.create_task(
                 self._load_head(model, parts[0] if mine_first else None, options, not remote, say)
             )
-            for part, order in zip(remote, orders, strict=True):
-                group.create_task(self._prepare(part, order, views, say))
+            for peer, order in orders:
+                group.create_task(self._prepare(peer, order, views, say))
         engine, first, output = head.result()
+        await self._link_lanes(plan_id, orders, views)
         stages = [views[number] for number in sorted(views)]
         if mine_first:
             info = engine.infos[FIRST]
@@ -222,13 +237,13 @@ class Routing:
                 await finished.wait()
 
             self._hosting.returns[plan_id] = take_return
-            stream = await self._hosting.attach(remote[0].peer, plan_id, orders[0].stage, [])
+            stream = await self._hosting.attach(remote[0].peer, plan_id, orders[0][1].stage, [])
             send = OutboundFrames(stream).send
         route = PipelineRoute(engine.client, first_unit=first, output_unit=output, send=send)
         active = Active(
             plan_id=plan_id,
             model=model,
-            mode="pipeline" if remote else "local",
+            mode=_mode_of(remote, mine_first=mine_first),
             stages=stages,
             route=route,
             engine=engine,
@@ -252,14 +267,15 @@ class Routing:
         *,
         first_stage: int,
         options: UnitOptions,
-    ) -> list[StageOrder]:
-        orders = []
+    ) -> list[tuple[PeerId, StageOrder]]:
+        orders: list[tuple[PeerId, StageOrder]] = []
         for number, part in enumerate(remote):
             is_last = number == len(remote) - 1
             following = self._me if is_last else remote[number + 1].peer
-            link = None if is_last else self._links.links.get(following)
-            orders.append(
-                StageOrder(
+            link = self._links.links.get(following)
+            where = self._my_addresses() if is_last else link.addresses if link else ()
+            for rank, peer in enumerate((part.peer, *part.followers)):
+                order = StageOrder(
                     plan_id=plan_id,
                     stage=first_stage + number,
                     model=model.content_id,
@@ -272,27 +288,45 @@ class Routing:
                     head=self._me,
                     next_peer=following,
                     next_stage=RETURN if is_last else first_stage + number + 1,
-                    next_addresses=list(self._my_addresses())
-                    if is_last
-                    else list(link.addresses)
-                    if link
-                    else [],
+                    next_addresses=list(where),
+                    rank=rank,
+                    shares=list(part.shares),
+                    followers=list(part.followers) if rank == 0 else [],
                 )
-            )
+                orders.append((peer, order))
         return orders
 
     async def _prepare(
-        self, part: StagePart, order: StageOrder, views: dict[int, dict[str, Any]], say: Say
+        self, peer: PeerId, order: StageOrder, views: dict[tuple[int, int], dict[str, Any]], say: Say
     ) -> None:
-        name = self._name_of(part.peer)
+        name = self._name_of(peer)
         answer = await self._links.call(
-            part.peer,
+            peer,
             "stage.prepare",
             msgspec.to_builtins(order),
-            on_progress=lambda data: say({"peer": part.peer, "name": name, **data}),
+            on_progress=lambda data: say({"peer": peer, "name": name, **data}),
             timeout_s=limits.PREPARE_SILENCE_S_MAX,
         )
-        views[order.stage] = self._stage_view(part.peer, part.layer_first, part.layer_end, answer)
+        view = self._stage_view(peer, order.layer_first, order.layer_end, answer)
+        if order.shares:
+            view.update(rank=order.rank, shares=order.shares)
+        views[order.stage, order.rank] = view
+
+    async def _link_lanes(
+        self,
+        plan_id: str,
+        orders: Sequence[tuple[PeerId, StageOrder]],
+        views: dict[tuple[int, int], dict[str, Any]],
+    ) -> None:
+        """Give every tensor group its lanes; its ranks are asked at once, because both ends must be there."""
+        for stage in sorted({order.stage for _, order in orders if order.shares}):
+            ranks = [(peer, order) for peer, order in orders if order.stage == stage]
+            ports = [views[stage, order.rank].pop("ports") for _, order in ranks]
+            ends = pair_up([peer for peer, _ in ranks], ports)
+            async with first_condition(), asyncio.TaskGroup() as group:
+                for (peer, order), mine in zip(ranks, ends, strict=True):
+                    wish = {"plan_id": plan_id, "slot": slot(stage, order.rank), "ends": mine}
+                    group.create_task(self._links.call(peer, "stage.link", wish))
 
     async def _load_head(
         self, model: KnownModel, first: StagePart | None, options: UnitOptions, is_whole: bool, say: Say

@@ -6,11 +6,12 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from p2pnode import limits
 from p2pnode.compute.engine_protocol import TokenTable, UnitSpec
 from p2pnode.compute.gguf import ModelIndex
-from p2pnode.compute.part import Cut, Inline, Part, Source, Zeros, real_layer_count
+from p2pnode.compute.part import Cut, Inline, Part, Shard, Source, Zeros, real_layer_count
 from p2pnode.compute.surgery import cut, needed_tensors
 from p2pnode.compute.virtual_file import FilePiece, InlinePiece
 
@@ -33,13 +34,16 @@ def is_tied(index: ModelIndex) -> bool:
     return "output.weight" not in index.tensors
 
 
-def part_of_stage(index: ModelIndex, layer_first: int, layer_end: int) -> Part:
+def part_of_stage(
+    index: ModelIndex, layer_first: int, layer_end: int, *, rank: int = 0, shares: Sequence[int] = ()
+) -> Part:
     """The layers of one stage. The output belongs to the head, so a stage never carries it.
 
     With tied embeddings the head holds the matrix for its output already; a first stage then looks rows up
     in the file instead of loading the matrix a second time.
     """
-    return Part(layer_first, layer_end, embedding=layer_first == 0 and not _looks_rows_up(index))
+    shard = Shard(rank, tuple(shares)) if len(shares) > 1 else None
+    return Part(layer_first, layer_end, embedding=layer_first == 0 and not _looks_rows_up(index), shard=shard)
 
 
 def output_part(index: ModelIndex) -> Part:
@@ -72,10 +76,13 @@ def unit_spec(
     spec = UnitSpec(
         pieces=tuple(_pieces(made, paths)),
         input=facts.input,
-        output="sample" if facts.output == "logits" else "rows",
+        output=_output(part, facts.output),
         tap=facts.tap,
         input_scale=1.0 if facts.row_scale == 1.0 else 1.0 / facts.row_scale,
         rows_out="wanted" if is_last and not part.output else "all",
+        reduce=facts.reduce,
+        rank=part.shard.rank if part.shard else 0,
+        ranks=part.shard.count if part.shard else 1,
         stateless=stateless,
         context_tokens=limits.OUTPUT_UNIT_TOKENS if stateless else options.context_tokens,
         batch_rows=limits.OUTPUT_UNIT_TOKENS if stateless else limits.UNIT_BATCH_ROWS,
@@ -89,6 +96,12 @@ def unit_spec(
     if part.layer_first == 0 and not part.embedding and not stateless:
         return replace(spec, token_table=_token_table(index, paths))
     return spec
+
+
+def _output(part: Part, kind: str) -> Literal["sample", "rows", "none"]:
+    if part.shard is not None and part.shard.rank > 0:
+        return "none"  # every rank ends with the same sums; the leader's are the ones that travel
+    return "sample" if kind == "logits" else "rows"
 
 
 def _looks_rows_up(index: ModelIndex) -> bool:

@@ -1,0 +1,53 @@
+"""Tensor groups over real QUIC and real lanes: the same greedy text as one device alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.kit.mesh import MeshOfProcesses, NodeProcess, kill_now, mesh_of
+
+DEMO = "p2pnode-demo"
+PROMPT = "What is a mesh?"
+NAMES = ("alpha", "beta", "gamma", "delta")
+
+
+@pytest.fixture(scope="module")
+def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MeshOfProcesses]:
+    with mesh_of(tmp_path_factory.mktemp("tensor"), *NAMES) as made:
+        yield made
+
+
+def apply(node: NodeProcess, **wish: Any) -> dict[str, Any]:
+    plan: dict[str, Any] = node.api.post("/plan", {"model": DEMO, "apply": True, **wish})
+    return plan
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 4])
+def test_a_group_answers_as_one(mesh: MeshOfProcesses, ranks: int) -> None:
+    alpha = mesh.nodes[0]
+    local = alpha.infer(DEMO, PROMPT, mode="local")
+    plan = apply(alpha, mode="tensor", devices=list(NAMES[:ranks]))
+    together = alpha.infer(DEMO, PROMPT, mode="tensor")
+    assert together["mode"] == "tensor"
+    assert {stage["name"] for stage in together["stages"]} == set(NAMES[:ranks])
+    assert (together["text"], together["usage"]) == (local["text"], local["usage"])
+    alpha.api.post("/command/release_plan", {"plan_id": plan["plan_id"]})
+
+
+def test_a_lost_rank_does_not_end_the_answer(mesh: MeshOfProcesses) -> None:
+    """A follower's engine is killed in the middle: the same text, from whoever is left."""
+    alpha, beta = mesh.nodes[:2]
+    document = {"model": DEMO, "prompt": PROMPT, "temperature": 0, "max_tokens": 120}
+    undisturbed = alpha.api.post("/infer", {**document, "mode": "local"})["text"]
+    apply(alpha, mode="tensor", devices=["alpha", "beta"])
+    pieces: list[str] = []
+    for event in alpha.api.stream("/infer/stream", document):
+        if event["type"] == "text":
+            pieces.append(event["text"])
+            if len(pieces) == 10:
+                kill_now(beta.api.get("/status")["hosted_stages"][0]["engine_pid"])
+    assert "".join(pieces) == undisturbed
+    assert alpha.api.get("/health")["status"] == "ok"
