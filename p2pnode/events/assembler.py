@@ -87,10 +87,6 @@ class Assembler(Generic[State]):
         return self._at.edge
 
     @property
-    def lamport(self) -> int:
-        return self._at.lamport
-
-    @property
     def unsealed_count(self) -> int:
         return len(self._at.unsealed)
 

@@ -289,7 +289,8 @@ class Committer(Generic[State]):
 
     def _seal_if_due(self) -> None:
         now_ms, due_ms = self.now_ms(), self.assembler.seal_due_ms
-        if due_ms is not None and now_ms >= due_ms:
+        is_snapshot_due = self.assembler.size - self._snapshot_size >= LOG_SNAPSHOT_EVENTS
+        if is_snapshot_due or (due_ms is not None and now_ms >= due_ms):
             self.assembler.seal(now_ms)
-        if self.assembler.size - self._snapshot_size >= LOG_SNAPSHOT_EVENTS:
+        if is_snapshot_due:
             self.snapshot()

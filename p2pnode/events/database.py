@@ -127,7 +127,7 @@ def connect_reader(path: Path) -> sqlite3.Connection:
             connection.execute("SELECT 1 FROM sqlite_schema").fetchone()
         except sqlite3.OperationalError as error:
             connection.close()
-            if uri is plain and _may_be_read_only(path):
+            if uri is plain and path.exists():
                 continue
             raise as_condition(error, path) from error
         return connection
@@ -331,10 +331,6 @@ def as_condition(error: Exception, path: Path) -> P2PNodeError:
             f"the log {path} cannot be opened: {text}", hint="check that the folder is there and is yours"
         )
     return DataDirError(f"the log {path} cannot be used: {text}")
-
-
-def _may_be_read_only(path: Path) -> bool:
-    return path.exists()
 
 
 def _place(level: int, index: int) -> int:

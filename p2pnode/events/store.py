@@ -95,9 +95,11 @@ class SqliteLog(Generic[State]):
         self._reader.set_upper(self._size, committer.assembler.edge.upper())
 
         def finish() -> None:
-            self._reader.close()
-            connection.close()
-            lock.release()
+            try:
+                self._reader.close()
+                connection.close()
+            finally:
+                lock.release()
 
         self._publish(self._reader.checkpoint())
         self._writer = Writer(committer, self._committed, self._failed, finish)

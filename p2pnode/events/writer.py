@@ -97,6 +97,8 @@ class Writer(Generic[State]):
             self._commit([(_seal_and_snapshot, None)])
         except LogFailed as failure:
             self._fail(failure)
+        except Exception as error:  # a bug: better a stopped node than callers who wait for ever
+            self._fail(LogFailed(f"the log's writer failed: {error!r}"))
         finally:
             self._finish()
 
@@ -119,7 +121,7 @@ class Writer(Generic[State]):
     def _commit(self, batch: list[tuple[Job[State], asyncio.Future[Any] | None]]) -> None:
         try:
             results, draft = self._committer.run([job for job, _ in batch])
-        except LogFailed:
+        except Exception:
             with self._wake:
                 self._queue.extendleft(reversed(batch))
             raise
