@@ -292,8 +292,9 @@ def test_a_revoked_key_asks_in_vain() -> None:
     story.do(CreateApiKey(key_id="k1", label="", scopes=("use",)))
     story.do(serve("r1", caller="k1", path="lan"))
     story.do(RevokeApiKey(key_id="k1"))
-    with pytest.raises(Unauthorized):
-        story.do(serve("r2", caller="k1", path="lan"))
+    for number, caller in enumerate(("k1", "key:k1")):
+        with pytest.raises(Unauthorized):
+            story.do(serve(f"r2{number}", caller=caller, path="lan"))
 
 
 def test_equivocation_ends_credit_and_earning() -> None:
