@@ -1,4 +1,4 @@
-"""POST /v1/embeddings."""
+"""POST /v1/embeddings, /tokenize and /detokenize: texts, tokens and vectors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from quart import Blueprint, Response
 
 from p2pnode.api.context import ApiContext, body, caller
 from p2pnode.api.envelope import json_response
-from p2pnode.api.schemas import EmbeddingRequest, check_fields, parse
+from p2pnode.api.schemas import DetokenizeRequest, EmbeddingRequest, TokenizeRequest, check_fields, parse
 from p2pnode.errors import RequestError
 from p2pnode.limits import API_EMBEDDING_INPUTS_MAX
 
@@ -67,5 +67,23 @@ def embedding_routes(context: ApiContext) -> Blueprint:
             "usage": {"prompt_tokens": count, "total_tokens": count},
         }
         return json_response(document, headers={"X-P2PNode-Ignored": ", ".join(ignored)} if ignored else None)
+
+    @routes.post("/tokenize")
+    async def tokenize() -> Response:
+        caller("use")
+        asked = parse(TokenizeRequest, await body())
+        model = node.resolve_model(asked.model)
+        tokens = await node.tokenize(
+            model, asked.content, add_special=asked.add_special, parse_special=asked.parse_special
+        )
+        return json_response({"tokens": tokens})
+
+    @routes.post("/detokenize")
+    async def detokenize() -> Response:
+        caller("use")
+        asked = parse(DetokenizeRequest, await body())
+        return json_response(
+            {"content": await node.detokenize(node.resolve_model(asked.model), asked.tokens)}
+        )
 
     return routes

@@ -13,12 +13,14 @@ from p2pnode.api.console import ConsoleRequest
 from p2pnode.api.schemas import (
     ChatRequest,
     CompletionRequest,
+    DetokenizeRequest,
     EmbeddingRequest,
     InferRequest,
     InviteRequest,
     KeyRequest,
     PlanRequest,
     ResponsesRequest,
+    TokenizeRequest,
 )
 
 BODIES: dict[str, type[msgspec.Struct]] = {
@@ -26,6 +28,8 @@ BODIES: dict[str, type[msgspec.Struct]] = {
     "/v1/completions": CompletionRequest,
     "/v1/embeddings": EmbeddingRequest,
     "/v1/responses": ResponsesRequest,
+    "/tokenize": TokenizeRequest,
+    "/detokenize": DetokenizeRequest,
     "/infer": InferRequest,
     "/infer/stream": InferRequest,
     "/pipeline/infer": InferRequest,
@@ -65,6 +69,8 @@ SUMMARIES: dict[str, str] = {
     "GET /settings": "Settings that were changed, and by whom",
     "POST /settings": "Change a setting",
     "GET /settings/origins": "What this start was told, and by what",
+    "POST /tokenize": "Token ids of a text",
+    "POST /detokenize": "Text of token ids",
     "POST /infer": "One prompt or conversation, p2pnode's short form",
     "POST /infer/stream": "The same as server-sent events",
     "POST /plan": "Propose a plan, or apply it",

@@ -179,6 +179,18 @@ class InferRequest(SamplingFields, forbid_unknown_fields=True, kw_only=True):
     system: str | None = None
 
 
+class TokenizeRequest(Struct, forbid_unknown_fields=True, kw_only=True):
+    content: str
+    model: ModelName | None = None
+    add_special: bool = False
+    parse_special: bool = False
+
+
+class DetokenizeRequest(Struct, forbid_unknown_fields=True, kw_only=True):
+    tokens: TokenIds
+    model: ModelName | None = None
+
+
 class EmbeddingRequest(Struct, forbid_unknown_fields=True, kw_only=True):
     input: str | Annotated[list[Any], Meta(min_length=1, max_length=API_EMBEDDING_INPUTS_MAX)]
     model: ModelName | None = None

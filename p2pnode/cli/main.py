@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "peers": ("mesh_commands", "peers", "Devices of the mesh and how to reach them."),
     "plan": ("mesh_commands", "plan", "Who would compute which layers of a model, and why."),
     "run": ("run", "run", "Ask a model: one prompt, or what stdin says."),
+    "chat": ("chat", "chat", "Talk with a model in the terminal."),
     "ps": ("mesh_commands", "ps", "Sessions that run now."),
     "models": ("mesh_commands", "models", "Models of the mesh and who holds them."),
     "balance": ("billing_commands", "balance", "Credit of your account."),
