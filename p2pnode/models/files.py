@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -49,3 +50,17 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def delete(path: Path) -> int:
+    """Remove a file or a folder of files; bytes it occupied."""
+    try:
+        if path.is_dir():
+            size = sum(getattr(entry.stat(), "st_blocks", 0) * 512 for entry in path.iterdir())
+            shutil.rmtree(path)
+            return size
+        size = path.stat().st_size
+        path.unlink()
+    except FileNotFoundError:
+        return 0
+    return size

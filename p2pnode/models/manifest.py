@@ -122,10 +122,6 @@ class Manifest:
             index += pieces + sum(_piece_count(tensor.size) for tensor in found.tensors)
         return tuple(result)
 
-    @property
-    def has_omissions(self) -> bool:
-        return any(file.omissions for file in self.files)
-
     def chunks_for(self, wants: Iterable[Want], *, vocabulary: bool = False) -> list[int]:
         """Indexes, ascending, of the chunks that cover the wanted bytes; ModelIncomplete for an unknown tensor."""
         found: set[int] = set(self.header_chunks) if vocabulary else set()

@@ -12,12 +12,9 @@ Methods block; call them from a thread.
 from __future__ import annotations
 
 import contextlib
-import os
-import re
 import shutil
 import threading
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from p2pnode import limits
@@ -26,49 +23,13 @@ from p2pnode.models import cid as content
 from p2pnode.models import importer
 from p2pnode.models import manifest as manifests
 from p2pnode.models.cache import ChunkCache
-from p2pnode.models.files import data_errors, write_atomic
+from p2pnode.models.files import data_errors, delete, write_atomic
 from p2pnode.models.manifest import Manifest, Want
 from p2pnode.models.records import ImportedFile, StoreRecords
+from p2pnode.models.stored import DEMO_NAME, Piece, Progress, StoredModel, check_name
 from p2pnode.units import ContentId
 
-Progress = Callable[[int, int], None]
-"""Called with bytes done and bytes in all."""
-
-DEMO_NAME = "p2pnode-demo"
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/+@-]*")
-
-
-@dataclass(frozen=True, slots=True)
-class StoredModel:
-    """One name in the store."""
-
-    name: str
-    content_id: ContentId
-    manifest: Manifest
-    imported: bool
-    """True when complete files lie outside the store, in `paths`."""
-    have_bytes: int
-    """Verified bytes on this disk."""
-
-    @property
-    def is_complete(self) -> bool:
-        return self.imported or self.have_bytes >= self.manifest.bytes_of(range(len(self.manifest.chunks)))
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """Where wanted bytes lie on this disk."""
-
-    path: Path
-    offset: int
-    size: int
-
-
-def check_name(name: str) -> str:
-    """A usable model name; BadModelFile otherwise."""
-    if not _NAME.fullmatch(name) or len(name) > limits.MODEL_NAME_CHARS_MAX:
-        raise BadModelFile(f"{name[:80]!r} is no model name", hint="use letters, digits and . _ : / + @ -")
-    return name
+__all__ = ["DEMO_NAME", "ModelStore", "Piece", "Progress", "StoredModel"]
 
 
 class ModelStore:
@@ -190,7 +151,7 @@ class ModelStore:
         """Delete imported files that this store fetched itself; all others are left alone."""
         pulled = self.root.absolute() / "pulled"
         paths = [Path(stamp.path) for stamp in self._records.imports.get(content_id, [])]
-        return sum(_delete(path) for path in paths if path.is_relative_to(pulled))
+        return sum(delete(path) for path in paths if path.is_relative_to(pulled))
 
     def collect(self) -> int:
         """Delete data and manifests that no name refers to (after a crash); bytes freed."""
@@ -200,7 +161,7 @@ class ModelStore:
             for folder in ("data", "manifests"):
                 for entry in (self.root / folder).iterdir():
                     if entry.name not in used:
-                        freed += _delete(entry)
+                        freed += delete(entry)
         return freed
 
     def _drop(self, content_id: ContentId) -> int:
@@ -208,7 +169,7 @@ class ModelStore:
         if cache is not None:
             cache.close()
         self._manifests.pop(content_id, None)
-        freed = _delete(self.root / "data" / content_id) + _delete(self.root / "manifests" / content_id)
+        freed = delete(self.root / "data" / content_id) + delete(self.root / "manifests" / content_id)
         return freed
 
     # --- reading -----------------------------------------------------------------------------------
@@ -409,17 +370,3 @@ class ModelStore:
             cache = ChunkCache(self.root / "data" / content_id, self.manifest(content_id))
             self._caches[content_id] = cache
         return cache
-
-
-def _delete(path: Path) -> int:
-    """Remove a file or folder; bytes it occupied."""
-    if path.is_dir():
-        size = sum(getattr(entry.stat(), "st_blocks", 0) * 512 for entry in path.iterdir())
-        shutil.rmtree(path)
-        return size
-    try:
-        size = path.stat().st_size
-        os.unlink(path)  # noqa: PTH108 - one call, and missing files are expected
-    except FileNotFoundError:
-        return 0
-    return size

@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 
 from p2pnode import limits
+from p2pnode.compute.gguf import open_model
+from p2pnode.compute.part import Part
+from p2pnode.compute.surgery import cut, needed_tensors
 from p2pnode.errors import (
     BlobMismatch,
     DiskFull,
@@ -27,12 +30,14 @@ from p2pnode.models.store import ModelStore
 from p2pnode.transport.port import Stream
 from tests.kit.blobs import Liar, Party, chunk
 
+DEMO = Path(__file__).parents[2] / "models/p2pnode-demo.gguf"
 SLICE = [Want("blk.1.attn_q.weight"), Want("blk.2.attn_q.weight"), Want("blk.2.attn_norm.weight")]
 
 
 @pytest.fixture(autouse=True)
-def small_and_quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "CHUNK_BYTES", 1024)
+def small_and_quick(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    if "per_cent" not in request.node.name:
+        monkeypatch.setattr(limits, "CHUNK_BYTES", 1024)
     monkeypatch.setattr(limits, "BLOB_FRAME_TIMEOUT_S", 0.3)
     monkeypatch.setattr(limits, "BLOB_STEAL_AFTER_S", 0.05)
 
@@ -64,6 +69,25 @@ async def test_only_the_slice_crosses_the_wire(party: Party) -> None:
     assert result.bytes_wanted == 40_064
     frames = len(party.model.manifest.chunks_for(SLICE))
     assert result.bytes_on_wire < result.bytes_wanted + frames * 9 + 200
+
+
+async def test_three_nodes_fetch_their_slices_and_one_per_cent(tmp_path: Path) -> None:
+    """The demo model over a pipeline of three: manifest, framing and weights against the slice itself."""
+    party = Party(tmp_path, DEMO)
+    index, _ = open_model(DEMO)
+    stages = [Part(3, 6), Part(6, 8)]
+    holder = party.holder("a")
+    async with party.up():
+        for number, part in enumerate(stages):
+            store = ModelStore(tmp_path / f"stage-{number}")
+            manifest = await fetch_manifest(party.model.content_id, [holder])
+            store.add_manifest("demo", manifest)
+            wants = [Want(name) for name in needed_tensors(index, part)]
+            result = await fetch_part(manifest, wants, [holder], store)
+            on_wire = result.bytes_on_wire + len(manifest.encoded)
+            assert on_wire <= 1.01 * cut(index, part).size
+            again = await fetch_part(manifest, wants, [holder], ModelStore(tmp_path / f"stage-{number}"))
+            assert again.bytes_on_wire == 0
 
 
 async def test_a_second_fetch_and_a_restart_cost_nothing(party: Party) -> None:

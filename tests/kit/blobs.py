@@ -22,13 +22,13 @@ Handler = Callable[[Stream], Awaitable[None]]
 class Party:
     """One fetching node and any number of holders, connected in memory."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, model: Path | None = None) -> None:
         self.folder = folder
         self.network = MemoryNetwork(seed=7)
         self.fetcher = self.network.transport(identity("fetcher"))
         self.store = ModelStore(folder / "fetcher")
         self.origin = ModelStore(folder / "origin")
-        self.model = self.origin.add_file(write_toy(folder / "toy.gguf"))
+        self.model = self.origin.add_file(model or write_toy(folder / "toy.gguf"))
         self.servers: dict[str, BlobServer] = {}
         self._transports: list[MemoryTransport] = [self.fetcher]
 
