@@ -72,14 +72,22 @@ def micro_units(text: str) -> int:
 @click.command()
 @click.option("--account", default="local", show_default=True, metavar="ACCOUNT", help="Whose bookings.")
 @click.option("--limit", type=click.IntRange(1, 10_000), default=100, show_default=True, help="Newest N.")
+@click.option("--csv", "as_table", is_flag=True, help="Comma-separated values, for spreadsheets.")
 @node_options
-def statement(account: str, limit: int, data: Path | None, api: str | None, as_json: bool) -> None:
+def statement(
+    account: str, limit: int, as_table: bool, data: Path | None, api: str | None, as_json: bool
+) -> None:
     """Every booking of an account, with the event behind it."""
     view = connect(data, api).get("/log/statement", {"account": account, "limit": limit})
     if as_json:
         print_json(view)
         return
     lines = view.get("lines", view.get("entries", [])) if isinstance(view, dict) else view
+    if as_table:
+        from p2pnode.projections.billing_view import StatementRow, as_csv
+
+        click.echo(as_csv(StatementRow(**line) for line in lines or ()), nl=False)
+        return
     if not lines:
         click.echo("no bookings yet")
         return

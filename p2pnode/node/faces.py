@@ -32,6 +32,7 @@ class Faces:
         self._queries = LogQueries(node.ledger)
         self._commands: dict[str, Command] = {
             "topup": self._top_up,
+            "quota": self._quota,
             "pause": self._pause,
             "resume": self._resume,
             "drain": self._drain,
@@ -211,8 +212,7 @@ class Faces:
         )
 
     async def embed(self, model: str, inputs: Sequence[Sequence[int]]) -> list[list[float]]:
-        del inputs
-        raise RequestError(f"{model} cannot embed here yet", hint="embeddings come with a later version")
+        return await self._node.embedding.embed(self._node.catalog.resolve(model), inputs)
 
     # --- doing ---------------------------------------------------------------------------------------
     def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateEvent]:
@@ -284,6 +284,18 @@ class Faces:
                 note=str(a.get("note", "")),
             ),
             idempotency_key=key,
+        )
+
+    async def _quota(self, a: Mapping[str, Any]) -> JsonObject:
+        """At most `limit_microunits` by list price in each `period_ms`; neither lifts the quota."""
+        unlimited = a.get("limit_microunits") is None
+        return await self._node.ledger.do(
+            c.SetQuota(
+                account=str(a["account"]),
+                limit_microunits=0 if unlimited else int(a["limit_microunits"]),
+                period_ms=0 if unlimited else int(a["period_ms"]),
+                unlimited=unlimited,
+            )
         )
 
     async def _pause(self, a: Mapping[str, Any]) -> JsonObject:
