@@ -316,6 +316,7 @@ PREFILL_CHUNK_TOKENS = 256
 """Large enough for full speed of the matrix kernels, small enough that decoding sessions wait little."""
 
 PREFILL_CHUNKS_IN_FLIGHT = 4
+EMBEDDING_TOKENS_MAX = 512
 RECOVERIES_MAX = 8
 GOODBYE_S_MAX = 3.0
 """How long a leaving device keeps serving, so that others can move what runs on it."""

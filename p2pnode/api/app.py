@@ -18,6 +18,7 @@ from p2pnode.api.envelope import error_response, json_response
 from p2pnode.api.infer import infer_routes
 from p2pnode.api.key_routes import key_routes
 from p2pnode.api.live import live_routes
+from p2pnode.api.log_routes import log_routes
 from p2pnode.api.mesh import mesh_routes, view_routes
 from p2pnode.api.metrics import CONTENT_TYPE, ApiMetrics
 from p2pnode.api.modes import mode_routes
@@ -64,6 +65,7 @@ def create_app(
         console_routes(context),
         key_routes(context),
         live_routes(context),
+        log_routes(context),
         panel_routes(panel or find_panel()),
     ):
         app.register_blueprint(routes)

@@ -28,6 +28,7 @@ from p2pnode.network import path_of
 from p2pnode.node.books import Books
 from p2pnode.node.capability import Capability, cores
 from p2pnode.node.catalog import BLOB, Catalog, KnownModel
+from p2pnode.node.embedding import Embedding
 from p2pnode.node.engines import EngineHost
 from p2pnode.node.hosting import HostedStage, Hosting
 from p2pnode.node.ledger import Ledger
@@ -145,6 +146,7 @@ class Node:
             book=Books(ledger, self.receipts, self.tasks),
             new_id=lambda: f"req-{secrets.token_hex(8)}",
         )
+        self.embedding = Embedding(self.routing, self._new_engine)
         self.witnessing = Witnessing(ledger=ledger, links=self.links)
         self.applied: dict[ContentId, tuple[Plan, PlanRequest]] = {}
         """Plans somebody applied: carried out again after a loss, on the same devices while they are there."""
@@ -244,6 +246,7 @@ class Node:
         steps = (
             self._end_discovery,
             self.routing.close,
+            self.embedding.close,
             self.hosting.close,
             lambda: asyncio.to_thread(self.mesh.remember, self.where()),
             self.tasks.close,

@@ -10,6 +10,7 @@ import msgspec
 from p2pnode import limits
 from p2pnode.errors import NotFound, RequestError
 from p2pnode.events.codec import Record
+from p2pnode.events.witness_view import witness_view
 from p2pnode.node.ledger import Ledger
 from p2pnode.projections import state_hash
 from p2pnode.projections.billing_view import statement
@@ -27,6 +28,8 @@ class LogQueries:
             "event": self._event,
             "blocks": self._blocks,
             "tile": self._tile,
+            "bundle": self._bundle,
+            "witnesses": lambda _: witness_view(self._log.reader),
             "proof/inclusion": self._inclusion,
             "proof/consistency": self._consistency,
             "replay": lambda _: {"size": self._log.size, "state_hash": state_hash(self._ledger.state).hex()},
@@ -90,6 +93,11 @@ class LogQueries:
     def _tile(self, a: Mapping[str, Any]) -> Any:
         level, index = _number(a, "level", None, 0, 8), _number(a, "index", None, 0, 2**40)
         return {"level": level, "index": index, "hashes": self._log.tile(level, index).hex()}
+
+    def _bundle(self, a: Mapping[str, Any]) -> Any:
+        first = _number(a, "index", None, 0, 2**40) * 256
+        end = min(int(self._log.size), first + _number(a, "width", 256, 1, 256))
+        return {"entries": [raw.hex() for raw in self._log.entries(first, end)] if first < end else []}
 
     def _inclusion(self, a: Mapping[str, Any]) -> Any:
         size = _number(a, "size", int(self._log.size), 1, int(self._log.size))

@@ -395,6 +395,13 @@ class Routing:
         index, _ = await self._catalog.index(model.content_id, vocabulary=True)
         return index
 
+    async def brought(
+        self, model: KnownModel, part_of: Callable[[ModelIndex], Part]
+    ) -> tuple[ModelIndex, list[Any], UnitOptions, bytes]:
+        """A part on this disk, with what a unit of it is made from."""
+        index = await self._bring(model, part_of, lambda _: None)
+        return index, self._paths(model), self._options(index), self._catalog.model_id(model.content_id)
+
     def _paths(self, model: KnownModel) -> list[Any]:
         return list(self._catalog.store.paths(model.content_id))
 
