@@ -9,7 +9,15 @@ import click
 
 from p2pnode.cli import log_render as render
 from p2pnode.cli.log_folder import folder_options, open_reader, own_peer
-from p2pnode.cli.log_record_commands import export, forget, rebuild, receipt, replay, witnesses
+from p2pnode.cli.log_record_commands import (
+    accept_rollback,
+    export,
+    forget,
+    rebuild,
+    receipt,
+    replay,
+    witnesses,
+)
 from p2pnode.cli.output import print_json
 
 
@@ -105,13 +113,18 @@ def verify(data: Path, as_json: bool, peer: str | None, checkpoint_files: tuple[
 @log.command()
 @click.argument("index", type=int)
 @click.option("--size", type=int, help="In the log of this size (default: the newest sealed one).")
+@click.option("--block", "in_block", is_flag=True, help="In its block alone, by the block's root.")
 @folder_options
-def proof(data: Path, as_json: bool, index: int, size: int | None) -> None:
+def proof(data: Path, as_json: bool, index: int, size: int | None, in_block: bool) -> None:
     """Prove that an event is in the log: a c2sp.org/tlog-proof, which other tools verify."""
     from p2pnode.events.merkle import leaf_hash
     from p2pnode.events.proof import prove
 
     reader = open_reader(data)
+    if in_block:
+        block_proof = reader.block_proof(index)
+        print_json(block_proof) if as_json else click.echo(render.summary_text(block_proof))
+        return
     found = prove(reader, index, size)
     if as_json:
         entry = reader.entries(index, index + 1)[0]
@@ -159,5 +172,5 @@ def _wait_a_moment() -> None:
     threading.Event().wait(0.5)
 
 
-for command in (replay, rebuild, export, witnesses, receipt, forget):
+for command in (replay, rebuild, export, witnesses, receipt, forget, accept_rollback):
     log.add_command(command)

@@ -168,6 +168,19 @@ def forget(data: Path | None, api: str | None, subject: str, as_json: bool) -> N
         click.echo(f"{answer.get('forgotten', 0)} commitments about {subject} can not be opened any more")
 
 
+@click.command("accept-rollback")
+@folder_options
+def accept_rollback(data: Path, as_json: bool) -> None:
+    """After restoring a backup: go on under a new log name, so that nothing is signed twice."""
+    log = _own_log(data, accept_rollback=True)
+    document = {"origin": log.keys.origin, "size": log.size}
+    log.close_blocking()
+    if as_json:
+        print_json(document)
+    else:
+        click.echo(f"the log goes on as {document['origin']} at {document['size']} events")
+
+
 def state_summary(state: Any) -> dict[str, Any]:
     """How many of what a folded state holds, and the balances."""
     from p2pnode.projections import all_projections
@@ -198,7 +211,7 @@ def _exported(reader: Any, first: int, end: int, raw: bool) -> Any:
             yield from map(record_view, reader.read(start, stop))
 
 
-def _own_log(data: Path | None) -> Any:
+def _own_log(data: Path | None, *, accept_rollback: bool = False) -> Any:
     """The folder's log, opened to write; DataDirError while a node runs on it."""
     import os
 
@@ -209,7 +222,8 @@ def _own_log(data: Path | None) -> Any:
 
     folder = data or default_data_dir(os.environ)
     open_reader(folder).close()
-    return SqliteLog.open(folder, identity.load(folder / identity.KEY_FILE), fold=MeshFold())
+    own = identity.load(folder / identity.KEY_FILE)
+    return SqliteLog.open(folder, own, fold=MeshFold(), accept_rollback=accept_rollback)
 
 
 def _drop_snapshot(data: Path) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from typing import Any
 
 from p2pnode.errors import DataDirError, NotFound
 from p2pnode.events import merkle
@@ -84,6 +85,25 @@ class LogReader:
         with self._lock:
             return self.tables.block_of(index)
 
+    def block_proof(self, index: int) -> dict[str, Any]:
+        """The way from an event to its block's root: a tree over the block's leaves alone."""
+        block = self.block_of(index) if index >= 0 else None
+        if block is None:
+            raise NotFound(f"event {index} is in no block yet")
+        header = block.header
+        with self._lock:
+            leaves = self.tables.leaves(header.first, header.end)
+        hashes = merkle.inclusion_proof(_BlockTree(leaves), index - header.first, len(leaves))
+        return {
+            "index": index,
+            "block": header.number,
+            "offset": index - header.first,
+            "size": len(leaves),
+            "leaf": leaves[index - header.first].hex(),
+            "block_root": header.block_root.hex(),
+            "proof": [value.hex() for value in hashes],
+        }
+
     def checkpoint(self) -> str | None:
         """The newest checkpoint, with the cosignatures gathered for it."""
         with self._lock:
@@ -136,3 +156,14 @@ class LogReader:
             self._upper, self._upper_size = Edge.load(self.tables, size).upper(), size
         at_edge = level <= len(self._upper) and index == size >> merkle.TILE_HEIGHT * (level + 1)
         return self._upper[level - 1] if at_edge else b""
+
+
+class _BlockTree:
+    """A block's leaves as the one tile they fit in."""
+
+    def __init__(self, leaves: list[bytes]) -> None:
+        self._tile = b"".join(leaves)
+
+    def tile(self, level: int, index: int) -> bytes:
+        assert (level, index) == (0, 0), "a block is smaller than a tile"
+        return self._tile

@@ -13,7 +13,7 @@ from p2pnode.events.merkle import root_at
 from p2pnode.events.note import parse_checkpoint, parse_note
 
 _HINT = (
-    "this happens after restoring a backup: put the newer log back, or start with --accept-rollback, "
+    "this happens after restoring a backup: put the newer log back, or run p2pnode log accept-rollback, "
     "which goes on under a new log name that peers can tell from the old one"
 )
 

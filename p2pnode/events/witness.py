@@ -25,6 +25,7 @@ from p2pnode.events.note import (
     cosign_note,
     cosigned_at,
     is_signed,
+    open_checkpoint,
     parse_checkpoint,
     parse_hash,
     parse_note,
@@ -153,7 +154,9 @@ def answer_witness(
         )
         return WitnessAnswer(verdict.status, f"{verdict.reason}\n", verdict.fraud), None, event
     if verdict.latest is None:
-        body = str(verdict.known_size) if verdict.status == CONFLICT else verdict.reason
+        body = verdict.reason
+        if verdict.status == CONFLICT:
+            body = conflict_body(verdict.known_size, latest, parse_checkpoint(parse_note(request.note).text))
         return WitnessAnswer(verdict.status, f"{body}\n"), None, None
     kept = verdict.latest
     is_news = latest is None or now_ms - latest.recorded_ms >= WITNESS_EVENT_MS_MIN
@@ -166,6 +169,24 @@ def answer_witness(
         replace(kept, recorded_ms=recorded_ms),
         told if is_news else None,
     )
+
+
+def conflict_body(known_size: int, latest: Witnessed | None, asked: Checkpoint) -> str:
+    """The size known and, when that is more than the log claims to have, the note that proves it."""
+    if latest is None or latest.size <= asked.size:
+        return str(known_size)
+    return f"{known_size}\n\n{latest.note.removesuffix(chr(10))}"
+
+
+def read_conflict(body: str, own: Verifier) -> int:
+    """The size a witness knows; a larger one than ours counts only with our own signature under it."""
+    head, separator, note = body.partition("\n\n")
+    size = parse_size(head.strip())
+    if separator:
+        checkpoint, _ = open_checkpoint(note if note.endswith("\n") else f"{note}\n", own)
+        if checkpoint.size != size:
+            raise BadCheckpoint("a witness shows a checkpoint of another size than it says")
+    return size
 
 
 def read_cosignature(body: str, note: str, witness: Verifier) -> str:

@@ -11,9 +11,9 @@ from typing import Any
 from p2pnode.errors import BadCheckpoint, RollbackRefused
 from p2pnode.events.keys import verifiers_of
 from p2pnode.events.log import EventLog
-from p2pnode.events.note import parse_checkpoint, parse_note, parse_size
+from p2pnode.events.note import parse_checkpoint, parse_note
 from p2pnode.events.types import KeysBound
-from p2pnode.events.witness import CONFLICT, OK, AddCheckpoint, read_cosignature
+from p2pnode.events.witness import CONFLICT, OK, AddCheckpoint, read_conflict, read_cosignature
 
 Ask = Callable[[str], Awaitable[tuple[int, str]]]
 """Carries an add-checkpoint request to a witness and brings back status and body."""
@@ -22,8 +22,8 @@ Ask = Callable[[str], Awaitable[tuple[int, str]]]
 async def gather_cosignature(log: EventLog[Any], witness: KeysBound, ask: Ask, known_size: int = 0) -> int:
     """Have `witness` cosign the newest checkpoint; answers the size it knows now, for the next time.
 
-    Raises: RollbackRefused when the witness has cosigned a longer log of this name: then nothing may be
-    signed under it any more; BadCheckpoint when the witness refuses or its answer is wrong.
+    Raises: RollbackRefused when the witness shows that this key has signed a longer log of this name: then
+    nothing may be signed under it any more; BadCheckpoint when the witness refuses or its answer is wrong.
     """
     raw = log.checkpoint()
     assert raw is not None, "a log is born with a checkpoint"
@@ -41,8 +41,10 @@ async def gather_cosignature(log: EventLog[Any], witness: KeysBound, ask: Ask, k
             return checkpoint.size
         if status != CONFLICT:
             raise BadCheckpoint(f"{witness.peer} did not cosign ({status}): {body.strip()[:200]}")
-        known_size = parse_size(body.strip())
+        known_size = read_conflict(body, log.keys.log_verifier)
         if known_size > log.size:
+            if "\n\n" not in body:
+                raise BadCheckpoint(f"{witness.peer} claims {known_size} events and does not show it")
             raise RollbackRefused(
                 f"{witness.peer} has cosigned {known_size} events of this log, which has {log.size}",
                 hint="this happens after restoring a backup; the node goes on under a new log name",

@@ -14,6 +14,7 @@ from p2pnode.cli.main import run_command
 from p2pnode.events.database import connect_writer
 from p2pnode.events.folder import DATABASE, LOG_DIR
 from p2pnode.events.keys import LogKeys
+from p2pnode.events.merkle import verify_inclusion
 from p2pnode.events.note import parse_verifier
 from p2pnode.events.proof import check_proof, parse_proof
 from p2pnode.events.store import SqliteLog
@@ -103,6 +104,13 @@ def test_proof_and_consistency(run: Any, folder: Path) -> None:
     assert check_proof(parse_proof(text), bytes.fromhex(document["entry"]), verifier).size == 206
     assert json.loads(run("proof", "42", "--size", "101", "--json"))["size"] == 101
     run("proof", "42", "--size", "102", status=1)
+    block = json.loads(run("proof", "42", "--block", "--json"))
+    hashes = [bytes.fromhex(value) for value in block["proof"]]
+    place = (bytes.fromhex(block["leaf"]), block["offset"], block["size"])
+    assert verify_inclusion(*place, hashes, bytes.fromhex(block["block_root"]))
+    assert not verify_inclusion(*place, hashes[:-1], bytes.fromhex(block["block_root"]))
+    assert "block_root" in run("proof", "0", "--block")
+    run("proof", "999", "--block", status=1)
     run("proof", "9999", status=1)
     assert len(json.loads(run("consistency", "100", "--json"))["proof"]) > 3
     assert run("consistency", "100", "200").splitlines()[1].startswith("200 ")
@@ -144,6 +152,19 @@ def test_forget_without_a_node(run: Any) -> None:
     assert json.loads(run("tail", "-n", "1", "--json"))["events"][0]["type"] == "SubjectForgotten"
     run("forget", "r-9", status=1)
     assert run("verify").startswith("ok")
+
+
+def test_a_restored_backup_is_accepted_by_the_operator_alone(run: Any, folder: Path) -> None:
+    """Until then the log is not opened to write; afterwards it has another name."""
+    path = folder / LOG_DIR / DATABASE
+    backup = path.read_bytes()
+    run("forget", "r-9")
+    path.write_bytes(backup)
+    assert "its tail was cut" in run("verify", status=1)
+    run("forget", "r-9", status=1)
+    assert json.loads(run("accept-rollback", "--json"))["origin"].endswith("/1")
+    assert run("verify").startswith("ok")
+    assert "goes on as" in run("accept-rollback")
 
 
 def test_folders_without_a_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

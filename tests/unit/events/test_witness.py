@@ -306,3 +306,26 @@ async def test_a_witness_that_plays_games_is_refused() -> None:
     with pytest.raises(BadCheckpoint):
         read_cosignature("", log.checkpoint() or "", parse_verifier(str(log.keys.witness_verifier)))
     assert await gather_cosignature(log, witness, ask, 99) == 99
+
+
+async def test_a_larger_size_is_believed_with_our_own_signature_only() -> None:
+    """A witness that lies can not make a node give up its log's name."""
+    clock = ManualClock()
+    log, witness = memory_log(1, clock), LogKeys.derive(node_identity(2)).bound()
+    foreign = Note(text := Checkpoint(log.keys.origin, 999, bytes(32)).text(), ())
+    other = LogKeys.derive(node_identity(2))
+    forged = foreign.with_signatures(sign_note(text, other.origin, other.log))
+    true = str(foreign.with_signatures(sign_note(text, log.keys.origin, log.keys.log)))
+    lies = ("999\n", f"999\n\n{forged}", f"998\n\n{true}", "999\n\nnonsense\n")
+    for body in lies:
+        with pytest.raises(BadCheckpoint):
+            await gather_cosignature(log, witness, answer_with(409, body))
+    with pytest.raises(RollbackRefused):
+        await gather_cosignature(log, witness, answer_with(409, f"999\n\n{true}"))
+
+
+def answer_with(status: int, body: str) -> Any:
+    async def ask(request: str) -> tuple[int, str]:
+        return status, body
+
+    return ask
