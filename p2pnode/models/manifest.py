@@ -8,6 +8,7 @@ Format: specs/04-blobs.md.
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,8 @@ from p2pnode.models.header import Omission, Outline, outline, slim
 from p2pnode.units import ContentId
 
 FORMAT_VERSION = 1
+NO_LAYER = -1
+_LAYER = re.compile(r"blk\.(\d{1,4})\.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +141,16 @@ class Manifest:
                 first = want.first // limits.CHUNK_BYTES
                 found.update(range(entry.chunk_first + first, entry.chunk_first + _piece_count(end)))
         return sorted(found)
+
+    @cached_property
+    def chunks_by_layer(self) -> dict[int, tuple[int, ...]]:
+        """Chunks of each layer's tensors; -1 for those of no layer."""
+        found: dict[int, list[int]] = {}
+        for entry in self.tensors.values():
+            match = _LAYER.match(entry.name)
+            chunks = range(entry.chunk_first, entry.chunk_first + entry.chunk_count)
+            found.setdefault(int(match[1]) if match else NO_LAYER, []).extend(chunks)
+        return {layer: tuple(chunks) for layer, chunks in sorted(found.items())}
 
     def chunks_at(self, ranges: Iterable[tuple[int, int, int]]) -> list[int]:
         """Indexes, ascending, of the chunks that cover byte ranges (file, offset, size) of the files."""

@@ -24,12 +24,12 @@ from p2pnode.models import importer
 from p2pnode.models import manifest as manifests
 from p2pnode.models.cache import ChunkCache
 from p2pnode.models.files import data_errors, delete, write_atomic
-from p2pnode.models.manifest import Manifest, Want
+from p2pnode.models.manifest import NO_LAYER, Manifest, Want
 from p2pnode.models.records import ImportedFile, StoreRecords
-from p2pnode.models.stored import DEMO_NAME, Piece, Progress, StoredModel, check_name
+from p2pnode.models.stored import DEMO_NAME, Holdings, Piece, Progress, StoredModel, check_name
 from p2pnode.units import ContentId
 
-__all__ = ["DEMO_NAME", "ModelStore", "Piece", "Progress", "StoredModel"]
+__all__ = ["DEMO_NAME", "Holdings", "ModelStore", "Piece", "Progress", "StoredModel"]
 
 
 class ModelStore:
@@ -193,6 +193,24 @@ class ModelStore:
                 return []
             cache = self._cache(content_id)
             return [index for index in indexes if not cache.has(index)]
+
+    def holdings(self, content_id: ContentId) -> Holdings:
+        """Whole layers on this disk, for the planner and for peers."""
+        manifest = self.manifest(content_id)
+        by_layer = manifest.chunks_by_layer
+        with self._lock:
+            if self.imported_paths(content_id) is not None:
+                there = set(by_layer)
+            else:
+                cache = self._cache(content_id)
+                there = {layer for layer, chunks in by_layer.items() if all(map(cache.has, chunks))}
+        ranges: list[tuple[int, int]] = []
+        for layer in sorted(there - {NO_LAYER}):
+            if ranges and ranges[-1][1] == layer:
+                ranges[-1] = (ranges[-1][0], layer + 1)
+            else:
+                ranges.append((layer, layer + 1))
+        return Holdings(tuple(ranges), NO_LAYER in there)
 
     def have(self, content_id: ContentId) -> bytes:
         """One bit a chunk, least significant first."""

@@ -37,6 +37,16 @@ class StoredModel:
 
 
 @dataclass(frozen=True, slots=True)
+class Holdings:
+    """What of a model is on this disk, short enough to be told to others often."""
+
+    layers: tuple[tuple[int, int], ...]
+    """Ranges [first, end) of layers that are there whole."""
+    ends: bool
+    """Everything that belongs to no layer: embedding, output, norms."""
+
+
+@dataclass(frozen=True, slots=True)
 class Piece:
     """Where wanted bytes lie on this disk."""
 

@@ -14,7 +14,7 @@ from p2pnode import limits
 from p2pnode.errors import BadModelFile, BlobMismatch, DataDirError, DiskFull, ModelIncomplete, ModelUnknown
 from p2pnode.models import cid, files, importer
 from p2pnode.models.manifest import ManifestFile, Want, build
-from p2pnode.models.store import DEMO_NAME, ModelStore, StoredModel
+from p2pnode.models.store import DEMO_NAME, Holdings, ModelStore, StoredModel
 from tests.kit.gguf_files import gguf, toy, write_split, write_toy
 
 BODY = 10
@@ -234,6 +234,17 @@ def test_a_header_that_is_not_the_shown_one_is_refused(tmp_path: Path) -> None:
         )
     with pytest.raises(BadModelFile, match="another header"):
         store.write_chunk(model.content_id, last.index, bytes(evil[last.offset : last.offset + last.size]))
+
+
+def test_whole_layers_are_known(tmp_path: Path, origin: ModelStore) -> None:
+    content_id = origin.get("toy").content_id
+    assert origin.holdings(content_id) == Holdings(((0, 4),), ends=True)
+    store, model = _empty(origin, tmp_path / "b")
+    assert store.holdings(content_id) == Holdings((), ends=False)
+    for layer in (0, 2, 3):
+        _copy(origin, store, list(model.manifest.chunks_by_layer[layer]))
+    _copy(origin, store, list(model.manifest.chunks_by_layer[1][1:]))
+    assert store.holdings(content_id) == Holdings(((0, 1), (2, 4)), ends=False)
 
 
 def test_wrong_bytes_are_refused(tmp_path: Path, origin: ModelStore) -> None:
