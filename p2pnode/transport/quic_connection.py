@@ -82,6 +82,7 @@ class QuicPeerConnection:
         self._flush_wanted = False
         self._flushed_now = False
         self._ping_uid = 0
+        core.on_connection_id = lambda connection_id: host.add_route(connection_id, self)
         if isinstance(core, FastQuicCore):
             core.sink = self._feed
         self._handshake_timer: asyncio.TimerHandle | None = None
@@ -238,8 +239,6 @@ class QuicPeerConnection:
             if stream is not None:
                 stream.stop_writing()
                 self.forget_if_finished(stream)
-        elif isinstance(event, events.ConnectionIdIssued):
-            self._host.add_route(event.connection_id, self)
         elif isinstance(event, events.ConnectionIdRetired):
             self._host.drop_route(event.connection_id)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime
 import logging
+from collections.abc import Callable
 
 from aioquic import tls
 from aioquic.buffer import Buffer
@@ -110,6 +111,8 @@ class QuicCore(QuicConnection):
         if not self._is_client:
             self._host_cids[0].stateless_reset_token = credentials.reset_token(self.host_cid)
         self.expected_peer = expected_peer
+        self.on_connection_id: Callable[[bytes], None] = lambda _connection_id: None
+        """Told of each id the peer may use from now on, before the peer is."""
         self.peer: PeerCertificate | None = None
         self.mismatched_peer: PeerId | None = None
         self.peer_datagram_bytes_max = limits.DATAGRAM_BYTES_MIN
@@ -168,6 +171,7 @@ class QuicCore(QuicConnection):
         for connection_id in self._host_cids:
             if not connection_id.was_sent:
                 connection_id.stateless_reset_token = self.credentials.reset_token(connection_id.cid)
+                self.on_connection_id(connection_id.cid)
 
     @property
     def peer_reset_token(self) -> bytes:

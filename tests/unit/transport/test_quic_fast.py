@@ -228,3 +228,17 @@ def test_bytes_in_flight_return_to_zero() -> None:
     assert client._streams[0].sender._buffer_start == 5 + 200_000
     assert client.unsent_bytes(0) == 0
     assert pair.server._streams[0].receiver.highest_offset == 5 + 200_000
+
+
+@pytest.mark.parametrize("core", [QuicCore, FastQuicCore])
+def test_connection_ids_are_known_before_the_peer_may_use_them(core: type[QuicCore]) -> None:
+    """quinn switches at once: a route that is late looks like a connection that is gone."""
+    pair = Pair(core)
+    told: list[bytes] = []
+    pair.server.on_connection_id = told.append
+    pair.client.change_connection_id()
+    pair.client.send_ping(1)
+    for data, _ in pair.client.datagrams_to_send(pair.now):
+        pair.server.receive_datagram(data, ("192.0.2.1", 1), pair.now)
+    assert told == [host_id.cid for host_id in pair.server._host_cids if not host_id.was_sent]
+    assert len(told) == 1
