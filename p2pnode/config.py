@@ -51,8 +51,6 @@ class JoinOptions:
     """Host names the API answers to besides loopback and its own address."""
     console: bool = False
     """Whether POST /shell/exec exists at all."""
-    price_file: Path | None = None
-    """Price list of this node."""
     as_json: bool = False
     """Whether the start is announced as one JSON document instead of text."""
     origins: Mapping[str, str] = field(default_factory=dict)
@@ -166,7 +164,6 @@ CONVERTERS: Mapping[str, Callable[[Any], Any]] = {
     "mdns": _boolean,
     "allowed_hosts": _many(_text),
     "console": _boolean,
-    "price_file": _path,
 }
 ENVIRONMENT: Mapping[str, str] = {
     "ticket": "P2PNODE_TICKET",
