@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 
-from quart import Blueprint, Response
+from quart import Blueprint, Response, request
 
 from p2pnode.api.context import ApiContext, caller
+from p2pnode.api.envelope import json_response
 from p2pnode.errors import NotFound
 
 _NUMBER = re.compile(r"(?:x\d{3}/)*\d{3}")
@@ -30,7 +31,10 @@ def log_routes(context: ApiContext) -> Blueprint:
 
     @routes.get("/log/checkpoint")
     async def checkpoint() -> Response:
-        note = str(ask("checkpoint")["checkpoint"])
+        answer = ask("checkpoint")
+        if request.headers.get("Accept", "").startswith("application/json"):
+            return json_response(answer)
+        note = str(answer["checkpoint"])
         return Response(note, content_type="text/plain; charset=utf-8")
 
     @routes.get("/log/tile/<int:level>/<path:number>")

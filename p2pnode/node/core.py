@@ -7,7 +7,7 @@ import contextlib
 import platform
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -20,7 +20,7 @@ from p2pnode.compute.plan import Plan
 from p2pnode.config import JoinOptions
 from p2pnode.errors import P2PNodeError, StageLost
 from p2pnode.events import types as facts
-from p2pnode.facade import GenerateRequest
+from p2pnode.facade import GenerateEvent, GenerateRequest
 from p2pnode.identity import Identity
 from p2pnode.models.serve import BlobServer
 from p2pnode.models.store import ModelStore, StoredModel
@@ -30,6 +30,7 @@ from p2pnode.node.capability import Capability, cores
 from p2pnode.node.catalog import BLOB, Catalog, KnownModel
 from p2pnode.node.embedding import Embedding
 from p2pnode.node.engines import EngineHost
+from p2pnode.node.federation import Federation, nearest_holder
 from p2pnode.node.hosting import HostedStage, Hosting
 from p2pnode.node.ledger import Ledger
 from p2pnode.node.links import Link, Links
@@ -146,6 +147,7 @@ class Node:
             book=Books(ledger, self.receipts, self.tasks),
             new_id=lambda: f"req-{secrets.token_hex(8)}",
         )
+        self.federation = Federation(transport=transport, links=self.links, generate=self.requests.generate)
         self.embedding = Embedding(self.routing, self._new_engine)
         self.witnessing = Witnessing(ledger=ledger, links=self.links)
         self.applied: dict[ContentId, tuple[Plan, PlanRequest]] = {}
@@ -373,6 +375,18 @@ class Node:
     def _member_added(self, peer: PeerId, name: str, addresses: list[str]) -> None:
         self.links.know(peer, name=name, addresses=addresses)
         self.links.status_changed()
+
+    def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateEvent]:
+        """Here when this device can, else whole by the nearest device that holds the model."""
+        model = self.catalog.resolve(request.model)
+        is_mine = (
+            model.is_complete_here
+            or self.routing.of_model(model.content_id)
+            or model.content_id in self.applied
+        )
+        if request.mode != "auto" or is_mine or not model.holders:
+            return self.requests.generate(request)
+        return self.federation.ask(nearest_holder(self.links, model.holders), request)
 
     # --- plans ---------------------------------------------------------------------------------------
     async def choose(self, request: GenerateRequest) -> Active:

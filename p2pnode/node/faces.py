@@ -216,7 +216,7 @@ class Faces:
 
     # --- doing ---------------------------------------------------------------------------------------
     def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateEvent]:
-        return self._node.requests.generate(request)
+        return self._node.generate(request)
 
     async def plan(self, request: Mapping[str, Any]) -> JsonObject:
         node = self._node

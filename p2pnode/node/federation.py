@@ -1,0 +1,174 @@
+"""Whole requests served for, and by, another member: `/p2pnode/infer/1`.
+
+The asking node sends one request and reads events; closing the stream ends the work on the other side. The
+serving node decides about it like about any request: it is the authenticated peer that pays.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from typing import Any
+
+import msgspec
+
+from p2pnode import limits
+from p2pnode.errors import ModelUnknown, P2PNodeError, PeerTimeout, PeerUnreachable, RemoteProtocolError
+from p2pnode.facade import (
+    Finished,
+    GenerateEvent,
+    GenerateRequest,
+    PrefillProgress,
+    SamplingParams,
+    TextDelta,
+)
+from p2pnode.node.links import Links
+from p2pnode.transport import messages
+from p2pnode.transport.port import Stream, Transport
+from p2pnode.units import PeerId
+
+INFER = "/p2pnode/infer/1"
+_KINDS: dict[str, type[TextDelta] | type[PrefillProgress] | type[Finished]] = {
+    "text": TextDelta,
+    "prefill": PrefillProgress,
+    "finished": Finished,
+}
+_NAMES = {kind: name for name, kind in _KINDS.items()}
+
+Generate = Callable[[GenerateRequest], AsyncIterator[GenerateEvent]]
+
+
+class Federation:
+    def __init__(self, *, transport: Transport, links: Links, generate: Generate) -> None:
+        self._links = links
+        self._generate = generate
+        self.serving = 0
+        transport.handle(INFER, self._serve)
+
+    # --- asking --------------------------------------------------------------------------------------
+    async def ask(self, peer: PeerId, request: GenerateRequest) -> AsyncIterator[GenerateEvent]:
+        """The request's events as the other device makes them; its conditions arrive as the same conditions."""
+        link = self._links.links.get(peer)
+        if link is None or link.connection is None or not link.is_up:
+            raise PeerUnreachable(f"{self._links.name_of(peer)} is not reachable now")
+        try:
+            async with asyncio.timeout(limits.CONTROL_TIMEOUT_S):
+                stream = await link.connection.open_stream(INFER)
+                await messages.send_message(
+                    stream, messages.Call(method="generate", arguments=_to_wire(request))
+                )
+        except TimeoutError:
+            raise PeerTimeout(f"{self._links.name_of(peer)} did not take the request in time") from None
+        try:
+            while True:
+                async with asyncio.timeout(limits.STAGE_ANSWER_S_MAX):
+                    message = await messages.receive_message(stream)
+                if isinstance(message, messages.Refused):
+                    raise messages.refusal_error(message)
+                if not isinstance(message, messages.Progress):
+                    raise RemoteProtocolError("an answer that is no event")
+                if not message.data:
+                    continue  # it only breaks the silence
+                event = _from_wire(message.data)
+                yield event
+                if isinstance(event, Finished):
+                    return
+        except TimeoutError:
+            raise PeerTimeout(
+                f"{self._links.name_of(peer)} went silent in the middle of the answer"
+            ) from None
+        finally:
+            stream.reset()
+
+    # --- serving -------------------------------------------------------------------------------------
+    async def _serve(self, stream: Stream) -> None:
+        async with asyncio.timeout(limits.CONTROL_TIMEOUT_S):
+            call = await messages.receive_message(stream)
+        self.serving += 1
+        try:
+            request = _request_of(call, stream)
+            events = self._generate(request)
+            try:
+                async for event in events:
+                    await messages.send_message(stream, messages.Progress(data=_event_to_wire(event)))
+            finally:
+                if isinstance(events, AsyncGenerator):
+                    await events.aclose()
+        except P2PNodeError as error:
+            await messages.send_message(stream, messages.refusal(error))
+        finally:
+            self.serving -= 1
+        await stream.close_write()
+
+
+def _to_wire(request: GenerateRequest) -> dict[str, Any]:
+    document: dict[str, Any] = msgspec.to_builtins(request, builtin_types=(bytes,))
+    # Who pays and from where is decided by the connection, not by what is written here.
+    for name in ("caller", "address"):
+        document.pop(name, None)
+    document["sampling"]["logit_bias"] = [
+        [token, bias] for token, bias in request.sampling.logit_bias.items()
+    ]
+    return document
+
+
+def _request_of(call: messages.AnyMessage, stream: Stream) -> GenerateRequest:
+    if not isinstance(call, messages.Call) or call.method != "generate":
+        raise RemoteProtocolError("an infer stream begins with generate")
+    document = dict(call.arguments)
+    try:
+        sampling = dict(document.pop("sampling"))
+        biases = {
+            int(token): float(bias) for token, bias in sampling.pop("logit_bias")[: limits.LOGIT_BIAS_MAX]
+        }
+        chosen = msgspec.convert({**sampling, "logit_bias": {}}, SamplingParams)
+        fields = {f: getattr(chosen, f) for f in SamplingParams.__dataclass_fields__}
+        document["stop"] = tuple(str(text) for text in document.get("stop", ())[:16])
+        prompt = document.pop("prompt")
+        made = msgspec.convert({**document, "prompt": ""}, GenerateRequest)
+    except (KeyError, TypeError, ValueError, msgspec.ValidationError) as error:
+        raise RemoteProtocolError(f"a request that cannot be read: {error}") from None
+    if not isinstance(prompt, str) and not (
+        isinstance(prompt, list) and all(isinstance(t, int) for t in prompt)
+    ):
+        raise RemoteProtocolError("a prompt is text or token ids")
+    remote = stream.connection.remote_multiaddr.split("/")
+    return GenerateRequest(
+        model=made.model,
+        prompt=prompt,
+        max_tokens=made.max_tokens,
+        stop=made.stop,
+        sampling=SamplingParams(**{**fields, "logit_bias": biases}),
+        mode=made.mode,
+        parse_special=made.parse_special,
+        caller=stream.peer_id,
+        address=remote[2] if len(remote) > 2 else "",
+        request_id="",
+    )
+
+
+def _event_to_wire(event: GenerateEvent) -> dict[str, Any]:
+    return {"kind": _NAMES[type(event)], "event": msgspec.to_builtins(event, builtin_types=(bytes,))}
+
+
+def _from_wire(data: dict[str, Any]) -> GenerateEvent:
+    kind = _KINDS.get(str(data.get("kind")))
+    if kind is None:
+        raise RemoteProtocolError("an event of a kind this version does not know")
+    try:
+        event: GenerateEvent = msgspec.convert(data.get("event"), kind)
+    except msgspec.ValidationError as error:
+        raise RemoteProtocolError(f"an event that cannot be read: {error}") from None
+    return event
+
+
+def nearest_holder(links: Links, holders: tuple[str, ...]) -> PeerId:
+    """The reachable holder with the shortest round trip; ModelUnknown when there is none."""
+    found = [
+        (link.connection.stats().rtt_s, peer)
+        for peer in holders
+        if (link := links.links.get(PeerId(peer))) is not None and link.connection is not None and link.is_up
+    ]
+    if not found:
+        raise ModelUnknown("no device that holds this model is reachable now")
+    return PeerId(min(found)[1])
