@@ -214,11 +214,15 @@ class Unit:
             raise ShapeMismatch(f"{frame.wanted} rows wanted at once, at most {context.outputs_max}")
         ids, rows = self._input(frame)
         draft = frame.meta.get("draft", ())
+        if not isinstance(draft, list | tuple) or not all(isinstance(token, int) for token in draft):
+            raise ShapeMismatch("a draft that is not a list of token ids")
         self._waiting.append(Step(call, frame, sample, ids, rows, draft, time.perf_counter_ns()))
 
     def _input(self, frame: Frame) -> tuple[list[int] | None, NDArray[np.float32] | None]:
         if frame.kind is Kind.TOKENS:
             ids = tokens(frame)
+            if len(ids) != frame.rows:
+                raise ShapeMismatch(f"{len(ids)} token ids in a frame of {frame.rows} rows")
             if self._table is not None:
                 return None, self._scaled(self._table.lookup(ids))
             if self.spec.input != "tokens":

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from p2pnode.compute.engine_client import ENGINE_ENVIRONMENT
+from p2pnode.compute.engine_client import ENGINE_ENVIRONMENT, kill
 from p2pnode.errors import EngineIncompatible, EngineUnavailable, RequestError
 from p2pnode.limits import ENGINE_CLOSE_TIMEOUT_S, ENGINE_START_TIMEOUT_S, ENGINE_THREADS_MAX
 
@@ -105,7 +105,6 @@ class RpcServer:
 
     async def close(self) -> None:
         """Kill it: it knows no other end."""
-        with contextlib.suppress(ProcessLookupError):
-            self._process.kill()
+        kill(self._process)
         async with asyncio.timeout(ENGINE_CLOSE_TIMEOUT_S):
             await self._watcher

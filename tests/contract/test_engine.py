@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import signal
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
@@ -315,6 +316,9 @@ async def test_a_full_context_is_told(engine: EngineClient, model: Path) -> None
         Frame(Kind.ROWS, DType.F32, 1, 64, 1, bytes(256)),
         Frame(Kind.ERROR, DType.F32, 0, 0, 1),
         tokens_frame([1] * 40, wanted=0),
+        tokens_frame([1], meta={"draft": 5}),
+        tokens_frame([1], meta={"draft": ["a"]}),
+        replace(tokens_frame([1, 2]), rows=3),
     ],
 )
 async def test_wrong_input_is_refused(engine: EngineClient, unit: int, frame: Frame) -> None:
@@ -637,6 +641,31 @@ async def test_a_killed_engine_fails_every_call_at_once(model: Path, number: sig
         await engine.close()
     assert codes == [-number]
     assert not engine.alive
+
+
+async def test_engines_killed_at_any_time_hang_nobody(model: Path) -> None:
+    """While starting, loading, computing, sampling, between messages: every call ends, most with the condition."""
+    rng = random.Random(11)
+    for _ in range(10):
+        engine = await EngineClient.start()
+        killer = asyncio.get_running_loop().call_later(
+            rng.uniform(0.0, 0.05), os.kill, engine.pid, signal.SIGKILL
+        )
+
+        async def work(engine: EngineClient = engine) -> None:
+            info = await engine.load(UnitSpec(model_path=str(model), **SMALL))
+            for _ in range(1000):
+                await engine.open_session(info.unit_id, 1, WARM)
+                await asyncio.gather(
+                    generate(engine, info.unit_id, PROMPT, 8), engine.tokenize(info.unit_id, "x" * 500)
+                )
+
+        async with asyncio.timeout(20):
+            with pytest.raises(EngineUnavailable):
+                await work()
+            await engine.close()
+        assert engine.exit_code == -signal.SIGKILL
+        assert killer.when() > 0
 
 
 async def test_closing_ends_the_process() -> None:
