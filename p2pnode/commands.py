@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from p2pnode.events import types as facts
+from p2pnode.limits import HOLD_MS_MAX
 from p2pnode.network import Path
 
 Shares = tuple[tuple[str, int], ...]
@@ -197,7 +198,7 @@ class ServeRequest:
     max_tokens: int
     network: str = ""
     """Salted tag of `network_bucket(address)`; welcomes are counted by it."""
-    hold_ms: int = 600_000
+    hold_ms: int = HOLD_MS_MAX
     seed: int | None = None
     parameters_commitment: bytes | None = None
 

@@ -166,6 +166,9 @@ TOPUP_MICROUNITS_MAX = 10**15
 """A billion units: far under 2**63, so that sums of thousands of top-ups cannot overflow an event field."""
 TOPUPS_KEPT_MAX = 4096
 ACCOUNT_MICROUNITS_MAX = 2**61
+"""Of all top-ups together, and of a quota."""
+BALANCE_MICROUNITS_MAX = 2**62
+"""No balance of a record that is true can come near; it keeps sums within 64 bits."""
 QUOTA_PERIOD_MS_MAX = 366 * 24 * 60 * 60 * 1000
 EXPOSURE_MICROUNITS_MAX = 1_000_000
 """A provider works for at most one unit that its consumer has not yet signed for."""

@@ -25,9 +25,8 @@ def top_up(state: MeshState, command: TopUp, now_ms: int) -> Decision:
                 f"the idempotency key {key!r} was used for another top-up", hint="use a new key"
             )
         return decision(answer=_balance(state, account, 0))
-    between(
-        billing.available(state.billing, account) + amount, 0, limits.ACCOUNT_MICROUNITS_MAX, "the balance"
-    )
+    given_out = -billing.balances(state.billing).get(billing.MINT_TOPUP, 0)
+    between(given_out + amount, 0, limits.ACCOUNT_MICROUNITS_MAX, "the credit given out")
     event = facts.CreditToppedUp(account=account, amount_microunits=amount, note=reason(command.note))
     return decision(event, answer=_balance(state, account, amount))
 

@@ -17,7 +17,7 @@ from p2pnode import limits
 from p2pnode.errors import CorruptRecord
 from p2pnode.events import types as facts
 from p2pnode.events.codec import Record
-from p2pnode.projections.fold import Handlers, forget_oldest, in_order
+from p2pnode.projections.fold import Handlers, forget_oldest, in_order, plus
 
 MINT_WELCOME: Final = "mint/welcome"
 MINT_TOPUP: Final = "mint/topup"
@@ -202,8 +202,10 @@ def _post(state: Billing, record: Record, postings: Postings) -> None:
             table.pop(account, None)
     _require(total == 0, record, "its postings do not sum to zero")
     for account, _ in postings:
-        if table.get(account, 0) < 0 and not account.startswith(MAY_BE_NEGATIVE):
+        balance = table.get(account, 0)
+        if balance < 0 and not account.startswith(MAY_BE_NEGATIVE):
             raise CorruptRecord(f"event {record.index} overdraws {account}", index=record.index)
+        _require(abs(balance) <= limits.BALANCE_MICROUNITS_MAX, record, "there is not that much credit")
 
 
 def _require(true: bool, record: Record, what: str) -> None:
@@ -228,7 +230,7 @@ def _welcome_granted(state: Billing, record: Record, event: facts.WelcomeGranted
     entry = _account(state, record, event.account)
     _require(not entry.welcomed, record, f"{event.account} was welcomed before")
     entry.welcomed = True
-    entry.granted += event.amount_microunits
+    entry.granted = plus(entry.granted, event.amount_microunits)
     hour, day = record.wall_ms // HOUR_MS, record.wall_ms // DAY_MS
     if hour > state.welcome_hour:
         state.welcome_hour, state.welcomes_in_hour = hour, 0
@@ -241,7 +243,8 @@ def _welcome_granted(state: Billing, record: Record, event: facts.WelcomeGranted
 
 
 def _credit_topped_up(state: Billing, record: Record, event: facts.CreditToppedUp) -> None:
-    _account(state, record, event.account).topped_up += event.amount_microunits
+    entry = _account(state, record, event.account)
+    entry.topped_up = plus(entry.topped_up, event.amount_microunits)
     if record.idempotency_key is not None:
         state.topups[record.idempotency_key] = TopUpMade(record.index, event.account, event.amount_microunits)
         forget_oldest(state.topups, limits.TOPUPS_KEPT_MAX)
@@ -273,14 +276,14 @@ def _use_quota(entry: Account, now_ms: int, quoted: int) -> int:
     window = now_ms // entry.quota_period_ms
     if window > entry.quota_window:
         entry.quota_window, entry.quota_used = window, 0
-    entry.quota_used += quoted
+    entry.quota_used = plus(entry.quota_used, quoted)
     return entry.quota_window
 
 
 def _give_back_quota(entry: Account, hold: Hold, quoted: int) -> None:
     """Only within the period it was taken from: a hold across midnight does not lengthen tomorrow."""
     if entry.quota is not None and hold.quota_window == entry.quota_window:
-        entry.quota_used -= max(hold.quoted - quoted, 0)
+        entry.quota_used = max(entry.quota_used - max(hold.quoted - quoted, 0), 0)
 
 
 def _resolve(state: Billing, record: Record, hold_id: str, payer: str) -> tuple[Hold, Account]:
@@ -302,11 +305,11 @@ def _credit_settled(state: Billing, record: Record, event: facts.CreditSettled) 
     amount = event.amount_microunits
     _require(amount <= hold.amount, record, "it settles more than was held")
     entry.requests += 1
-    entry.spent += amount
+    entry.spent = plus(entry.spent, amount)
     _give_back_quota(entry, hold, event.quoted_microunits)
     if hold.amount:
         for account, share in event.shares:
-            _account(state, record, account).earned += share
+            _earn(state, record, account, share)
         _post(state, record, postings_settled(event, hold.amount))
     else:
         _require(not event.shares, record, "it shares out credit that nobody held")
@@ -315,6 +318,11 @@ def _credit_settled(state: Billing, record: Record, event: facts.CreditSettled) 
         event.hold_id,
         Resolution(record.index, "settled", event.payer, event.request_id, amount, event.shares),
     )
+
+
+def _earn(state: Billing, record: Record, account: str, amount: int) -> None:
+    entry = _account(state, record, account)
+    entry.earned = plus(entry.earned, amount)
 
 
 def _release(state: Billing, record: Record, hold_id: str, payer: str, kind: str) -> None:
@@ -361,7 +369,7 @@ def _receipt_given(state: Billing, record: Record, event: facts.ReceiptGiven) ->
     _agree(channel)
     if postings:
         own, earned = postings[1]
-        _account(state, record, own).earned += earned
+        _earn(state, record, own, earned)
         _post(state, record, postings)
 
 

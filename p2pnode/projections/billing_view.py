@@ -209,4 +209,3 @@ def _cell(value: int | str) -> int | str:
 def as_json(rows: Iterable[StatementRow]) -> str:
     """An array of objects, keys as in the CSV's header."""
     return json.dumps([asdict(row) for row in rows], ensure_ascii=False)
-

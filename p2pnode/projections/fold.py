@@ -8,7 +8,7 @@ record. Views build new dicts of plain values, so nothing mutable leaves a fold.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from p2pnode.events.codec import Record
 from p2pnode.events.types import Event
@@ -28,6 +28,14 @@ class Indexed(Protocol):
 
 EntryT = TypeVar("EntryT", bound=Indexed)
 ValueT = TypeVar("ValueT")
+
+
+COUNT_MAX: Final = 2**63 - 1
+
+
+def plus(sum_so_far: int, more: int) -> int:
+    """Sums for people to read stop at the largest number a field can hold; a record can say anything."""
+    return min(sum_so_far + more, COUNT_MAX)
 
 
 def in_order(entries: dict[str, EntryT]) -> dict[str, EntryT]:

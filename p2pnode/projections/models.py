@@ -9,7 +9,7 @@ import msgspec
 from p2pnode import limits
 from p2pnode.events import types as facts
 from p2pnode.events.codec import Record
-from p2pnode.projections.fold import Handlers, JsonObject, forget_oldest, in_order
+from p2pnode.projections.fold import Handlers, JsonObject, forget_oldest, in_order, plus
 
 
 class Shard(msgspec.Struct, array_like=True):
@@ -100,7 +100,7 @@ def _shard_stored(state: Models, record: Record, event: facts.ShardStored) -> No
         record.wall_ms,
         event.duration_ms,
     )
-    state.fetched_bytes += event.size_bytes
+    state.fetched_bytes = plus(state.fetched_bytes, event.size_bytes)
     forget_oldest(shards, limits.SHARDS_PER_MODEL_KEPT_MAX)
     if len(state.shards) > limits.MODELS_KEPT_MAX:  # sorted so that a restored snapshot forgets the same
         del state.shards[min(set(state.shards) - {event.model})]

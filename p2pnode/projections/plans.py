@@ -10,7 +10,7 @@ import msgspec
 from p2pnode import limits
 from p2pnode.events import types as facts
 from p2pnode.events.codec import Record
-from p2pnode.projections.fold import Handlers, JsonObject, forget_oldest, in_order
+from p2pnode.projections.fold import Handlers, JsonObject, forget_oldest, in_order, plus
 
 
 class Plan(msgspec.Struct, array_like=True):
@@ -119,8 +119,8 @@ def _request_finished(state: Plans, record: Record, event: facts.RequestFinished
     run = state.running.pop(event.request_id, None)
     plan = None if run is None else state.plans.get(run.plan_id)
     if plan is not None and event.completion_tokens > 1:  # the first token belongs to prefill
-        plan.decode_tokens += event.completion_tokens - 1
-        plan.decode_ms += event.decode_ms
+        plan.decode_tokens = plus(plan.decode_tokens, event.completion_tokens - 1)
+        plan.decode_ms = plus(plan.decode_ms, event.decode_ms)
 
 
 def _request_failed(state: Plans, record: Record, event: facts.RequestFailed) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Final
 
 import msgspec
@@ -11,12 +11,14 @@ import msgspec
 from p2pnode import limits
 from p2pnode.events import types as facts
 from p2pnode.events.codec import Record
-from p2pnode.projections.fold import Handlers, JsonObject, forget_oldest, in_order
+from p2pnode.projections.fold import Handlers, JsonObject, forget_oldest, in_order, plus
 
 DAY_MS: Final = 86_400_000
+EPOCH: Final = datetime.date(1970, 1, 1)
+DAYS_MAX: Final = (datetime.date.max - EPOCH).days
 OTHERS: Final = "(others)"
 SEPARATOR: Final = "\n"
-"""Between caller and model in a row's key; neither can contain it after `commands` checked them."""
+"""Between caller and model in a row's key; a caller of ours cannot contain it."""
 
 
 class Open(msgspec.Struct, array_like=True):
@@ -78,10 +80,10 @@ def _request_finished(state: Usage, record: Record, event: facts.RequestFinished
         return
     for row in (_row(state, record, entry), state.total):
         row.requests += 1
-        row.prompt_tokens += event.prompt_tokens
-        row.completion_tokens += event.completion_tokens
-        row.cached_tokens += event.cached_tokens
-        row.compute_ms += event.prefill_ms + event.decode_ms
+        row.prompt_tokens = plus(row.prompt_tokens, event.prompt_tokens)
+        row.completion_tokens = plus(row.completion_tokens, event.completion_tokens)
+        row.cached_tokens = plus(row.cached_tokens, event.cached_tokens)
+        row.compute_ms = plus(row.compute_ms, event.prefill_ms + event.decode_ms)
 
 
 def _request_failed(state: Usage, record: Record, event: facts.RequestFailed) -> None:
@@ -91,23 +93,25 @@ def _request_failed(state: Usage, record: Record, event: facts.RequestFailed) ->
     for row in (_row(state, record, entry), state.total):
         row.requests += 1
         row.failed += 1
-        row.completion_tokens += event.completion_tokens
+        row.completion_tokens = plus(row.completion_tokens, event.completion_tokens)
 
 
 def _credit_settled(state: Usage, record: Record, event: facts.CreditSettled) -> None:
     entry = state.open.pop(event.request_id, None)
     if entry is not None and event.amount_microunits:
         for row in (_row(state, record, entry), state.total):
-            row.cost_microunits += event.amount_microunits
+            row.cost_microunits = plus(row.cost_microunits, event.amount_microunits)
 
 
 def _rows(state: Usage) -> list[JsonObject]:
     rows: list[JsonObject] = []
     for day, entries in sorted(state.days.items(), reverse=True):
         for key, row in sorted(entries.items()):
-            caller, model = key.split(SEPARATOR)
-            date = f"{datetime.fromtimestamp(int(day) * DAY_MS / 1000, UTC):%Y-%m-%d}"
-            rows.append({"day": date, "caller": caller, "model": model, **msgspec.structs.asdict(row)})
+            caller, _, model = key.partition(SEPARATOR)
+            date = EPOCH + datetime.timedelta(days=min(int(day), DAYS_MAX))
+            rows.append(
+                {"day": date.isoformat(), "caller": caller, "model": model, **msgspec.structs.asdict(row)}
+            )
     return rows
 
 

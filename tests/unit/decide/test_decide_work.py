@@ -206,7 +206,7 @@ def test_balances_have_a_ceiling(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "ACCOUNT_MICROUNITS_MAX", 9)
     story = Story()
     story.do(top_up(), key="once")
-    with pytest.raises(RequestError, match="balance"):
+    with pytest.raises(RequestError, match="given out"):
         story.do(top_up(idempotency_key="twice"))
 
 
