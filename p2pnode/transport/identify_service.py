@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from p2pnode import limits
-from p2pnode.errors import PeerTimeout, RemoteProtocolError
+from p2pnode.errors import P2PNodeError, PeerTimeout, RemoteProtocolError
 from p2pnode.identity import Identity
 from p2pnode.transport import identify
 from p2pnode.transport.identify import Identify
 from p2pnode.transport.port import Connection, Stream
 from p2pnode.transport.router import Router
 from p2pnode.units import PeerId
+
+logger = logging.getLogger(__name__)
 
 IdentifyObserver = Callable[[Connection, Identify], None]
 """Called each time a peer told about itself; `observed_multiaddr` is how it sees this node."""
@@ -63,6 +66,20 @@ class IdentifyService:
         known = connection.identified
         connection.identified = pushed if known is None else identify.merge_push(known, pushed)
         self.learned(connection, connection.identified)
+
+    async def announce(self, connections: Sequence[Connection]) -> None:
+        """identify/push: what this node now says of itself, to peers that know an older state."""
+        await asyncio.gather(*[self._push(connection) for connection in connections])
+
+    async def _push(self, connection: Connection) -> None:
+        try:
+            async with asyncio.timeout(limits.IDENTIFY_TIMEOUT_S):
+                stream = await connection.open_stream(identify.PROTOCOL_PUSH)
+                await stream.write(identify.encode_delimited(self.message_for(connection)))
+                await stream.close_write()
+        except (P2PNodeError, TimeoutError) as error:
+            # A peer without push asks when it wants to know.
+            logger.debug("push to %s failed: %s", connection.peer_id, error)
 
     async def ask(self, connection: Connection) -> Identify:
         try:

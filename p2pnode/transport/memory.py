@@ -266,6 +266,7 @@ class MemoryTransport:
         self.router.handle(ping.PROTOCOL, ping.serve)
         self.router.handle(identify.PROTOCOL, self.identify.serve)
         self.router.handle(identify.PROTOCOL_PUSH, self.identify.serve_push)
+        self.router.on_protocols_changed = self.announce
 
     @property
     def peer_id(self) -> PeerId:
@@ -281,6 +282,11 @@ class MemoryTransport:
 
     def handle(self, protocol: str, handler: StreamHandler) -> None:
         self.router.handle(protocol, handler)
+
+    def announce(self) -> None:
+        """Tell connected peers of new protocols or addresses (identify/push)."""
+        if connections := self.connections():
+            self._spawn(self.identify.announce(connections))
 
     def set_gate(self, gate: Gate) -> None:
         self.router.set_gate(gate)

@@ -87,6 +87,7 @@ class QuicTransport:
         self.router.handle(ping.PROTOCOL, ping.serve)
         self.router.handle(identify.PROTOCOL, self.identify.serve)
         self.router.handle(identify.PROTOCOL_PUSH, self.identify.serve_push)
+        self.router.on_protocols_changed = self.announce
 
     @staticmethod
     def _parse_listen(listen: Sequence[str]) -> list[multiaddr.QuicAddress]:
@@ -114,6 +115,11 @@ class QuicTransport:
 
     def handle(self, protocol: str, handler: StreamHandler) -> None:
         self.router.handle(protocol, handler)
+
+    def announce(self) -> None:
+        """Tell connected peers of new protocols or addresses (identify/push)."""
+        if connections := self.connections():
+            self._spawn(self.identify.announce(connections))
 
     def set_gate(self, gate: Gate) -> None:
         self.router.set_gate(gate)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from typing import Protocol
 
@@ -24,6 +25,9 @@ from p2pnode.units import PeerId
 
 CRYPTO_ERROR_FIRST, CRYPTO_ERROR_END = 0x100, 0x200
 """RFC 9000 section 20.1: TLS alerts as QUIC errors."""
+
+
+logger = logging.getLogger(__name__)
 
 
 class Host(Protocol):
@@ -188,7 +192,12 @@ class QuicPeerConnection:
     # --- driven by the transport -------------------------------------------------------------------
     def receive(self, data: bytes, address: NetworkAddress, now: float) -> None:
         self._bytes_received += len(data)
-        self.core.receive_datagram(data, address, now)
+        try:
+            self.core.receive_datagram(data, address, now)
+        except Exception:
+            # A packet that the core trips over costs its sender the connection, and nobody else theirs.
+            logger.exception("a packet from %s broke its connection", address)
+            self.abandon("a packet could not be handled")
 
     def _feed(self, stream_id: int, data: bytes) -> bool:
         stream = self._streams.get(stream_id)
@@ -367,11 +376,13 @@ class QuicPeerConnection:
         if self.error is None:
             self._end("the peer restarted, or gave the connection up", 0)
 
-    def abandon(self) -> None:
-        """Drop a connection that never was one; nothing is sent."""
-        self._end("nothing in the first datagram could be read", 0)
+    def abandon(self, reason: str = "nothing in the first datagram could be read") -> None:
+        """Drop the connection without a word to the peer."""
+        self._end(reason, 0)
 
     def _end(self, reason: str, code: int) -> None:
+        if self.error is not None:
+            return
         peer = self.core.peer.peer_id if self.core.peer is not None else None
         self.error = ConnectionLost(f"the connection ended: {reason}", peer=peer, code=code, reason=reason)
         for timer in (self._timer, self._keep_alive, self._handshake_timer):

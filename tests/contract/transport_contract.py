@@ -176,6 +176,13 @@ class TransportContract:
             assert said.signed_peer_record is not None
             assert identify.open_peer_record(said.signed_peer_record).peer_id == two.peer_id
 
+    async def test_a_new_protocol_is_announced(self) -> None:
+        async with self.nodes("one", "two") as (one, two):
+            connection = await self.dial(one, two)
+            await until(lambda: connection.identified is not None)  # type: ignore[attr-defined]
+            two.handle(ECHO, echo)
+            await until(lambda: ECHO in connection.identified.protocols)  # type: ignore[attr-defined]
+
     # --- streams -----------------------------------------------------------------------------------
     async def test_bytes_arrive_whole_and_in_order(self) -> None:
         async with self.nodes("one", "two") as (one, two):

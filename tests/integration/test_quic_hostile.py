@@ -367,3 +367,28 @@ async def test_failures_of_handlers_are_logged_not_fatal(caplog: pytest.LogCaptu
                 await stream.read(1)
         assert "failed" in caplog.text
         assert await connection.ping() >= 0
+
+
+async def test_a_packet_the_core_trips_over_costs_its_sender_the_connection(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Should aioquic ever raise on a packet, only that connection ends."""
+    server, bad, good = quic("server"), quic("bad"), quic("good")
+    async with running(server, bad, good):
+        bad_connection = await bad.dial(list(server.listen_multiaddrs), server.peer_id)
+        good_connection = await good.dial(list(server.listen_multiaddrs), server.peer_id)
+        await until(lambda: server.connection(bad.peer_id) is not None)
+        seen = server.connection(bad.peer_id)
+        assert seen is not None
+
+        def trip(*_arguments: object) -> None:
+            raise IndexError
+
+        seen.core.receive_datagram = trip
+        with caplog.at_level(logging.ERROR):
+            pinging = asyncio.ensure_future(bad_connection.ping(timeout_s=0.5))
+            await until(lambda: seen.is_closed)
+            await asyncio.gather(pinging, return_exceptions=True)
+        assert "broke its connection" in caplog.text
+        assert await good_connection.ping() >= 0
+        assert server.connection(bad.peer_id) is None
