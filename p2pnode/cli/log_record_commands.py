@@ -16,10 +16,26 @@ EXISTING_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 @click.command()
+@click.argument("request", required=False)
 @click.option("--to", "size", type=click.IntRange(min=0), help="After so many events (default: all).")
+@click.option("--prompt-file", type=EXISTING_FILE, help="With REQUEST: its prompt, when it was not kept.")
+@click.option("--api", metavar="HOST:PORT", help="With REQUEST: address of the running node's API.")
 @folder_options
-def replay(data: Path, as_json: bool, size: int | None) -> None:
-    """Fold the record again: what was known after its first N events."""
+def replay(
+    data: Path,
+    as_json: bool,
+    request: str | None,
+    size: int | None,
+    prompt_file: Path | None,
+    api: str | None,
+) -> None:
+    """Fold the record again: what was known after its first N events.
+
+    With REQUEST, ask a recorded greedy or seeded request again and say whether the answer is the same.
+    """
+    if request is not None:
+        _ask_again(data, as_json, request, prompt_file, api)
+        return
     from p2pnode.events.replay import check_snapshot
     from p2pnode.events.replay import replay as fold_again
     from p2pnode.projections import MeshFold
@@ -209,6 +225,24 @@ def _exported(reader: Any, first: int, end: int, raw: bool) -> Any:
             )
         else:
             yield from map(record_view, reader.read(start, stop))
+
+
+def _ask_again(data: Path, as_json: bool, request: str, prompt_file: Path | None, api: str | None) -> None:
+    from p2pnode.cli.output import connect
+    from p2pnode.events.rerun import rerun_of
+
+    prompt = None if prompt_file is None else prompt_file.read_text(encoding="utf-8")
+    again = rerun_of(open_reader(data), request, prompt)
+    answer = connect(data, api).post(
+        "/v1/completions", {"model": again.model, "prompt": again.prompt, **again.parameters}
+    )
+    found = again.compare(answer["choices"][0]["text"])
+    if as_json:
+        print_json(found)
+    else:
+        click.echo(render.rerun_text(found))
+    if not found["same"]:
+        raise click.exceptions.Exit(1)
 
 
 def _own_log(data: Path | None, *, accept_rollback: bool = False) -> Any:

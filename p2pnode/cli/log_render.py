@@ -106,3 +106,12 @@ def receipts_text(found: JsonObject) -> str:
         for r in found["receipts"]
     ]
     return "\n".join(lines)
+
+
+def rerun_text(found: JsonObject) -> str:
+    """Whether an answer came out the same."""
+    if found["same"]:
+        return f"same: {found['request_id']} gives the answer that was recorded"
+    where = found["diverged_at"]
+    place = "the old answer was not kept, so where is unknown" if where is None else f"at character {where}"
+    return f"DIFFERS: {found['request_id']} gives another answer ({place})"

@@ -307,6 +307,12 @@ class Tables:
         )
         return [SecretRow(*row) for row in rows]
 
+    def secret(self, commitment: bytes) -> SecretRow | None:
+        row = self._one(
+            "SELECT commitment, subject, owner, salt, text FROM secrets WHERE commitment = ?", commitment
+        )
+        return None if row is None else SecretRow(*row)
+
     def snapshot(self) -> SnapshotRow | None:
         row = self._one(
             "SELECT size, log_root, version, state_hash, state FROM snapshots WHERE name = 'state'"

@@ -10,7 +10,7 @@ from p2pnode.errors import DataDirError, NotFound
 from p2pnode.events import merkle
 from p2pnode.events.block import Block
 from p2pnode.events.codec import Record, decode_trusted
-from p2pnode.events.database import Tables, connect_reader
+from p2pnode.events.database import SecretRow, Tables, connect_reader
 from p2pnode.events.folder import database_path
 from p2pnode.events.merkle import Edge
 from p2pnode.events.note import parse_note, parse_signature_line
@@ -66,6 +66,11 @@ class LogReader:
         if not indexes:
             raise NotFound(f"no event has the index, id or request {what!r}")
         return [self.record(index) for index in indexes]
+
+    def secret(self, commitment: bytes) -> SecretRow | None:
+        """The salt behind a commitment, unless it was forgotten."""
+        with self._lock:
+            return self.tables.secret(commitment)
 
     def bindings(self) -> list[int]:
         """Where the log's keys were bound."""

@@ -10,12 +10,17 @@ import json
 from p2pnode import commands as c
 from p2pnode.errors import P2PNodeError
 from p2pnode.events import types as facts
+from p2pnode.limits import SECRET_TEXT_BYTES_MAX
 from p2pnode.network import network_bucket, path_of
 from p2pnode.node.ledger import Ledger
 from p2pnode.node.receipts import Receipts, RequestDone, StageDone
 from p2pnode.node.requests import Running
 from p2pnode.node.tasks import Tasks
+from p2pnode.projections.settings import value_of
 from p2pnode.units import PeerId
+
+KEEP_TEXTS = "keep_texts"
+"""Setting: `true` keeps prompts and answers for `p2pnode log replay REQUEST` until they are forgotten."""
 
 
 class Books:
@@ -27,7 +32,8 @@ class Books:
     async def accepted(self, running: Running) -> None:
         request = running.request
         prompt = request.prompt if isinstance(request.prompt, str) else json.dumps(list(request.prompt))
-        commit = self._ledger.log.commit_secret(running.request_id, prompt.encode(), owner=request.caller)
+        commit = self._commit(running, prompt.encode(), keep=self._keeps_texts())
+        parameters = self._commit(running, parameters_of(running), keep=True)
         await self._ledger.do(
             c.ServeRequest(
                 request_id=running.request_id,
@@ -38,6 +44,7 @@ class Books:
                 mode=running.active.mode,
                 plan_id=running.active.plan_id,
                 prompt_commitment=commit,
+                parameters_commitment=parameters,
                 prompt_tokens=len(running.session.prompt),
                 max_tokens=running.session.max_tokens,
                 seed=request.sampling.seed,
@@ -52,11 +59,17 @@ class Books:
         salt = self._ledger.log.keys.identity.derive_secret("welcome networks")
         return hmac.digest(salt, bucket.encode(), "sha256").hex()[:32]
 
+    def _keeps_texts(self) -> bool:
+        """Whether the owner wants prompts and answers kept (beside the record, deletable) to replay them."""
+        return value_of(self._ledger.state.settings, KEEP_TEXTS) == "true"
+
+    def _commit(self, running: Running, text: bytes, *, keep: bool) -> bytes:
+        owner, keep = running.request.caller, keep and len(text) <= SECRET_TEXT_BYTES_MAX
+        return self._ledger.log.commit_secret(running.request_id, text, owner=owner, keep_text=keep)
+
     async def finished(self, running: Running, text: str) -> int:
         session = running.session
-        commit = self._ledger.log.commit_secret(
-            running.request_id, text.encode(), owner=running.request.caller
-        )
+        commit = self._commit(running, text.encode(), keep=self._keeps_texts())
         done = _done(running)
         hold = self._ledger.state.billing.holds.get(running.request_id)
         # What is paid is divided by what the stages themselves counted; what is free need not wait for that.
@@ -137,6 +150,28 @@ class Books:
                 )
             )
         )
+
+
+def parameters_of(running: Running) -> bytes:
+    """How the answer was sampled, in the words of the completions API, so that it can be asked for again."""
+    request, sampling = running.request, running.request.sampling
+    known = {
+        "max_tokens": running.session.max_tokens,
+        "stop": list(request.stop) or None,
+        "seed": sampling.seed,
+        "temperature": sampling.temperature,
+        "top_k": sampling.top_k,
+        "top_p": sampling.top_p,
+        "min_p": sampling.min_p,
+        "typical_p": sampling.typical_p,
+        "repeat_penalty": sampling.repeat_penalty,
+        "repeat_last_n": sampling.repeat_last_tokens,
+        "presence_penalty": sampling.presence_penalty,
+        "frequency_penalty": sampling.frequency_penalty,
+        "logit_bias": {str(token): bias for token, bias in sampling.logit_bias.items()} or None,
+        "grammar": sampling.grammar,
+    }
+    return json.dumps({name: value for name, value in known.items() if value is not None}).encode()
 
 
 def _done(running: Running) -> RequestDone:

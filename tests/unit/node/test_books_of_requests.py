@@ -23,6 +23,10 @@ class Ledger:
         self.log = SimpleNamespace(keys=keys, commit_secret=lambda *_, **__: HASH)
         self.commands: list[Command] = []
 
+    @property
+    def state(self) -> Any:
+        return self.story.state
+
     async def do(self, command: Command) -> dict[str, Any]:
         self.commands.append(command)
         return self.story.do(command)
