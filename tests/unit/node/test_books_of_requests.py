@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from p2pnode.commands import Command, ServeRequest
-from p2pnode.facade import GenerateRequest
+from p2pnode.compute.scheduler import Session
+from p2pnode.facade import GenerateRequest, SamplingParams
 from p2pnode.node.books import Books
+from p2pnode.projections import MeshState
 from tests.kit.receipts import HASH, keys_of
 from tests.kit.story import Story
 
@@ -24,7 +26,7 @@ class Ledger:
         self.commands: list[Command] = []
 
     @property
-    def state(self) -> Any:
+    def state(self) -> MeshState:
         return self.story.state
 
     async def do(self, command: Command) -> dict[str, Any]:
@@ -38,7 +40,7 @@ def running(caller: str, address: str, request_id: str = "r1") -> Any:
         request_id=request_id,
         request=GenerateRequest(model=None, prompt="hello", caller=caller, address=address),
         active=SimpleNamespace(model=model, mode="local", plan_id="p1", stages=[]),
-        session=SimpleNamespace(prompt=[1, 2], max_tokens=10),
+        session=Session(1, [1, 2], SamplingParams(), 10),
     )
 
 
