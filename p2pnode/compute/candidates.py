@@ -24,7 +24,9 @@ def candidates(
         return
     whole = (Group(0, shape.layer_count, (wish.head,)),)
     is_alone = wish.stages in (None, 1) and (wish.devices is None or [d.peer for d in devices] == [wish.head])
-    if wish.allows("local") and is_alone and not wish.pins:
+    # The memory rule is asked for by name, so it is not weighed against running on one device.
+    is_local_open = wish.strategy == "speed" or wish.mode == "local" or len(devices) == 1
+    if wish.allows("local") and is_alone and is_local_open and not wish.pins:
         yield "local", whole
     if wish.allows("streamed") and is_alone and not wish.pins:
         yield from _streamed(wish, shape, mesh, whole)
@@ -62,7 +64,7 @@ def _pipelines(
         if stages is None and len(found.groups) == 1 and wish.mode == "pipeline" and len(units) > 1:
             yield from _longer(wish, shape, mesh, units)
         return
-    rejections.append(_nopipeline(wish, shape, devices, stages))
+    rejections.append(_no_way(wish, shape, devices, stages))
     if stages is not None and stages <= len(devices) and not wish.pins:
         # Say which device lacks what: by speed, the numbers are closest to what was asked for.
         groups = layout.by_speed(shape, devices[:stages])
@@ -73,28 +75,25 @@ def _pipelines(
 def _by_memory(
     wish: Wish, shape: ModelShape, devices: Sequence[Device], rejections: list[Rejection]
 ) -> Iterator[Candidate]:
-    """The seed's rule over the first N devices."""
-    counts: Sequence[int] = range(1 if wish.mode == "pipeline" else 2, len(devices) + 1)
-    if wish.stages is not None or wish.devices is not None:
-        counts = [wish.stages or len(devices)]
-    for count in counts:
-        groups = layout.by_memory(shape, devices[:count])
-        if count > len(devices):
-            rejections.append(_nopipeline(wish, shape, devices, count))
-        elif wish.stages is not None and len(groups) != count:
-            rejections.append(
-                Rejection(
-                    f"pipeline of {count} by memory",
-                    f"only {len(groups)} of {count} devices have a share of memory that is worth a layer",
-                    {"stages": count, "devices_with_layers": len(groups)},
-                )
+    """The seed's rule: all devices, or the first N."""
+    count = wish.stages or len(devices)
+    groups = layout.by_memory(shape, devices[:count])
+    if count > len(devices):
+        rejections.append(_no_way(wish, shape, devices, count))
+    elif wish.stages is not None and len(groups) != count:
+        rejections.append(
+            Rejection(
+                f"pipeline of {count} by memory",
+                f"only {len(groups)} of {count} devices have a share of memory that is worth a layer",
+                {"stages": count, "devices_with_layers": len(groups)},
             )
-        else:
-            yield pipeline(wish, groups)
+        )
+    else:
+        yield pipeline(wish, groups)
 
 
 def _longer(wish: Wish, shape: ModelShape, mesh: Mesh, units: Sequence[Unit]) -> Iterator[Candidate]:
-    """Who asks for a pipeline is shown a real one too."""
+    """Who asks for a pipeline gets a real one, however fast one device would be."""
     found = Search(wish, shape, mesh, units).best(stages=2)
     if found is not None:
         yield pipeline(wish, found.groups)
@@ -105,7 +104,7 @@ def pipeline(wish: Wish, groups: tuple[Group, ...]) -> Candidate:
     return ("local" if [group.peers for group in groups] == [(wish.head,)] else "pipeline"), groups
 
 
-def _nopipeline(wish: Wish, shape: ModelShape, devices: Sequence[Device], stages: int | None) -> Rejection:
+def _no_way(wish: Wish, shape: ModelShape, devices: Sequence[Device], stages: int | None) -> Rejection:
     if stages is not None and stages > len(devices):
         return Rejection(
             f"pipeline of {stages}",
@@ -131,14 +130,30 @@ def _tensor(
     groups = _clusters(wish, shape, mesh, devices, rejections)
     own = next((group for group in groups if wish.head in group), ())
     if wish.allows("tensor"):
-        sizes = range(2, len(own) + 1) if wish.devices is None else [len(devices)]
-        for size in sizes:
-            if 2 <= size <= len(own):
-                yield "tensor", (_group(mesh, shape, own[:size]),)
-        if len(own) < 2:
-            rejections.append(Rejection("tensor", "no other device is near enough to the head"))
+        yield from _groups_of_head(wish, shape, mesh, devices, own, rejections)
     if wish.allows("hybrid"):
         yield from _hybrid(wish, shape, mesh, devices, groups, rejections)
+
+
+def _groups_of_head(
+    wish: Wish,
+    shape: ModelShape,
+    mesh: Mesh,
+    devices: Sequence[Device],
+    own: Sequence[str],
+    rejections: list[Rejection],
+) -> Iterator[Candidate]:
+    """The head with its nearest 1, 2, … others, or with exactly the named ones."""
+    if len(own) < 2:
+        rejections.append(Rejection("tensor", "no other device is near enough to the head"))
+    elif wish.devices is None:
+        yield from (("tensor", (_group(mesh, shape, own[:size]),)) for size in range(2, len(own) + 1))
+    elif len(devices) == len(own):
+        yield "tensor", (_group(mesh, shape, own),)
+    else:
+        text = f"{len(own)} of the {len(devices)} named devices can form a group: all near, {shape.shard_units} at most"
+        numbers = {"devices": len(devices), "group": len(own), "ranks_max": shape.shard_units}
+        rejections.append(Rejection("tensor", text, numbers))
 
 
 def _group(mesh: Mesh, shape: ModelShape, peers: Sequence[str]) -> Group:

@@ -55,8 +55,8 @@ def plan(wish: Wish, shape: ModelShape, mesh: Mesh) -> Planned:
             found.append(result)
     if not found:
         raise _no_plan(wish, shape, mesh, devices, rejections)
-    best = _choose(found)
-    rejections += [_slower(other, best) for other in found if other is not best]
+    best = _choose(wish, found)
+    rejections += [_slower(wish, other, best) for other in found if other is not best]
     if (
         wish.devices is None
         and wish.blocks is None
@@ -67,8 +67,10 @@ def plan(wish: Wish, shape: ModelShape, mesh: Mesh) -> Planned:
     return Planned(best, tuple(rejections))
 
 
-def _choose(found: Sequence[Plan]) -> Plan:
-    """The fastest; several devices only where they are clearly faster than one."""
+def _choose(wish: Wish, found: Sequence[Plan]) -> Plan:
+    """The fastest; several devices only where they are clearly faster than one, or asked for."""
+    if wish.mode == "pipeline":
+        found = [p for p in found if len(p.stages) > 1] or found
     fastest = min(found, key=_order)
     alone = [p for p in found if len(p.peers) == 1 and p.mode != "streamed"] or [
         p for p in found if len(p.stages) == 1
@@ -84,10 +86,14 @@ def _order(made: Plan) -> tuple[float, int, str]:
     return made.prediction.decode_s, len(made.peers), made.plan_id
 
 
-def _slower(other: Plan, best: Plan) -> Rejection:
+def _slower(wish: Wish, other: Plan, best: Plan) -> Rejection:
     mine, theirs = other.prediction.tokens_per_s, best.prediction.tokens_per_s
     label = other.reasons[0].split(":")[0]
     numbers = {"tokens_per_s": round(mine, 3), "best_tokens_per_s": round(theirs, 3)}
+    if mine > theirs and wish.mode == "pipeline":
+        return Rejection(
+            label, f"faster ({mine:.1f} tokens/s expected), but a pipeline was asked for", numbers
+        )
     if mine > theirs:
         gain = f"{100 * (mine / theirs - 1):.0f} % faster expected is within what predictions err by"
         return Rejection(label, f"{gain}; one device is simpler", numbers)

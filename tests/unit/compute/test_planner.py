@@ -211,10 +211,17 @@ def test_architectures_are_cut_where_they_may_be() -> None:
     assert [c[1:] for c in cuts(made)] == [(0, 4), (4, 8)]
 
 
-def test_who_asks_for_a_pipeline_gets_one_unless_one_device_is_faster() -> None:
+def test_an_architecture_with_too_few_places_to_cut_says_so() -> None:
+    with pytest.raises(NoPlan, match="pipeline of 2"):
+        plan(Wish(HEAD, mode="pipeline", stages=2), shape(3, boundary=4), mesh(device("n0"), device("n1")))
+
+
+def test_who_asks_for_a_pipeline_gets_one() -> None:
+    """And is told that one device would be faster."""
     planned = plan(Wish(HEAD, mode="pipeline"), shape(), mesh(device("n0"), device("n1"), rtt_ms=20))
-    assert planned.plan.mode == "local"
-    assert any("pipeline n0" in r.candidate and "slower" in r.reason for r in planned.rejections)
+    assert [c[0] for c in cuts(planned.plan)] == ["n0", "n1"]
+    assert "a pipeline was asked for" in reasons(planned)["local n0 [0, 8)"]
+    assert plan(Wish(HEAD, mode="pipeline"), shape(), mesh(device("n0"))).plan.mode == "local"
 
 
 def test_the_memory_strategy_is_the_seeds_rule() -> None:
@@ -223,8 +230,9 @@ def test_the_memory_strategy_is_the_seeds_rule() -> None:
     made = plan(Wish(HEAD, mode="pipeline", strategy="memory", stages=3), shape(11), found).plan
     assert sorted((name, b - a) for name, a, b in cuts(made)) == [("n0", 2), ("n1", 6), ("n2", 3)]
     assert {s.role for s in made.stages} == {"head", "middle", "tail"}
-    assert plan(Wish(HEAD, strategy="memory"), shape(), found).plan.mode == "local"
-    assert plan(Wish(HEAD, mode="pipeline", strategy="memory"), shape(), found).plan.stages
+    assert len(plan(Wish(HEAD, strategy="memory"), shape(), found).plan.stages) == 3
+    assert plan(Wish(HEAD, strategy="memory"), shape(), mesh(device("n0"))).plan.mode == "local"
+    assert plan(Wish(HEAD, mode="local", strategy="memory"), shape(), found).plan.mode == "local"
     with pytest.raises(NoPlan, match="worth a layer"):
         plan(
             Wish(HEAD, mode="pipeline", strategy="memory", stages=2),
@@ -249,6 +257,16 @@ def test_near_devices_form_a_tensor_group() -> None:
     )
 
 
+def test_a_crowd_of_near_devices_makes_several_groups() -> None:
+    """Four heads: groups of four at most, and far ones apart."""
+    names = [f"n{i}" for i in range(7)]
+    far = {(name, "n6"): 30.0 for name in names[:6]}
+    found = mesh(*(device(name, 1) for name in names), rtt_ms=0.05, rtts=far)
+    made = plan(Wish(HEAD, mode="hybrid"), shape(24, 150), found).plan
+    assert max(len(stage.peers) for stage in made.stages) == 4
+    assert "peer-n6" not in {peer for stage in made.stages for peer in stage.peers if len(stage.peers) > 1}
+
+
 def test_shares_are_heads_in_proportion_to_speed() -> None:
     found = mesh(device("n0", gb_per_s=30), device("n1"), rtt_ms=0.05)
     assert plan(Wish(HEAD, mode="tensor"), shape(), found).plan.stages[0].shares == (3, 1)
@@ -264,6 +282,9 @@ def test_far_or_untimed_devices_are_no_tensor_group() -> None:
     assert "5.0 ms round trip" in caught.value.message
     with pytest.raises(NoPlan, match="not been timed"):
         plan(Wish(HEAD, mode="tensor"), shape(), Mesh({d.peer: d for d in (device("n0"), device("n1"))}))
+    far = mesh(device("n0"), device("n1"), device("n2"), rtt_ms=0.1, rtts={("n0", "n2"): 9, ("n1", "n2"): 9})
+    with pytest.raises(NoPlan, match="2 of the 3 named devices"):
+        plan(Wish(HEAD, mode="tensor", devices=("n0", "n1", "n2")), shape(), far)
     with pytest.raises(NoPlan, match="one tensor"):
         plan(Wish(HEAD, mode="tensor"), shape(shard_refusal="its tensors are one tensor"), mesh(device("n0")))
 
