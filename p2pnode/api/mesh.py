@@ -143,7 +143,8 @@ async def answer_plan(node: NodeFacade, mode: Mode) -> Response:
         asked = parse(PlanRequest, given)
         if asked.mode == "auto" and b'"mode"' not in given:
             asked.mode = mode
-    caller("admin" if asked.apply else "use")
+    is_file = asked.model is not None and ("/" in asked.model or asked.model.endswith(".gguf"))
+    caller("admin" if asked.apply or is_file else "use")
     return json_response(await node.plan(plain(asked)))
 
 

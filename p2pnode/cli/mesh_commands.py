@@ -194,6 +194,10 @@ def plan(
         wanted["context"] = context
     if devices:
         wanted["devices"] = [name.strip() for name in devices.split(",") if name.strip()]
+    from p2pnode.cli.device_commands import local_model
+
+    if "model" in wanted:
+        wanted["model"] = local_model(wanted["model"])
     answer = connect(data, api).post("/plan", wanted)
     if as_json:
         print_json(answer)

@@ -49,8 +49,10 @@ def run(
     asked = prompt_text(prompt)
     node = connect(data, api)
     document: dict[str, Any] = {name: value for name, value in sampling.items() if value is not None}
-    if model not in (None, "-"):
-        document["model"] = model
+    if model is not None and model != "-":
+        from p2pnode.cli.device_commands import add_file
+
+        document["model"] = add_file(node, model)
     if stop:
         document["stop"] = list(stop)
     if raw:

@@ -42,6 +42,7 @@ class Faces:
             "forget_peer": self._forget_peer,
             "revoke_invite": self._revoke_invite,
             "release_plan": self._release_plan,
+            "add_model": self._add_model,
             "remove_model": self._remove_model,
             "log_forget": self._log_forget,
             "console_ran": self._console_ran,
@@ -342,6 +343,10 @@ class Faces:
         node.applied = {k: v for k, v in node.applied.items() if v[0].plan_id != plan_id}
         await node.routing.release(plan_id, reason="released by its owner")
         return await node.ledger.do(c.AbandonPlan(plan_id=plan_id, reason="released by its owner"))
+
+    async def _add_model(self, a: Mapping[str, Any]) -> JsonObject:
+        model = await self._node.catalog.resolve_or_add(str(a["model"]))
+        return {"model": model.name, "manifest": model.content_id}
 
     async def _remove_model(self, a: Mapping[str, Any]) -> JsonObject:
         model = self._node.store.get(str(a["model"]))

@@ -42,7 +42,8 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
         ["peers"], ["models"], ["ps"], ["ps", "--all"], ["status"], ["balance"], ["topup", "0.25"], ["invite"],
         ["plan", MODEL, "--mode", "pipeline", "--stages", "2", "--devices", "studio,kitchen", "--why", "--apply"],
         ["run", MODEL, "hello", "--max-tokens", "3", "--temperature", "0", "--seed", "4"], ["keys", "list"],
-        ["keys", "create", "--label", "app"],
+        ["keys", "create", "--label", "app"], ["pause"], ["resume", "--reason", "back"], ["drain"],
+        ["forget", "kitchen"], ["set", "model.default", MODEL], ["rm", MODEL], ["pull", "org/model"],
     ],
 )  # fmt: skip
 def test_json_and_table(capsys: pytest.CaptureFixture[str], data: str, command: list[str]) -> None:
@@ -67,6 +68,24 @@ def test_run(capsys: pytest.CaptureFixture[str], data: str, node: FakeNode) -> N
     assert document["stages"][1]["layers"] == [4, 8]
     assert set(document["usage"]) >= {"prompt_tokens", "completion_tokens", "total_tokens"}
     assert node.requests[1].prompt == "hello"
+
+
+def test_model_file(capsys: pytest.CaptureFixture[str], data: str, node: FakeNode, tmp_path: Path) -> None:
+    """A path is made absolute and added before it is asked."""
+    (tmp_path / "my.gguf").write_bytes(b"GGUF")
+    path = str(tmp_path / "my.gguf")
+    assert run(capsys, "run", path, "hello", "--data", data)[0] == 0
+    assert run(capsys, "pull", path, "--data", data)[0] == 0
+    assert node.commands == [("add_model", {"model": path})] * 2
+    assert run(capsys, "forget", "nobody", "--data", data)[0] == 1
+
+
+def test_completion(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each shell gets a script that knows the program."""
+    for shell in ("bash", "zsh", "fish"):
+        code, out, _ = run(capsys, "completion", shell)
+        assert code == 0
+        assert "_P2PNODE_COMPLETE" in out
 
 
 def test_api_address(capsys: pytest.CaptureFixture[str], data: str) -> None:
