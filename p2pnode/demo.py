@@ -128,7 +128,15 @@ class Demo:
             time.sleep(0.1)
 
     def _plan(self) -> None:
-        wish = {"model": MODEL, "mode": "pipeline", "stages": 3, "devices": list(NAMES), "apply": True}
+        # Three devices on one machine have equal memory, so the rule of memory shares gives equal stages.
+        wish = {
+            "model": MODEL,
+            "mode": "pipeline",
+            "stages": 3,
+            "devices": list(NAMES),
+            "strategy": "memory",
+            "apply": True,
+        }
         answer = self.devices[0].api.post("/plan", wish)
         statuses = [device.api.get("/status") for device in self.devices]
         rtts = {p["name"]: p.get("rtt_ms") for p in self.devices[0].api.get("/peers")["peers"]}
@@ -151,7 +159,8 @@ class Demo:
             raise DemoError("planning", f"the stages are on {names}")
 
     def _ask(self, mode: str, title: str, *, show: bool = True) -> dict[str, Any]:
-        document = {"model": MODEL, "prompt": QUESTION, "mode": mode, "temperature": 0, "max_tokens": 400}
+        messages = [{"role": "user", "content": QUESTION}]
+        document = {"model": MODEL, "messages": messages, "mode": mode, "temperature": 0, "max_tokens": 400}
         self.say(f"\n  {title}" + (f" “{QUESTION}”\n" if show else ""))
         text: list[str] = []
         end: dict[str, Any] = {}

@@ -367,6 +367,7 @@ PENALTY_TOKENS_MAX = 8192
 
 # --- planner ---------------------------------------------------------------------------------------
 PLAN_DEVICES_MAX = 64
+WHAT_IF_CHANGES_MAX = 16
 PLAN_REASONS_MAX = 200
 PLAN_TEXT_CHARS_MAX = 1000
 PLAN_PARALLEL_MAX = 64
@@ -492,6 +493,9 @@ CONSOLE_OUTPUT_BYTES_MAX = 256 * 1024
 # --- node ------------------------------------------------------------------------------------------
 PEER_ADDRESSES_MAX = 16
 TICK_S = 2.0
+AUTO_INTERVAL_S = 30.0
+MEASURE_FRESH_MS = 24 * 3600 * 1000
+MEASURE_S_MAX = 60.0
 TALLIES_KEPT_MAX = 512
 RECEIPT_TIMEOUT_S = 10.0
 WITNESS_INTERVAL_S = 10.0

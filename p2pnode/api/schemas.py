@@ -272,6 +272,7 @@ class PlanRequest(Struct, forbid_unknown_fields=True, kw_only=True):
     """A hand-written map: [device, first layer, end layer] in order."""
     exclude: Annotated[list[str], Meta(max_length=64)] | None = None
     max_rtt_ms: Annotated[float, Meta(gt=0, le=10_000)] | None = None
+    what_if: Annotated[list[Annotated[str, Meta(max_length=200)]], Meta(max_length=16)] | None = None
     apply: bool = False
     why: bool = False
 

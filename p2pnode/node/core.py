@@ -16,6 +16,7 @@ import structlog
 
 from p2pnode import __version__, limits
 from p2pnode import commands as c
+from p2pnode.compute.calibration import Measured
 from p2pnode.compute.plan import Plan
 from p2pnode.config import JoinOptions
 from p2pnode.errors import P2PNodeError, StageLost
@@ -25,6 +26,7 @@ from p2pnode.identity import Identity
 from p2pnode.models.serve import BlobServer
 from p2pnode.models.store import ModelStore, StoredModel
 from p2pnode.network import path_of
+from p2pnode.node.auto_mode import AutoMode
 from p2pnode.node.books import Books
 from p2pnode.node.capability import Capability, cores
 from p2pnode.node.catalog import BLOB, Catalog, KnownModel
@@ -34,6 +36,7 @@ from p2pnode.node.federation import Federation, nearest_holder
 from p2pnode.node.hosting import HostedStage, Hosting
 from p2pnode.node.ledger import Ledger
 from p2pnode.node.links import Link, Links
+from p2pnode.node.measuring import machine_rates
 from p2pnode.node.mesh import Mesh, key_of, peer_of
 from p2pnode.node.planning import Planning, PlanRequest, parts_of
 from p2pnode.node.receipts import Receipts
@@ -146,10 +149,13 @@ class Node:
             choose_again=self.choose_again,
             book=Books(ledger, self.receipts, self.tasks),
             new_id=lambda: f"req-{secrets.token_hex(8)}",
+            finished=self._learn,
         )
         self.federation = Federation(transport=transport, links=self.links, generate=self.requests.generate)
         self.embedding = Embedding(self.routing, self._new_engine)
         self.witnessing = Witnessing(ledger=ledger, links=self.links)
+        self.auto_mode = AutoMode(self)
+        self.plans_made: dict[str, Plan] = {}
         self.applied: dict[ContentId, tuple[Plan, PlanRequest]] = {}
         """Plans somebody applied: carried out again after a loss, on the same devices while they are there."""
         self.discovery: Discovery | None = None
@@ -175,6 +181,8 @@ class Node:
         await self._discover(tell)
         self.tasks.spawn("record clock", self._tick())
         self.tasks.spawn("witnesses", self.witnessing.run())
+        self.tasks.spawn("auto mode", self.auto_mode.run())
+        self.tasks.spawn("measuring", self._measure())
         self.is_started = True
 
     async def _offer_models(self, *, is_founder: bool, tell: Tell) -> None:
@@ -232,6 +240,10 @@ class Node:
     async def _end_discovery(self) -> None:
         if self.discovery is not None:
             await self.discovery.close()
+
+    async def _measure(self) -> None:
+        self.capability.measured.update(await machine_rates(self.options.data, self.threads, now_ms))
+        self.links.status_changed()
 
     async def _tick(self) -> None:
         while True:
@@ -477,6 +489,7 @@ class Node:
             return await self._locally(model)
         started_s = time.monotonic()
         await self._propose(made, model)
+        self.plans_made[made.plan_id] = made
         try:
             active = await self.routing.pipeline(
                 made.plan_id, model, parts_of(made), lambda data: self.say({"kind": "loading", "data": data})
@@ -507,6 +520,13 @@ class Node:
                 )
             )
         )
+
+    def _learn(self, running: Running) -> None:
+        """Prediction beside measurement: the next plan believes what this request showed."""
+        made, session = self.plans_made.get(running.active.plan_id), running.session
+        if made is not None and not running.recoveries and len(session.generated) > 1:
+            per_token_s = session.decode_s / (len(session.generated) - 1)
+            self.planning.learn(made, Measured(session.prefill_s, per_token_s, len(session.generated)))
 
     # --- small things --------------------------------------------------------------------------------
     def say(self, item: dict[str, Any]) -> None:

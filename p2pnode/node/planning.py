@@ -11,6 +11,8 @@ from typing import Any
 import msgspec
 
 from p2pnode import limits
+from p2pnode.compute import what_if
+from p2pnode.compute.calibration import Calibration, Measured
 from p2pnode.compute.cost import Device, Link, Mesh
 from p2pnode.compute.plan import Plan
 from p2pnode.compute.planner import Planned, Wish, WishedMode, plan
@@ -40,6 +42,8 @@ class PlanRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     blocks: list[tuple[str, int, int]] | None = None
     max_rtt_ms: float | None = None
     """Devices of a tensor group may be this far apart."""
+    what_if: list[str] = []
+    """Changes to try, never applied: `+name:RAM,speed,RTT`, `-device`, `context=N`, `quant=Q8_0`."""
 
     @property
     def insists(self) -> bool:
@@ -62,6 +66,7 @@ class Planning:
         self._links = links
         self._capability = capability
         self._name = name
+        self.calibration = Calibration()
 
     def mesh(self, model: KnownModel) -> Mesh:
         """Every reachable member that computes, with what it last said of itself."""
@@ -87,7 +92,11 @@ class Planning:
             links[self._me, link.peer_id] = Link(max(stats.rtt_s, 1e-5), rate)
             for other, rtt_ms in dict(link.status.extra.get("rtt_ms", {})).items():
                 links.setdefault((link.peer_id, str(other)), Link(max(float(rtt_ms) / 1000, 1e-5), rate))
-        return Mesh(devices, links)
+        return Mesh({peer: self.calibration.applied(device) for peer, device in devices.items()}, links)
+
+    def learn(self, made: Plan, measured: Measured) -> None:
+        """Believe a device a little more or less after each request."""
+        self.calibration = self.calibration.updated(made, measured)
 
     def _device(
         self, peer: str, name: str, said: Mapping[str, Any], state: str, *, is_holder: bool
@@ -132,7 +141,14 @@ class Planning:
             tensor_rtt_max_s=self._rtt_max_s(request),
         )
         mesh = self.mesh(model)
-        return await asyncio.to_thread(plan, wish, shape, _timed(mesh) if request.insists else mesh)
+        if request.insists:
+            mesh = _timed(mesh)
+        if request.what_if:
+            if request.apply:
+                raise RequestError("a what-if question cannot be applied", hint="ask again without --what-if")
+            changes = [what_if.parse(text) for text in request.what_if[: limits.WHAT_IF_CHANGES_MAX]]
+            wish, shape, mesh = what_if.apply(changes, wish, shape, mesh)
+        return await asyncio.to_thread(plan, wish, shape, mesh)
 
     def _rtt_max_s(self, request: PlanRequest) -> float:
         if request.max_rtt_ms is not None:

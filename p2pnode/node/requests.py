@@ -92,12 +92,19 @@ class Requests:
     """All running requests of this head."""
 
     def __init__(
-        self, *, choose: Choose, choose_again: ChooseAgain, book: RequestBook, new_id: Callable[[], str]
+        self,
+        *,
+        choose: Choose,
+        choose_again: ChooseAgain,
+        book: RequestBook,
+        new_id: Callable[[], str],
+        finished: Callable[[Running], None],
     ) -> None:
         self._choose = choose
         self._choose_again = choose_again
         self._book = book
         self._new_id = new_id
+        self._finished = finished
         self._sessions = itertools.count(1)
         self.running: dict[str, Running] = {}
 
@@ -148,6 +155,7 @@ class Requests:
             await asyncio.shield(self._book.finished(running, "".join(shown)))
             raise
         cost = await self._book.finished(running, "".join(shown))
+        self._finished(running)
         assert session.reason is not None
         yield Finished(
             reason=session.reason,
