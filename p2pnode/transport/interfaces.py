@@ -22,8 +22,9 @@ def interface_multiaddrs(udp: UdpSocket) -> list[str]:
         for name, entries in psutil.net_if_addrs().items()
         if name in up
         for entry in entries
-        if entry.family == udp.family
+        if entry.family == udp.family and not entry.address.lower().startswith("fe80:")
     ]
+    # Link-local addresses mean nothing without the zone of whoever dials.
     # Loopback last: it is of use to nodes of the same machine only.
     hosts.sort(key=lambda host: host.startswith("127.") or host == "::1")
     return [multiaddr.QuicAddress(kind, host, udp.port).multiaddr() for host in hosts]

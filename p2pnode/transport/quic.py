@@ -133,6 +133,20 @@ class QuicTransport:
     def connections(self) -> Sequence[QuicPeerConnection]:
         return list(self._peers)
 
+    def counters(self) -> dict[str, int]:
+        """For metrics: datagrams, refusals by reason, what the gate refused, resets sent."""
+        counted = {f"refused_{reason}": count for reason, count in sorted(self.acceptor.refused.items())}
+        return {
+            "datagrams_received": sum(udp.datagrams_received for udp in self._sockets),
+            "datagrams_sent": sum(udp.datagrams_sent for udp in self._sockets),
+            "datagrams_dropped": sum(udp.datagrams_dropped for udp in self._sockets),
+            "connections": len(self._connections),
+            "handshakes": self.acceptor.half_open,
+            "gate_refused": self.router.refused_count,
+            "resets_sent": self.resets.sent_count,
+            **counted,
+        }
+
     async def start(self) -> None:
         self._loop = asyncio.get_running_loop()
         try:
@@ -220,7 +234,7 @@ class QuicTransport:
         connection.receive(data, address, now)
         if connection.core.is_fresh and not connection.is_outbound:
             # Nothing in the first datagram could be decrypted: garbage keeps no memory.
-            self.acceptor.refused["undecryptable"] = self.acceptor.refused.get("undecryptable", 0) + 1
+            self.acceptor.count("undecryptable")
             connection.abandon()
             return
         self._touched[connection] = None
@@ -329,6 +343,8 @@ class QuicTransport:
         if not connection.is_outbound:
             assert self._loop is not None
             self.acceptor.ended(connection.address, self._loop.time(), was_complete=connection.is_established)
+            if not connection.is_established and connection.core.closing is not None:
+                self.acceptor.count("handshake")
         if connection.is_established:
             self._peers.remove(connection.peer_id, connection)
             self.router.notify(connection, False)

@@ -84,7 +84,7 @@ class Acceptor:
     def _negotiate_version(self, header: QuicHeader) -> Decision:
         if not header.version:
             return self._drop("malformed")
-        self._count("version")
+        self.count("version")
         reply = encode_quic_version_negotiation(
             source_cid=header.destination_cid,
             destination_cid=header.source_cid,
@@ -98,7 +98,7 @@ class Acceptor:
         if header.token:
             return self._judge_token(header, address, now)
         if self.half_open >= limits.HANDSHAKES_BEFORE_RETRY:
-            self._count("retry")
+            self.count("retry")
             return Decision(Verdict.ANSWER, "retry", reply=self._retry_packet(header, address, now))
         reason = self._exceeds(address, now)
         if reason:
@@ -195,10 +195,11 @@ class Acceptor:
             self.half_open -= 1
 
     def _drop(self, reason: str) -> Decision:
-        self._count(reason)
+        self.count(reason)
         return Decision(Verdict.DROP, reason)
 
-    def _count(self, reason: str) -> None:
+    def count(self, reason: str) -> None:
+        """One more attempt that led nowhere, by its reason."""
         self.refused[reason] = self.refused.get(reason, 0) + 1
 
 

@@ -111,17 +111,21 @@ class UdpSocket:
 
     def receive_batch(self, on_datagram: OnDatagram) -> None:
         """What waits in the socket, up to a batch; runs that the system kept together are taken apart."""
+        count = self._receive(on_datagram)
+        self.datagrams_received += count
+
+    def _receive(self, on_datagram: OnDatagram) -> int:
         receive = self._socket.recvmsg
         count = 0
         while count < BATCH_DATAGRAMS:
             try:
                 data, control, _, address = receive(DATAGRAM_BYTES_READ_MAX, _CONTROL_BYTES)
             except (BlockingIOError, InterruptedError):
-                return
+                break
             except OSError as error:
                 # An ICMP error of an earlier datagram; QUIC has its own timers.
                 logger.debug("receiving failed: %s", error)
-                return
+                break
             segment = len(data)
             for level, kind, value in control:
                 if level == _SOL_UDP and kind == _UDP_GRO:
@@ -133,7 +137,7 @@ class UdpSocket:
             for start in range(0, len(data), segment):
                 count += 1
                 on_datagram(self, data[start : start + segment], address)
-        self.datagrams_received += count
+        return count
 
     def send_batch(self, datagrams: list[tuple[bytes, NetworkAddress]]) -> None:
         """In order; runs of equal size to one address leave in one system call where the system can."""

@@ -83,6 +83,7 @@ async def test_a_client_that_proves_nothing_is_refused_in_the_handshake(case: st
         assert caught.value.details["tried"][0][1].startswith("handshake refused")
         assert seen == []
         await until(lambda: server.acceptor.half_open == 0)
+        assert server.counters()["refused_handshake"] == 1
         connection = await honest.dial(list(server.listen_multiaddrs), server.peer_id)
         assert await connection.ping() >= 0
 
