@@ -90,14 +90,12 @@ def frame(kind: int, payload: bytes = b"") -> bytes:
 
 def encode_request(request: Request) -> bytes:
     """A whole request frame."""
-    match request:
-        case GetManifest(digest, name):
-            return frame(GET_MANIFEST, _pack([digest, name]))
-        case GetHave(digest):
-            return frame(GET_HAVE, _pack([digest]))
-        case GetChunks(digest, runs):
-            assert len(runs) <= limits.BLOB_RUNS_MAX
-            return frame(GET_CHUNKS, _pack([digest, [list(run) for run in runs]]))
+    if isinstance(request, GetManifest):
+        return frame(GET_MANIFEST, _pack([request.digest, request.name]))
+    if isinstance(request, GetHave):
+        return frame(GET_HAVE, _pack([request.digest]))
+    assert len(request.runs) <= limits.BLOB_RUNS_MAX
+    return frame(GET_CHUNKS, _pack([request.digest, [list(run) for run in request.runs]]))
 
 
 def request_head(head: bytes) -> tuple[int, int]:

@@ -71,15 +71,14 @@ class BlobServer:
         return True
 
     async def _answer(self, stream: BlobStream, request: blob.Request) -> None:
-        match request:
-            case blob.GetManifest(digest, name):
-                manifest = await asyncio.to_thread(self._manifest, digest, name)
-                await self._send(stream, blob.frame(blob.MANIFEST, manifest))
-            case blob.GetHave(digest):
-                bits = await asyncio.to_thread(self.store.have, cid.from_digest(digest))
-                await self._send(stream, blob.frame(blob.HAVE, bits))
-            case blob.GetChunks(digest):
-                await self._send_chunks(stream, request)
+        if isinstance(request, blob.GetManifest):
+            manifest = await asyncio.to_thread(self._manifest, request.digest, request.name)
+            await self._send(stream, blob.frame(blob.MANIFEST, manifest))
+        elif isinstance(request, blob.GetHave):
+            bits = await asyncio.to_thread(self.store.have, cid.from_digest(request.digest))
+            await self._send(stream, blob.frame(blob.HAVE, bits))
+        else:
+            await self._send_chunks(stream, request)
         await self._send(stream, blob.frame(blob.END))
 
     def _manifest(self, digest: bytes, name: str) -> bytes:

@@ -284,6 +284,22 @@ async def test_a_false_manifest_is_refused_and_reported(party: Party, tmp_path: 
     assert reports == ["liar"]
 
 
+@pytest.mark.parametrize(
+    "reply", [blob.frame(blob.HAVE, b"x"), blob.frame(blob.END), b"\x81\xff\xff\xff\xff", b""]
+)
+async def test_an_answer_to_another_question_is_refused(party: Party, reply: bytes) -> None:
+    async def lies(stream: Stream) -> None:
+        await stream.read_exactly(5)
+        await stream.write(reply or blob.frame(blob.MANIFEST, party.model.manifest.encoded) * 2)
+
+    liar = party.holder("liar", lies)
+    async with party.up():
+        client = BlobClient(await liar.open_stream())
+        with pytest.raises(RemoteProtocolError):
+            await client.manifest(digest=cid.to_digest(party.model.content_id))
+        client.abort()
+
+
 async def test_manifests_by_name_and_unknown_ones(party: Party) -> None:
     holder = party.holder("a")
     async with party.up():

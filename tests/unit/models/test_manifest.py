@@ -87,6 +87,10 @@ def test_ranges_of_a_file_are_covered(manifest: Manifest) -> None:
     whole = range(entry.chunk_first, entry.chunk_first + entry.chunk_count)
     assert manifest.chunks_at([(0, entry.offset, entry.size)]) == list(whole)
     assert manifest.chunks_at([(0, entry.offset, 0)]) == []
+    padding = entry.offset + entry.size
+    assert manifest.chunks_at([(0, padding - 8, 8)]) == [entry.chunk_first + entry.chunk_count - 1]
+    norm = manifest.tensors["blk.1.attn_norm.weight"]
+    assert manifest.chunks_at([(0, norm.offset - 1, 1)]) in ([], [norm.chunk_first - 1])
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from p2pnode import limits
 from p2pnode.errors import BadModelFile, BlobMismatch, DataDirError, DiskFull, ModelIncomplete, ModelUnknown
 from p2pnode.models import cid, files, importer
 from p2pnode.models.manifest import ManifestFile, Want, build
+from p2pnode.models.records import ImportedFile
 from p2pnode.models.store import DEMO_NAME, Holdings, ModelStore, StoredModel
 from tests.kit.gguf_files import gguf, toy, write_split, write_toy
 
@@ -234,6 +235,37 @@ def test_a_header_that_is_not_the_shown_one_is_refused(tmp_path: Path) -> None:
         )
     with pytest.raises(BadModelFile, match="another header"):
         store.write_chunk(model.content_id, last.index, bytes(evil[last.offset : last.offset + last.size]))
+
+
+def test_writing_a_chunk_twice_changes_nothing(tmp_path: Path, origin: ModelStore) -> None:
+    store, model = _empty(origin, tmp_path / "b")
+    _copy(origin, store, [BODY])
+    _copy(origin, store, [BODY])
+    assert store.cached_bytes() == model.manifest.chunks[BODY].size
+
+
+def test_an_imported_file_that_vanished_is_missing(tmp_path: Path, origin: ModelStore) -> None:
+    model = origin.get("toy")
+    (tmp_path / "toy.gguf").unlink()
+    assert not origin.get("toy").is_complete
+    assert origin.missing(model.content_id, [BODY]) == [BODY]
+    with pytest.raises(ModelIncomplete):
+        origin.read_chunk(model.content_id, BODY)
+
+
+def test_a_file_that_cannot_be_read_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_toy(tmp_path / "toy.gguf")
+
+    def broken(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    store = ModelStore(tmp_path / "s")
+    monkeypatch.setattr(importer, "read_header", broken)
+    with pytest.raises(BadModelFile, match="Input/output error"):
+        store.add_file(path)
+    monkeypatch.setattr(Path, "stat", broken)
+    with pytest.raises(BadModelFile, match="cannot read"):
+        ImportedFile.of(path)
 
 
 def test_whole_layers_are_known(tmp_path: Path, origin: ModelStore) -> None:
