@@ -9,12 +9,15 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from p2pnode.compute.reduce import AllReduce, Link
-from p2pnode.compute.reduce_links import LaneLink, StreamLink
+from p2pnode.compute.reduce_stream import StreamLink
 from p2pnode.errors import ComputeError, P2PNodeError, RequestError
 from p2pnode.limits import RANKS_MAX
+
+if TYPE_CHECKING:
+    from p2pnode.compute.reduce_lane import LaneLink
 
 
 class GroupLinks:
@@ -49,6 +52,7 @@ class GroupLinks:
         if ranks != list(range(len(ranks))) or not 2 <= len(ranks) <= RANKS_MAX:
             raise RequestError(f"ranks {ranks} are not a tensor group")
         made: dict[int, Link] = {}
+        lanes: list[LaneLink] = []
         try:
             for link in links:
                 if link[1] == "stream":
@@ -57,10 +61,10 @@ class GroupLinks:
                     made[link[0]] = StreamLink(socket.socket(fileno=descriptors.pop(0)))
                 else:
                     secret, secrets = secrets[:32], secrets[32:]
-                    made[link[0]] = self._lane(rank, link, secret)
-            for way in made.values():
-                if isinstance(way, LaneLink):
-                    way.greet()
+                    made[link[0]] = lane = self._lane(rank, link, secret)
+                    lanes.append(lane)
+            for lane in lanes:
+                lane.greet()
         except P2PNodeError:
             for way in made.values():
                 way.close()
@@ -71,6 +75,8 @@ class GroupLinks:
         return AllReduce(rank, made, half=half, abort_fd=self._side.fileno())
 
     def _lane(self, rank: int, link: Sequence[Any], secret: bytes) -> LaneLink:
+        from p2pnode.compute.reduce_lane import LaneLink  # its ciphers are 6 MB that few engines need
+
         peer, _, ours, host, port, datagram_bytes = link
         lane = self._lanes.pop(ours, None)
         if lane is None:

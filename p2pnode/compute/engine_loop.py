@@ -162,6 +162,7 @@ class Engine:
         del self._units[unit.unit_id]
         self._answer(unit.cancel_all())
         unit.close()
+        _give_back_memory()
         return _memory(), b""
 
     def _open(self, message: Message, _payload: memoryview) -> Answer:
@@ -233,6 +234,13 @@ class Engine:
 
 def _llama_version() -> str:
     return str(L.llama_version().decode("utf-8", "replace"))
+
+
+def _give_back_memory() -> None:
+    """The C library keeps freed memory for itself unless told not to."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _memory() -> Message:

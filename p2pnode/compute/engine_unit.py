@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,6 @@ from p2pnode.compute.engine_step import Reply, Step
 from p2pnode.compute.llama import Context, Model, check_spec
 from p2pnode.compute.llama_adapters import Adapters
 from p2pnode.compute.reduce import AllReduce
-from p2pnode.compute.streamed import LayerStream, LoadTrimmer
 from p2pnode.compute.taps import Taps
 from p2pnode.compute.token_table import TokenRows
 from p2pnode.errors import (
@@ -33,10 +32,15 @@ from p2pnode.errors import (
 )
 from p2pnode.frame import DType, Frame, Kind, pack_rows, rows_f32, tokens
 
+if TYPE_CHECKING:
+    from p2pnode.compute.streamed import LayerStream
+
 _DTYPES = {"f32": DType.F32, "f16": DType.F16, "bf16": DType.BF16, "q8_0": DType.Q8_0}
 
 
 def _stream_of(spec: UnitSpec) -> LayerStream:
+    from p2pnode.compute.streamed import LayerStream  # brings a GGUF reader that few engines need
+
     if spec.model_path is None or spec.tap or spec.reduce or spec.gpu_layers:
         raise RequestError("streamed mode is for a whole model in one file, computed by processors")
     return LayerStream(spec.model_path, spec.resident_bytes_max)
@@ -63,7 +67,7 @@ class Unit:
         if spec.resident_bytes_max:
             self._stream = _stream_of(spec)
             spec = self.spec = replace(spec, load_mode="mmap", repack=False)
-        with LoadTrimmer(self._stream.paths) if self._stream else nullcontext():
+        with self._stream.loading() if self._stream else nullcontext():
             self.model = Model(spec, progress)
         try:
             result_tap = spec.tap if spec.output == "rows" else None

@@ -142,6 +142,10 @@ class LayerStream:
         self._libc = _libc()
         self.callback = L.ggml_backend_sched_eval_callback(self._call)
 
+    def loading(self) -> LoadTrimmer:
+        """Context manager for the time in which llama.cpp loads."""
+        return LoadTrimmer(self.paths)
+
     def start(self) -> None:
         """After loading: find the mappings, and let go of everything but what stays."""
         self._mappings = {number: mapped_at(path) for number, path in enumerate(self.paths)}

@@ -30,7 +30,8 @@ from p2pnode.compute.lane import (
     piece_count,
 )
 from p2pnode.compute.reduce import AllReduce, Link
-from p2pnode.compute.reduce_links import LaneLink, StreamLink
+from p2pnode.compute.reduce_lane import LaneLink
+from p2pnode.compute.reduce_stream import StreamLink
 from p2pnode.errors import P2PNodeError, RemoteProtocolError, RequestError, StageLost
 
 VECTORS = json.loads((Path(__file__).parents[3] / "specs/vectors/lane.json").read_text())
