@@ -22,9 +22,8 @@ from p2pnode.decide import StageWork, draft_receipt, may_compute
 from p2pnode.errors import BadReceipt, NotFound, P2PNodeError, RemoteProtocolError
 from p2pnode.events import receipt as receipts
 from p2pnode.events.fields import Count, Hash, Label
-from p2pnode.events.keys import LogKeys, is_binding_valid
+from p2pnode.events.keys import LogKeys, decode_binding, encode_binding
 from p2pnode.events.note import Note, parse_note
-from p2pnode.events.types import KeysBound
 from p2pnode.limits import RECEIPT_CALL_S_MAX
 from p2pnode.projections import MeshState
 from p2pnode.units import PeerId
@@ -307,7 +306,7 @@ def _plain(value: Any) -> JsonObject:
 
 
 def _binding(keys: LogKeys) -> bytes:
-    return msgspec.msgpack.encode(keys.bound())
+    return encode_binding(keys.bound())
 
 
 def _own_part(checkpoint: str | None) -> str:
@@ -320,10 +319,7 @@ def _own_part(checkpoint: str | None) -> str:
 
 def _bound_key(raw: bytes, peer: PeerId) -> bytes:
     """The receipt key for which the peer's identity vouches."""
-    try:
-        bound = msgspec.msgpack.decode(raw, type=KeysBound)
-    except msgspec.MsgspecError as error:
-        raise BadReceipt(f"the keys of {peer} cannot be read: {error}") from None
-    if bound.peer != peer or not is_binding_valid(bound):
-        raise BadReceipt(f"the keys are not vouched for by {peer}")
+    bound = decode_binding(raw)
+    if bound.peer != peer:
+        raise BadReceipt(f"the keys are {bound.peer}'s, not {peer}'s")
     return bound.receipt_key

@@ -1,6 +1,6 @@
 """Accounts: double entry in whole micro-units; a balance is the sum of its postings and nothing else.
 
-Accounts that hold credit (`local`, API keys, peers) are never negative. Three kinds may be, because they
+Accounts that hold credit (`local`, API keys, peers) are never negative. Two kinds may be, because they
 say where credit came from: `mint/...` (given by the owner), and `due/<peer>` (earned at a peer, who owes
 it). `held/<account>` is credit set aside for running requests. Rules: specs/09-billing.md
 """

@@ -10,7 +10,7 @@ import pytest
 
 from p2pnode.commands import Command
 from p2pnode.compute.row_tally import RowTallies
-from p2pnode.errors import BadReceipt, P2PNodeError, PeerUnreachable, RemoteProtocolError
+from p2pnode.errors import BadCheckpoint, BadReceipt, P2PNodeError, PeerUnreachable, RemoteProtocolError
 from p2pnode.events import receipt as receipts
 from p2pnode.events.keys import LogKeys
 from p2pnode.frame import DType, Frame, Kind
@@ -255,7 +255,7 @@ async def test_only_keys_an_identity_vouches_for_count(ring: Ring) -> None:
     offer = await ring.second.methods[exchange.ASK](
         ring.head.id, {**_asked(ring, done), "layers": [8, 12]}, None
     )
-    with pytest.raises(BadReceipt, match="cannot be read"):
+    with pytest.raises(BadCheckpoint, match="not a binding"):
         await ring.second.methods[exchange.AGREE](ring.head.id, {**offer, "keys": b"x"}, None)
 
 
