@@ -26,8 +26,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar
 
-from eventsourcing.application import Application
-from eventsourcing.domain import Aggregate, event
+try:
+    from eventsourcing.application import Application
+    from eventsourcing.domain import Aggregate, event
+except ImportError:
+    print("the comparison needs the package eventsourcing: pip install -e .[bench]")
+    sys.exit(0)
 
 from p2pnode.events.committer import Committer
 from p2pnode.events.database import connect_writer, create_schema
@@ -61,7 +65,7 @@ def main() -> None:
         folder = Path(raw)
         results: Json = {"machine": machine()}
         results["append"] = appends(folder, 30_000 // scale, rounds=3)
-        results["replay"] = replays(folder, 100_000 // scale, rounds=3)
+        results["replay"] = replays(folder, 100_000 // scale, rounds=5)
         results["large"] = large_log(folder / "large", arguments.events // scale)
         results["size"] = bytes_per_event(folder / "size", 20_000 // scale)
     text = json.dumps(results, indent=1)
@@ -228,7 +232,7 @@ def replays(folder: Path, count: int, rounds: int) -> Json:
     """From the database to balances: every event read, decoded and folded."""
     ours, theirs = folder / "replay", folder / "replay.db"
     write_fast(ours, count)
-    append_theirs(theirs, count // 5)
+    append_theirs(theirs, count // 2)
     runs = []
     for _ in range(rounds):
         reader = LogReader(ours / LOG_DIR / DATABASE)
