@@ -39,6 +39,7 @@ from p2pnode.node.links import Link, Links
 from p2pnode.node.measuring import machine_rates
 from p2pnode.node.mesh import Mesh, key_of, peer_of
 from p2pnode.node.planning import Planning, PlanRequest, parts_of
+from p2pnode.node.pulling import Pulling
 from p2pnode.node.receipts import Receipts
 from p2pnode.node.requests import Requests, Running
 from p2pnode.node.routing import Active, Routing
@@ -155,6 +156,7 @@ class Node:
         self.embedding = Embedding(self.routing, self._new_engine)
         self.witnessing = Witnessing(ledger=ledger, links=self.links)
         self.auto_mode = AutoMode(self)
+        self.pulling = Pulling(self.catalog, options.data, self.say)
         self.plans_made: dict[str, Plan] = {}
         self.applied: dict[ContentId, tuple[Plan, PlanRequest]] = {}
         """Plans somebody applied: carried out again after a loss, on the same devices while they are there."""
@@ -188,13 +190,13 @@ class Node:
     async def _offer_models(self, *, is_founder: bool, tell: Tell) -> None:
         demo = demo_model_path()
         if is_founder and demo is not None:
-            await self._offer(await asyncio.to_thread(self.store.add_demo, demo))
+            await self.offer(await asyncio.to_thread(self.store.add_demo, demo))
         for path in self.options.models:
             model = await asyncio.to_thread(self.store.add_file, path)
-            await self._offer(model)
+            await self.offer(model)
             tell(f"model {model.name}: {model.manifest.size / 1e6:.1f} MB")
 
-    async def _offer(self, model: StoredModel) -> None:
+    async def offer(self, model: StoredModel) -> None:
         summary = model.manifest.summary()
         await self.ledger.do(
             c.AddModel(

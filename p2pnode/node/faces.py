@@ -44,6 +44,7 @@ class Faces:
             "release_plan": self._release_plan,
             "add_model": self._add_model,
             "remove_model": self._remove_model,
+            "pull": self._pull,
             "log_forget": self._log_forget,
             "console_ran": self._console_ran,
             "key_created": self._key_created,
@@ -353,6 +354,13 @@ class Faces:
         freed = await asyncio.to_thread(self._node.store.remove, model.name)
         await self._node.ledger.do(c.RemoveModel(model=model.content_id))
         return {"removed": model.name, "freed_bytes": freed}
+
+    async def _pull(self, a: Mapping[str, Any]) -> JsonObject:
+        model, fetched = await self._node.pulling.pull(str(a["model"]))
+        await self._node.offer(model)
+        self._node.links.status_changed()
+        summary = {k: v for k, v in model.manifest.summary().items() if k != "chat_template"}
+        return {"model": model.name, "manifest": model.content_id, "bytes_fetched": fetched, **summary}
 
     async def _log_forget(self, a: Mapping[str, Any]) -> JsonObject:
         return {"forgotten": await self._node.ledger.log.forget(str(a["subject"]))}

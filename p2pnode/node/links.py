@@ -162,23 +162,32 @@ class Links:
 
     # --- status --------------------------------------------------------------------------------------
     async def _tell_status(self, link: Link, connection: Connection) -> None:
-        """Say and hear on one stream for as long as the connection lives."""
-        try:
-            stream = await connection.open_stream(STATUS, timeout_s=limits.CONTROL_TIMEOUT_S)
-            while not connection.is_closed:
-                changed = self._changed
-                async with asyncio.timeout(limits.CONTROL_TIMEOUT_S):
-                    await messages.send_message(stream, self._my_status())
-                    self._heard(link, await messages.receive_message(stream))
-                try:
-                    async with asyncio.timeout(limits.STATUS_INTERVAL_S):
-                        await changed.wait()
-                except TimeoutError:
-                    continue
-        except TimeoutError:
-            await connection.close(0, "no status in time")
-        except P2PNodeError as error:
-            link.tried = [[connection.remote_multiaddr, describe(error)]]
+        """Say and hear for as long as the connection lives; a refusal is asked again later.
+
+        A device that was let in a moment ago may not know it yet when the first stream reaches it.
+        """
+        while not connection.is_closed:
+            try:
+                await self._status_stream(link, connection)
+            except TimeoutError:
+                await connection.close(0, "no status in time")
+            except P2PNodeError as error:
+                link.tried = [[connection.remote_multiaddr, describe(error)]]
+                await asyncio.sleep(self._rng.uniform(limits.REDIAL_DELAY_S_MIN, limits.STATUS_INTERVAL_S))
+
+    async def _status_stream(self, link: Link, connection: Connection) -> None:
+        stream = await connection.open_stream(STATUS, timeout_s=limits.CONTROL_TIMEOUT_S)
+        while not connection.is_closed:
+            changed = self._changed
+            async with asyncio.timeout(limits.CONTROL_TIMEOUT_S):
+                await messages.send_message(stream, self._my_status())
+                self._heard(link, await messages.receive_message(stream))
+            link.tried = []
+            try:
+                async with asyncio.timeout(limits.STATUS_INTERVAL_S):
+                    await changed.wait()
+            except TimeoutError:
+                continue
 
     async def _serve_status(self, stream: Stream) -> None:
         link = self.know(stream.peer_id)
