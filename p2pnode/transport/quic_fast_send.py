@@ -288,7 +288,7 @@ class FastSendCore(QuicCore):
         frame_head = b"\x0e" + encode_varint(stream.stream_id or 0)
         size_max = min(self._max_datagram_size, limits.DATAGRAM_BYTES_MAX)
         overhead = len(head) + 2 + _TAG_BYTES + _FRAME_OVERHEAD_BYTES
-        ack = self._take_ack(space, now)
+        ack_at, ack = space.ack_at, self._take_ack(space, now)
         buffer, base, sent_packets = sender._buffer, sender._buffer_start, space.sent_packets
         number, on_delivery, pacer = self._packet_number, sender.on_data_delivery, self._pacer
         used = count = 0
@@ -332,7 +332,7 @@ class FastSendCore(QuicCore):
             start = stop
         if ack:
             # Nothing could carry it: it is due as before.
-            space.ack_at = now
+            space.ack_at = ack_at
         if count:
             self._note_sent(space, sender, first, start, count, used, now)
             self._packet_number = number
