@@ -487,6 +487,12 @@ TEMPLATE_STEPS_MAX = 200_000
 
 TEMPLATE_RENDER_TIMEOUT_S = 5.0
 
+AGENT_STEPS_MAX = 32
+"""A loop that has not found its answer by then is going in circles."""
+
+AGENT_RESULT_CHARS_MAX = 16_384
+"""What one tool may put into the prompt."""
+
 CONSOLE_TIMEOUT_S_MAX = 120.0
 CONSOLE_OUTPUT_BYTES_MAX = 256 * 1024
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from quart import Quart, Response, g, request
 
+from p2pnode.api.agent import agent_routes
 from p2pnode.api.chat import chat_routes
 from p2pnode.api.completions import completion_routes
 from p2pnode.api.console import console_routes
@@ -60,6 +61,7 @@ def create_app(
         embedding_routes(context),
         responses_routes(context),
         infer_routes(context),
+        agent_routes(context),
         mesh_routes(context),
         mode_routes(context),
         console_routes(context),

@@ -9,6 +9,7 @@ import msgspec
 from quart import Quart
 
 from p2pnode import __version__
+from p2pnode.api.agent import AgentRequest
 from p2pnode.api.console import ConsoleRequest
 from p2pnode.api.schemas import (
     ChatRequest,
@@ -34,6 +35,7 @@ BODIES: dict[str, type[msgspec.Struct]] = {
     "/infer/stream": InferRequest,
     "/pipeline/infer": InferRequest,
     "/tensor/infer": InferRequest,
+    "/agent/stream": AgentRequest,
     "/plan": PlanRequest,
     "/pipeline/plan": PlanRequest,
     "/tensor/plan": PlanRequest,
@@ -47,6 +49,7 @@ _STREAMS = (
     "/v1/responses",
     "/infer",
     "/infer/stream",
+    "/agent/stream",
     "/api/live",
 )
 _PANEL = ("/", "/web/<path:name>", "/favicon.ico")
@@ -73,6 +76,7 @@ SUMMARIES: dict[str, str] = {
     "POST /detokenize": "Text of token ids",
     "POST /infer": "One prompt or conversation, p2pnode's short form",
     "POST /infer/stream": "The same as server-sent events",
+    "POST /agent/stream": "A bounded loop of writing and looking things up with read-only tools",
     "POST /plan": "Propose a plan, or apply it",
     "GET /pipeline/plan": "Propose a pipeline",
     "POST /pipeline/plan": "Propose or apply a pipeline",
