@@ -393,3 +393,70 @@ async def test_a_packet_the_core_trips_over_costs_its_sender_the_connection(
         assert "broke its connection" in caplog.text
         assert await good_connection.ping() >= 0
         assert server.connection(bad.peer_id) is None
+
+
+async def test_a_writer_nobody_reads_is_told_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The handler is long done: a peer that goes on writing gets STOP_SENDING, its place is free again."""
+    monkeypatch.setattr(limits, "STREAM_LINGER_S", 0.05)
+    server, client = quic("server"), quic("client")
+
+    async def brief(stream) -> None:
+        await stream.write(b"hello")
+
+    async with running(server, client):
+        server.handle(ECHO, brief)
+        connection = await client.dial(list(server.listen_multiaddrs), server.peer_id)
+        stream = await connection.open_stream(ECHO)
+        assert await read_all(stream) == b"hello"
+        with pytest.raises(StreamReset, match="stopped reading"):
+            await asyncio.wait_for(_write_for_ever(stream), 5)
+        await stream.close_write()
+        await until(lambda: server.connections()[0].stats().streams_open == 0)
+        await until(lambda: connection.stats().streams_open == 0)
+
+
+async def _write_for_ever(stream: QuicPeerStream) -> None:
+    while True:
+        await stream.write(bytes(10_000))
+        await asyncio.sleep(0)
+
+
+async def test_a_stream_that_ends_before_it_began_is_forgotten() -> None:
+    server, client = quic("server"), quic("client")
+    async with running(server, client):
+        connection = await client.dial(list(server.listen_multiaddrs), server.peer_id)
+        stream = await raw_stream(connection)
+        await stream.write(encode_message(HEADER))
+        await stream.close_write()
+        with pytest.raises(StreamReset):
+            await read_all(stream)
+        await until(lambda: server.connections()[0].stats().streams_open == 0)
+
+
+async def test_a_responder_that_ends_instead_of_answering() -> None:
+    server, client = quic("server"), quic("client")
+
+    async def hang_up(_connection: QuicPeerConnection, stream: QuicPeerStream) -> None:
+        await stream.close_write()
+
+    async with running(server, client):
+        server._serve = hang_up
+        connection = await client.dial(list(server.listen_multiaddrs), server.peer_id)
+        with pytest.raises(RemoteProtocolError, match="closed the stream instead"):
+            await connection.open_stream(ECHO)
+
+
+async def test_two_readers_of_one_stream_are_a_bug() -> None:
+    server, client = quic("server"), quic("client")
+    async with running(server, client):
+        server.handle(ECHO, echo)
+        connection = await client.dial(list(server.listen_multiaddrs), server.peer_id)
+        stream = await connection.open_stream(ECHO)
+        reading = asyncio.ensure_future(stream.read(1))
+        await asyncio.sleep(0)
+        with pytest.raises(AssertionError, match="two tasks read"):
+            await stream.read(1)
+        reading.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
+        await stream.write(b"after a cancelled read")
+        assert await stream.read_exactly(5) == b"after"
