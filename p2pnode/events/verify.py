@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from p2pnode.errors import BadCheckpoint, CorruptRecord, DataDirError, NonCanonical
+from p2pnode.errors import BadCheckpoint, DataDirError, NonCanonical
 from p2pnode.events.block import GENESIS, Block, is_block_signed
 from p2pnode.events.codec import Record, decode
 from p2pnode.events.database import Tables, as_condition, connect_reader
@@ -170,7 +170,7 @@ class _Run:
             report.add(
                 report.size, f"{name} has {checkpoint.size} events, the log {report.size}: its tail was cut"
             )
-        elif not report.findings and self._root(checkpoint.size) != checkpoint.root:
+        elif report.ok and root_at(self, checkpoint.size) != checkpoint.root:
             report.add(None, f"{name} is of another log: the first {checkpoint.size} events differ from it")
 
     def is_published_fresh(self, raw: str) -> None:
@@ -307,9 +307,3 @@ class _Run:
         """Which of the keys the log ever had signed a checkpoint of that origin."""
         own = [verifiers_of(event)[0] for event in self._bound if event.origin == origin]
         return next((verifier for verifier in own if is_by(verifier)), None)
-
-    def _root(self, size: int) -> bytes | None:
-        try:
-            return root_at(self, size)
-        except CorruptRecord:
-            return None

@@ -159,6 +159,9 @@ def test_limits_hold_when_writing() -> None:
         replace(settled, shares=(("a", 1),) * 257),
         UnknownEvent(type_name="X" * 200, schema_version=1, data=b"\x80"),
         UnknownEvent(type_name="X", schema_version=1, data=b"\x80" * (EVENT_BYTES_MAX + 1)),
+        UnknownEvent(
+            type_name="X", schema_version=1, data=msgspec.msgpack.encode({"a": bytes(EVENT_BYTES_MAX)})
+        ),
     ]
     for event in bad:
         with pytest.raises(NonCanonical):

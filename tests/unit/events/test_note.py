@@ -27,6 +27,7 @@ from p2pnode.events.note import (
     COSIGNATURE,
     Checkpoint,
     Note,
+    cosign_note,
     cosigned_at,
     is_signed,
     open_checkpoint,
@@ -106,6 +107,17 @@ def test_a_checkpoint_must_be_of_its_signer() -> None:
     assert note.with_only(KEYS.witness_verifier).signatures == ()
     with pytest.raises(BadCheckpoint):
         parse_hash(base64.b64encode(bytes(31)).decode())
+
+
+def test_a_cosignature_has_its_length() -> None:
+    """Eight bytes of time and sixty-four of signature."""
+    text = Checkpoint(KEYS.origin, 1, bytes(32)).text()
+    line = cosign_note(text, KEYS.witness_verifier.name, KEYS.witness, 1_790_000_000)
+    short = replace(line, signature=line.signature[:-1])
+    assert cosigned_at(Note(text, (line,)), KEYS.witness_verifier) == 1_790_000_000
+    assert cosigned_at(Note(text, ()), KEYS.witness_verifier) is None
+    with pytest.raises(BadCheckpoint):
+        cosigned_at(Note(text, (short,)), KEYS.witness_verifier)
 
 
 def proof_of(entry: bytes) -> TlogProof:

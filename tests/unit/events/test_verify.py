@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
+from p2pnode.errors import CorruptRecord
+from p2pnode.events import verify as verifying
+from p2pnode.events.block import Block, parse_header, seal_block
 from p2pnode.events.codec import decode, encode
-from p2pnode.events.database import connect_writer
+from p2pnode.events.committer import Committer
+from p2pnode.events.database import Tables, connect_writer, create_schema
 from p2pnode.events.folder import CHECKPOINT, DATABASE, LOG_DIR
 from p2pnode.events.keys import LogKeys
-from p2pnode.events.merkle import leaf_hash
+from p2pnode.events.log import NewEvent, NoFold
+from p2pnode.events.merkle import leaf_hash, verify_consistency, verify_inclusion
 from p2pnode.events.note import parse_checkpoint, parse_note
+from p2pnode.events.reader import LogReader
 from p2pnode.events.store import SqliteLog
+from p2pnode.events.types import UnknownEvent
 from p2pnode.events.verify import Report, verify_folder
 from tests.kit.log_events import ManualClock, held, node_identity, seeded_bytes, started
 
@@ -34,8 +43,6 @@ async def write_log(folder: Path, count: int = EVENTS, number: int = 1, first: i
 
 @pytest.fixture(scope="module")
 def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    import asyncio
-
     folder = tmp_path_factory.mktemp("pristine")
     asyncio.run(write_log(folder))
     return folder
@@ -182,8 +189,6 @@ def test_a_cut_tail_is_noticed(folder: Path, keep: int) -> None:
 
 def test_a_log_made_anew_with_another_key_is_not_this_nodes(folder: Path, tmp_path: Path) -> None:
     """However well it is made: the peer id is the key's."""
-    import asyncio
-
     other = tmp_path / "other"
     asyncio.run(write_log(other, 20, number=2))
     assert verify_folder(other).ok
@@ -253,8 +258,6 @@ def test_a_damaged_published_checkpoint_is_found(folder: Path) -> None:
 
 def test_a_checkpoint_seen_elsewhere_shows_a_restored_backup(folder: Path, tmp_path: Path) -> None:
     """A whole folder put back to an earlier state looks fine by itself; what a peer saw tells."""
-    import asyncio
-
     seen = (folder / LOG_DIR / CHECKPOINT).read_text()
     assert parse_checkpoint(parse_note(seen).text).size == EVENTS + 1
     earlier = tmp_path / "earlier"
@@ -281,14 +284,11 @@ def test_an_unsealed_tail_is_no_fault(tmp_path: Path) -> None:
         assert (report.size, report.sealed) == (2, 1)
         await log.close()
 
-    import asyncio
-
     asyncio.run(run())
 
 
 def test_rotated_keys_verify(tmp_path: Path) -> None:
     """Each block by the key that was in force."""
-    import asyncio
 
     async def run() -> None:
         log: SqliteLog[Any] = SqliteLog.open(tmp_path, node_identity(), now_ms=ManualClock())
@@ -310,3 +310,121 @@ def test_rotated_keys_verify(tmp_path: Path) -> None:
     connection.close()
     report = verify_folder(tmp_path)
     assert any("do not follow" in finding.what for finding in report.findings)
+
+
+def sealed_again(block: Block, **changes: Any) -> Block:
+    """A block that this node signed, though it should not have."""
+    keys = LogKeys.derive(node_identity())
+    header = block.header
+    made = seal_block(
+        [keys],
+        number=header.number,
+        first=header.first,
+        leaves=[bytes(32)] * (header.end - header.first),
+        log_root=changes.get("log_root", header.log_root),
+        previous_hash=header.previous_hash,
+        now_ms=header.sealed_ms,
+    )
+    raw = msgspec.msgpack.encode(
+        msgspec.structs.replace(made.header, block_root=header.block_root), order="sorted"
+    )
+    return Block(parse_header(raw), raw, keys.log.sign(b"p2pnode block v1\n" + raw), made.checkpoint)
+
+
+@pytest.mark.parametrize("which", ["header", "checkpoint"])
+def test_a_node_that_signs_a_wrong_root_is_found_out(folder: Path, which: str) -> None:
+    """Its signature is good; its sum is not."""
+
+    def change(c: Any) -> None:
+        last = Tables(c).last_block()
+        assert last is not None
+        wrong = sealed_again(last, log_root=bytes(32))
+        if which == "header":
+            c.execute(
+                "UPDATE blocks SET header = ?, signature = ? WHERE number = ?",
+                (wrong.header_bytes, wrong.signature, last.header.number),
+            )
+        else:
+            c.execute(
+                "UPDATE blocks SET checkpoint = ? WHERE number = ?", (wrong.checkpoint, last.header.number)
+            )
+
+    report = tamper(folder, change)
+    assert report.first_bad is not None
+    assert ("another log" if which == "header" else "another root") in report.first_bad.what
+
+
+def test_a_log_must_begin_with_its_keys_and_keep_its_name(folder: Path) -> None:
+    """Event 0 of another kind; a change of name that does not say from what."""
+
+    def replaced(c: Any, index: int, event: Any) -> None:
+        record = decode(body_of(c, index))
+        body = encode(type(record)(*(getattr(record, f) for f in record.__struct_fields__[:-1]), event))
+        c.execute("UPDATE events SET body = ?, leaf = ? WHERE seq = ?", (body, leaf_hash(body), index))
+
+    renamed = LogKeys.derive(node_identity(), 1, "p2pnode/elsewhere").bound()
+    report = tamper(folder, lambda c: replaced(c, 9, renamed))
+    assert any("another name" in finding.what for finding in report.findings)
+    report = tamper(folder, lambda c: replaced(c, 0, started()))
+    assert any("does not bind" in finding.what for finding in report.findings)
+
+
+def test_long_gaps_and_broken_files_are_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gap longer than what is read at once; a file that SQLite can not read."""
+    monkeypatch.setattr(verifying, "_CHUNK", 10)
+    report = tamper(folder, lambda c: c.execute("DELETE FROM events WHERE seq > 20 AND seq < 60"))
+    assert report.first_bad is not None
+    assert report.first_bad.index == 21
+    path = folder / LOG_DIR / DATABASE
+    raw = bytearray(path.read_bytes())
+    raw[4096:] = bytes(len(raw) - 4096)
+    path.write_bytes(raw)
+    with pytest.raises(CorruptRecord, match="damaged"):
+        verify_folder(folder)
+
+
+def test_unknown_facts_are_proved_and_counted(tmp_path: Path) -> None:
+    """And progress is told on the way."""
+
+    async def run() -> None:
+        log: SqliteLog[Any] = SqliteLog.open(tmp_path, node_identity(), now_ms=ManualClock())
+        await log.append([UnknownEvent(type_name="FromTheFuture", schema_version=2, data=b"\x80")])
+        await log.close()
+
+    asyncio.run(run())
+    seen: list[int] = []
+    report = verify_folder(tmp_path, progress=seen.append)
+    assert report.ok
+    assert (report.unknown_events, seen) == (1, [2])
+
+
+def test_a_log_with_tiles_of_three_levels(tmp_path: Path) -> None:
+    """More than 65,536 events: written, opened again, proved and verified."""
+    (tmp_path / LOG_DIR).mkdir()
+    clock, fold = ManualClock(), NoFold()
+    connection = connect_writer(tmp_path / LOG_DIR / DATABASE)
+    create_schema(connection)
+    committer: Committer[Any] = Committer(connection, node_identity(), fold, clock, seeded_bytes(1))
+    count = 65_536 + 300
+    for first in range(0, count, 5000):
+        events = [NewEvent(started(str(n))) for n in range(first, min(first + 5000, count))]
+        committer.assembler.add(events, "local", None, clock())
+        committer.flush()
+    committer.seal()
+    committer.flush()
+    connection.close()
+    log: SqliteLog[Any] = SqliteLog.open(tmp_path, node_identity(), now_ms=clock)
+    size = log.size
+    assert len(log.tile(1, 0)) == 8192
+    assert len(log.tile(1, 1)) == len(log.tile(2, 0)) == 32
+    for index in (0, 65_535, 65_536, size - 1):
+        leaf = leaf_hash(log.entries(index, index + 1)[0])
+        assert verify_inclusion(leaf, index, size, log.inclusion_proof(index, size), log.root(size))
+    log.close_blocking()
+    fresh = LogReader.of_folder(tmp_path)
+    assert len(fresh.tile(2, 0)) == 32
+    assert verify_consistency(70, size, fresh.consistency_proof(70, size), fresh.root(70), fresh.root(size))
+    fresh.close()
+    report = verify_folder(tmp_path)
+    assert report.ok
+    assert report.size == size

@@ -150,6 +150,8 @@ def test_an_honest_log_can_not_be_accused(honest: Tree, forked: Tree) -> None:
         bad = good[:position] + bytes([good[position] ^ 1]) + good[position + 1 :]
         with pytest.raises(BadCheckpoint):
             check_fraud(bad)
+    with pytest.raises(BadCheckpoint, match="one encoding"):
+        check_fraud(b"\xdc\x00\x07" + good[1:])
     for length in (0, 1, len(good) - 1):
         with pytest.raises(BadCheckpoint):
             check_fraud(good[:length])
@@ -280,6 +282,22 @@ async def test_a_restored_backup_is_noticed_by_its_witness(kind: str, tmp_path: 
     assert answer.status == FORBIDDEN
     assert (await witness.witness("x", "nonsense", binding)).status == BAD_REQUEST
     assert (await witness.witness("x", str(Tree(3).request(0, 3)), b"nonsense")).status == BAD_REQUEST
+    await witness.close()
+
+
+async def test_a_witness_answers_with_reasons_and_remembers_so_many(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Refusals that are no conflicts; and a limit to the logs it knows."""
+    witness = sqlite_log(tmp_path, 9, ManualClock())
+    binding = encode_binding(BINDING)
+    tree = Tree(9)
+    for request, status in ((tree.request(0, 9), OK), (AddCheckpoint(9, [], tree.note(3)), BAD_REQUEST)):
+        assert (await witness.witness(KEYS.peer, str(request), binding)).status == status
+    monkeypatch.setattr("p2pnode.events.committer.WITNESS_ORIGINS_MAX", 1)
+    other = LogKeys.derive(node_identity(2))
+    request = AddCheckpoint(0, [], tree.note(3, other))
+    assert (await witness.witness(other.peer, str(request), encode_binding(other.bound()))).status == UNKNOWN
     await witness.close()
 
 
