@@ -171,8 +171,17 @@ class Manifest:
     def bytes_of(self, indexes: Iterable[int]) -> int:
         return sum(self.chunks[index].size for index in indexes)
 
+    @cached_property
+    def chunk_bytes(self) -> int:
+        """Bytes of all chunks: the files without padding."""
+        return sum(chunk.size for chunk in self.chunks)
+
     def summary(self) -> dict[str, Any]:
         """What `models` and `show` print; from the header alone."""
+        return dict(self._summary)
+
+    @cached_property
+    def _summary(self) -> dict[str, Any]:
         scalars: dict[str, Any] = {}
         shapes: dict[str, tuple[int, ...]] = {}
         for found in self.outlines:

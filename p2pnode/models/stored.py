@@ -33,7 +33,7 @@ class StoredModel:
 
     @property
     def is_complete(self) -> bool:
-        return self.imported or self.have_bytes >= self.manifest.bytes_of(range(len(self.manifest.chunks)))
+        return self.imported or self.have_bytes >= self.manifest.chunk_bytes
 
 
 @dataclass(frozen=True, slots=True)
