@@ -18,6 +18,7 @@ import structlog
 from p2pnode import __version__
 from p2pnode.api.app import create_app
 from p2pnode.api.keys import FileKeys
+from p2pnode.api.oidc import oidc_verifier
 from p2pnode.api.security import ApiSecurity
 from p2pnode.api.server import ApiServer
 from p2pnode.commands import StopNode
@@ -86,6 +87,7 @@ class RunningNode:
                 allowed_hosts=frozenset(options.allowed_hosts),
                 keys=FileKeys(data / "api_keys.json"),
                 console=options.console,
+                verify_jwt=oidc_verifier(options.oidc_issuer, options.oidc_audience),
             )
             await server.start(create_app(Faces(node), security, closing=closing), listener)
         except BaseException:

@@ -51,6 +51,10 @@ class JoinOptions:
     """Host names the API answers to besides loopback and its own address."""
     console: bool = False
     """Whether POST /shell/exec exists at all."""
+    oidc_issuer: str = ""
+    """OpenID issuer whose tokens the API takes, e.g. https://id.example.org; empty: none."""
+    oidc_audience: str = "p2pnode"
+    """What such a token's `aud` must name."""
     as_json: bool = False
     """Whether the start is announced as one JSON document instead of text."""
     origins: Mapping[str, str] = field(default_factory=dict)
@@ -164,6 +168,8 @@ CONVERTERS: Mapping[str, Callable[[Any], Any]] = {
     "mdns": _boolean,
     "allowed_hosts": _many(_text),
     "console": _boolean,
+    "oidc_issuer": _text,
+    "oidc_audience": _text,
 }
 ENVIRONMENT: Mapping[str, str] = {
     "ticket": "P2PNODE_TICKET",

@@ -487,6 +487,12 @@ TEMPLATE_STEPS_MAX = 200_000
 
 TEMPLATE_RENDER_TIMEOUT_S = 5.0
 
+OIDC_DOCUMENT_BYTES_MAX = 256 * 1024
+OIDC_TIMEOUT_S = 5.0
+OIDC_KEYS_CACHE_S = 3600.0
+OIDC_LEEWAY_S = 30.0
+"""Clocks of a provider and of a home device differ by seconds."""
+
 AGENT_STEPS_MAX = 32
 """A loop that has not found its answer by then is going in circles."""
 

@@ -93,7 +93,11 @@ def create_app(
         if is_open:
             return
         remote = request.remote_addr or ""
-        known = guarded.authenticate(request.headers.get("Authorization", ""), remote, time.monotonic())
+        shown, now_s = request.headers.get("Authorization", ""), time.monotonic()
+        if guarded.verify_jwt is None:
+            known = guarded.authenticate(shown, remote, now_s)
+        else:  # may fetch keys: not on the loop
+            known = await asyncio.to_thread(guarded.authenticate, shown, remote, now_s)
         g.caller = None if known is None else replace(known, address=remote)
 
     @app.after_request
