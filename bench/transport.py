@@ -340,10 +340,16 @@ def median(rounds: list[dict[str, Any]]) -> dict[str, Any]:
 
 def machine() -> dict[str, Any]:
     cpu = next(
-        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        (
+            line.split(":")[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if "model name" in line
+        ),
         platform.processor(),
     )
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    )
     return {
         "cpu": cpu,
         "cores": os.cpu_count(),
@@ -386,8 +392,9 @@ def main() -> None:
     for name, one in results.items():
         trips = "  ".join(f"{size}: {one[f'rtt_ms_{size}']['p50']:7.3f}" for size in ROUND_TRIPS)
         cpu = one["cpu_ms_per_mb"]
+        new_stream = one["new_stream_rtt_ms_8192"]["p50"]
         print(
-            f"{name:40} {one['bulk_mb_s']:8.1f} MB/s   rtt ms {trips}   new stream {one['new_stream_rtt_ms_8192']['p50']:.3f}"
+            f"{name:40} {one['bulk_mb_s']:8.1f} MB/s   rtt ms {trips}   new stream {new_stream:.3f}"
             f"   cpu ms/MB {cpu['send']:.1f}+{cpu['receive']:.1f}"
         )
     report: dict[str, Any] = {
