@@ -8,7 +8,7 @@ import hmac
 import json
 
 from p2pnode import commands as c
-from p2pnode.errors import P2PNodeError
+from p2pnode.errors import DiskFull, P2PNodeError
 from p2pnode.events import types as facts
 from p2pnode.limits import SECRET_TEXT_BYTES_MAX
 from p2pnode.network import network_bucket, path_of
@@ -31,6 +31,9 @@ class Books:
 
     async def accepted(self, running: Running) -> None:
         request = running.request
+        path = path_of(request.address) if request.address else "loopback"
+        if path == "wan" and not self._ledger.log.has_reserve:
+            raise DiskFull("this device has too little free disk to take on paid work")
         prompt = request.prompt if isinstance(request.prompt, str) else json.dumps(list(request.prompt))
         commit = self._commit(running, prompt.encode(), keep=self._keeps_texts())
         parameters = self._commit(running, parameters_of(running), keep=True)
@@ -38,7 +41,7 @@ class Books:
             c.ServeRequest(
                 request_id=running.request_id,
                 caller=request.caller,
-                path=path_of(request.address) if request.address else "loopback",
+                path=path,
                 network=self._network_tag(request.address),
                 model=running.active.model.content_id,
                 mode=running.active.mode,

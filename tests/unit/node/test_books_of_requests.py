@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from p2pnode.commands import Command, ServeRequest
+from p2pnode.errors import DiskFull
 from p2pnode.compute.scheduler import Session
 from p2pnode.facade import GenerateRequest, SamplingParams
 from p2pnode.node.books import Books
@@ -22,7 +23,7 @@ class Ledger:
     def __init__(self) -> None:
         keys = keys_of("me")
         self.story = Story(keys.peer)
-        self.log = SimpleNamespace(keys=keys, commit_secret=lambda *_, **__: HASH)
+        self.log = SimpleNamespace(keys=keys, commit_secret=lambda *_, **__: HASH, has_reserve=True)
         self.commands: list[Command] = []
 
     @property
@@ -60,6 +61,17 @@ async def test_the_address_decides_who_pays(address: str, path: str) -> None:
     (command,) = await accepted(running("key:k1", address))
     assert command.path == path
     assert bool(command.network) == bool(address)
+
+
+async def test_without_disk_in_reserve_only_free_work_is_taken() -> None:
+    """What is paid must be recorded to its end."""
+    ledger = Ledger()
+    ledger.log.has_reserve = False
+    books = Books(ledger, None, None)  # type: ignore[arg-type]  # nothing is signed here
+    await books.accepted(running("key:k1", "192.168.1.7"))
+    with pytest.raises(DiskFull):
+        await books.accepted(running("key:k1", "203.0.113.9", "r2"))
+    assert len(ledger.commands) == 1
 
 
 async def test_a_network_is_named_so_that_only_this_node_knows_it() -> None:
