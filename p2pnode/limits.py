@@ -389,7 +389,6 @@ RPC_EFFICIENCY = 0.87
 RPC_ROUND_TRIPS = 4.0
 """Half round trips a hop: graph, tensors and results are separate messages."""
 
-AUTO_PERIOD_S = 30.0
 AUTO_HOLD_S = 120.0
 """A plan made by auto mode stays at least so long: loading costs more than a few per cent of speed."""
 
