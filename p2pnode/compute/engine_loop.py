@@ -106,8 +106,21 @@ class Engine:
             unit = units[(self._turn + step) % len(units)]
             if unit.waiting:
                 self._turn += step + 1
+                self._gather(unit)
                 self._answer(unit.run_batch())
                 return
+
+    def _gather(self, unit: Unit) -> None:
+        """Messages that come within a moment may belong into this batch."""
+        wait_s = unit.gather.wait_s() if unit.may_grow() else 0.0
+        if not wait_s:
+            return
+        deadline, came = time.monotonic() + wait_s, False
+        while unit.may_grow() and (left := deadline - time.monotonic()) > 0:
+            if self._channel.ready((), left):
+                self._handle(*self._channel.receive())
+                came = True
+        unit.gather.waited(came=came)
 
     def _answer(self, replies: Iterable[Reply]) -> None:
         for reply in replies:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from p2pnode.compute.engine_gather import Gather
 from p2pnode.compute.engine_protocol import UnitInfo, UnitSpec
 from p2pnode.compute.engine_sessions import Sessions
 from p2pnode.compute.engine_step import Reply, Step
@@ -35,6 +36,8 @@ from p2pnode.frame import DType, Frame, Kind, pack_rows, rows_f32, tokens
 if TYPE_CHECKING:
     from p2pnode.compute.streamed import LayerStream
 
+_ROWS_OF_DECODING = 8
+"""Steps of more rows are prompts: they fill a batch by themselves."""
 _DTYPES = {"f32": DType.F32, "f16": DType.F16, "bf16": DType.BF16, "q8_0": DType.Q8_0}
 
 
@@ -97,6 +100,7 @@ class Unit:
             else None
         )
         self._waiting: deque[Step] = deque()
+        self.gather = Gather()
         self.counters = dict.fromkeys(("decodes", "rows", "sampled", "compute_ns", "tap_ns", "sample_ns"), 0)
 
     # facts
@@ -137,6 +141,12 @@ class Unit:
     @property
     def waiting(self) -> bool:
         return bool(self._waiting)
+
+    def may_grow(self) -> bool:
+        """Whether the next batch would be better for sessions that are not waiting yet."""
+        if self.spec.ranks > 1 or any(step.remaining > _ROWS_OF_DECODING for step in self._waiting):
+            return False
+        return self.gather.missing({step.frame.session for step in self._waiting})
 
     def join_group(self, group: AllReduce) -> None:
         """The ways to the other ranks; replaces a group that broke."""
@@ -184,6 +194,7 @@ class Unit:
             raise Busy("steps of this session are under way on all ranks", hint="free it after their answers")
         yield from self.cancel(session_id)
         self.sessions.free(session_id)
+        self.gather.forget(session_id)
 
     def cancel(self, session_id: int) -> Iterator[Reply]:
         """Answer the waiting steps of a session as cancelled; what it holds stays.
@@ -308,6 +319,7 @@ class Unit:
         if not fits or not self._tap_in_order(chosen, total):
             yield from self._split(chosen, fits=fits)
             return
+        self.gather.ran([step.frame.session for step, _ in chosen], spent / 1e9)
         self.counters["decodes"] += 1
         self.counters["rows"] += total
         self.counters["compute_ns"] += spent

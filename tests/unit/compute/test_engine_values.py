@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import socket
 import struct
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2pnode.compute import kv_state
+from p2pnode.compute.engine_gather import Gather
 from p2pnode.compute.engine_protocol import (
     PREFIX,
     Adapter,
+    LaneToRank,
     Sampled,
     SampledToken,
+    StreamToRank,
     Timings,
     TokenTable,
     UnitSpec,
@@ -283,3 +287,46 @@ def test_states_are_cut_by_layers_and_positions() -> None:
 def test_states_of_other_layouts_are_not_cut(wrong: bytes) -> None:
     with pytest.raises(ShapeMismatch):
         kv_state.take_apart(wrong)
+
+
+# --- gathering -------------------------------------------------------------------------------------
+def test_sessions_that_ran_lately_are_waited_for() -> None:
+    """A round split into one and three is remembered as four; who is gone or slow is not waited for."""
+    gather = Gather()
+    assert not gather.missing({1})
+    gather.ran([1], 0.01)
+    gather.ran([2, 3, 4], 0.01)
+    assert gather.missing({1})
+    assert gather.missing({2, 3, 4})
+    gather.forget(1)
+    assert not gather.missing({2, 3, 4})
+    gather.ran([2], 0.01)
+    gather.ran([2], 0.01)
+    assert not gather.missing({2})
+
+
+def test_waiting_is_short_and_given_up_where_it_does_not_pay() -> None:
+    gather = Gather()
+    assert gather.wait_s() == 0.0
+    gather.ran([1, 2], 0.01)
+    assert gather.wait_s() == pytest.approx(0.0005)
+    gather.ran([1, 2], 10.0)
+    assert gather.wait_s() == pytest.approx(0.002)
+    waits = 0
+    for _ in range(100):
+        if gather.wait_s():
+            waits += 1
+            gather.waited(came=False)
+    assert waits < 10
+    while not gather.wait_s():
+        pass
+    gather.waited(came=True)
+    assert gather.wait_s() > 0
+
+
+def test_links_are_said_in_few_words() -> None:
+    ours, theirs = socket.socketpair()
+    assert StreamToRank(2, ours).as_message() == [2, "stream"]
+    assert LaneToRank(1, 5, "h", 6, bytes(32), 1452).as_message() == [1, "lane", 5, "h", 6, 1452]
+    ours.close()
+    theirs.close()
