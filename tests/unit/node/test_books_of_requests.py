@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from p2pnode.commands import Command, ServeRequest
-from p2pnode.errors import DiskFull
 from p2pnode.compute.scheduler import Session
+from p2pnode.errors import DiskFull
 from p2pnode.facade import GenerateRequest, SamplingParams
 from p2pnode.node.books import Books
 from p2pnode.projections import MeshState
