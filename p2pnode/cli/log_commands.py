@@ -16,6 +16,7 @@ from p2pnode.cli.log_record_commands import (
     rebuild,
     receipt,
     replay,
+    rotate_keys,
     witnesses,
 )
 from p2pnode.cli.output import print_json
@@ -172,5 +173,5 @@ def _wait_a_moment() -> None:
     threading.Event().wait(0.5)
 
 
-for command in (replay, rebuild, export, witnesses, receipt, forget, accept_rollback):
+for command in (replay, rebuild, export, witnesses, receipt, forget, accept_rollback, rotate_keys):
     log.add_command(command)

@@ -197,6 +197,28 @@ def accept_rollback(data: Path, as_json: bool) -> None:
         click.echo(f"the log goes on as {document['origin']} at {document['size']} events")
 
 
+@click.command("rotate-keys")
+@folder_options
+def rotate_keys(data: Path, as_json: bool) -> None:
+    """Bind new signing keys (while the node is stopped); the old key signs one last checkpoint with them."""
+    import asyncio
+
+    log = _own_log(data)
+
+    async def run() -> None:
+        try:
+            await log.rotate_keys()
+        finally:
+            await log.close()
+
+    asyncio.run(run())
+    document = {"generation": log.keys.generation, "log_key": str(log.keys.log_verifier)}
+    if as_json:
+        print_json(document)
+    else:
+        click.echo(f"generation {document['generation']}: {document['log_key']}")
+
+
 def state_summary(state: Any) -> dict[str, Any]:
     """How many of what a folded state holds, and the balances."""
     from p2pnode.projections import all_projections

@@ -95,6 +95,11 @@ class Assembler(Generic[State]):
         """When the open block is to be sealed; None while it is empty."""
         return self._at.unsealed_since_ms + LOG_BLOCK_MS if self._at.unsealed else None
 
+    def is_seal_due(self, now_ms: int) -> bool:
+        """Whether the open block is old enough, or the clock went back and its age is unknown."""
+        since_ms = self._at.unsealed_since_ms
+        return bool(self._at.unsealed) and not since_ms <= now_ms < since_ms + LOG_BLOCK_MS
+
     def witness_lamport(self, seen: int) -> None:
         """Go past a peer's logical clock."""
         self._at.lamport = max(self._at.lamport, seen)

@@ -7,6 +7,7 @@ only opening the log again tells. Source: specs/08-log.md#store
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from hashlib import sha256
 from typing import Any, Generic
 
@@ -270,7 +271,8 @@ class Committer(Generic[State]):
         if row is not None and row.version == self._fold.version and 0 < row.size <= size:
             is_whole = sha256(row.state).digest() == row.state_hash
             if is_whole and root_at(StoredTree(self.tables, edge), row.size) == row.log_root:
-                return self._fold.load(row.state), row.size
+                with suppress(CorruptRecord):
+                    return self._fold.load(row.state), row.size
         return self._fold.initial(), 0
 
     def _repeat(self, row: IdempotencyRow, fingerprint: bytes) -> Outcome:
@@ -288,9 +290,9 @@ class Committer(Generic[State]):
         return Outcome(records, None, repeated=True)
 
     def _seal_if_due(self) -> None:
-        now_ms, due_ms = self.now_ms(), self.assembler.seal_due_ms
+        now_ms = self.now_ms()
         is_snapshot_due = self.assembler.size - self._snapshot_size >= LOG_SNAPSHOT_EVENTS
-        if is_snapshot_due or (due_ms is not None and now_ms >= due_ms):
+        if is_snapshot_due or self.assembler.is_seal_due(now_ms):
             self.assembler.seal(now_ms)
         if is_snapshot_due:
             self.snapshot()

@@ -218,8 +218,7 @@ class MemoryLog(Generic[State]):
         return new
 
     async def tick(self) -> None:
-        due_ms = self._assembler.seal_due_ms
-        if due_ms is not None and self._now_ms() >= due_ms:
+        if self._assembler.is_seal_due(self._now_ms()):
             await self.seal()
 
     async def close(self) -> None:

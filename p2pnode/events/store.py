@@ -320,7 +320,7 @@ class SqliteLog(Generic[State]):
             self._reader.set_upper(committed.size, committed.upper)
         if committed.checkpoint is not None:
             self._unpublished = committed.checkpoint
-            if self._now_ms() - self._published_ms >= LOG_PUBLISH_MS_MIN:
+            if not 0 <= self._now_ms() - self._published_ms < LOG_PUBLISH_MS_MIN:
                 self._publish_now()
         for record in committed.records:
             for callback in list(self._subscribers):
@@ -350,6 +350,6 @@ class SqliteLog(Generic[State]):
 
     def _check_disk(self) -> int:
         now_ms = self._now_ms()
-        if now_ms - self._disk_checked_ms >= LOG_PUBLISH_MS_MIN:
+        if not 0 <= now_ms - self._disk_checked_ms < LOG_PUBLISH_MS_MIN:
             self._free_bytes, self._disk_checked_ms = free_bytes(self._folder), now_ms
         return self._free_bytes

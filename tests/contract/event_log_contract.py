@@ -171,6 +171,13 @@ class EventLogContract:
         assert log.block_count == 2
         assert await log.seal() is None
 
+    async def test_a_clock_set_back_does_not_put_sealing_off(self, log: Any) -> None:
+        """A block whose age is unknown is sealed now."""
+        await log.append([started()])
+        self.clock.advance(-3_600_000)
+        await log.tick()
+        assert log.block_count == 2
+
     async def test_sealing_on_demand_covers_everything(self, log: Any) -> None:
         """The checkpoint then has the size and root of the log."""
         await log.append([started(), started()])

@@ -199,6 +199,14 @@ async def test_a_snapshot_is_only_believed_when_everything_agrees(tmp_path: Path
     assert newer.replayed_count == 9
     await newer.close()
 
+    class Unreadable(Newer):
+        def load(self, raw: bytes) -> dict[str, int]:
+            raise CorruptRecord("written by other code of the same version")
+
+    log = SqliteLog.open(tmp_path, node_identity(), fold=Unreadable())
+    assert log.replayed_count == log.size
+    await log.close()
+
 
 async def test_folders_that_can_not_be_used_are_named_in_one_line(tmp_path: Path) -> None:
     """A file in the way, a database that is none, a log of the future."""

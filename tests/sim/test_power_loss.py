@@ -121,7 +121,7 @@ def campaign(folder: Path, cuts: int, seed: int, *, drops_syncs: bool = False) -
 
 def test_power_cuts_lose_nothing(scratch: Path) -> None:
     """Unsynced writes dropped, reordered and torn at any moment: every acknowledged event is there."""
-    assert campaign(scratch, 200, seed=1) == {"ok": 200}
+    assert campaign(scratch, 500, seed=1) == {"ok": 500}
 
 
 def test_the_simulation_notices_a_disk_that_lies(scratch: Path) -> None:

@@ -167,6 +167,13 @@ def test_a_restored_backup_is_accepted_by_the_operator_alone(run: Any, folder: P
     assert "goes on as" in run("accept-rollback")
 
 
+def test_keys_are_rotated_while_the_node_is_stopped(run: Any) -> None:
+    """Twice; the log verifies with each key in its time."""
+    assert json.loads(run("rotate-keys", "--json"))["generation"] == 1
+    assert run("rotate-keys").startswith("generation 2: p2pnode/")
+    assert run("verify").startswith("ok")
+
+
 def test_folders_without_a_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One line each, no traceback; nothing is made."""
     for command in (["verify"], ["tail"], ["replay"], ["witnesses"], ["forget", "x"], ["rebuild"]):
