@@ -174,8 +174,8 @@ class UdpSocket:
         except (BlockingIOError, InterruptedError):
             self.datagrams_dropped += stop - start
         except OSError as error:
-            # Too large for the path, or no segmentation here: one at a time tells which.
-            if error.errno in (errno.EIO, errno.EINVAL, errno.EOPNOTSUPP):
+            # No segmentation on this interface, or datagrams too large for it: one at a time tells which.
+            if error.errno in (errno.EIO, errno.EOPNOTSUPP):
                 self._can_segment = False
             for index in range(start, stop):
                 self._send_one(*datagrams[index])
