@@ -7,7 +7,8 @@ another stage. A Python error cannot cross llama.cpp's frames, so it is kept and
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from ctypes import string_at
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from p2pnode.compute.llama_abi import (
     GGML_TYPE_F32,
+    TENSOR_NAME,
     L,
     lib,
     source_name,
@@ -53,8 +55,29 @@ class Taps:
         """What the result tap read in this decode, one array per micro-batch."""
         self.spent_ns = 0
         self.error: BaseException | None = None
-        call = self._call_reduce if reduce else self._call_result
-        self.callback = L.ggml_backend_sched_eval_callback(call) if self._names or reduce else None
+        self.callback = L.ggml_backend_sched_eval_callback(self._watcher()) if self._names or reduce else None
+
+    def _watcher(self) -> Callable[[int, bool, Any], bool]:
+        """Asked for every node of the graph, hundreds of times a token: a closure, and one look at the name."""
+        take, products, name_at = self._take, self._products, TENSOR_NAME
+        if not self._weights:
+            names = self._names
+
+            def watch_names(tensor: int, ask: bool, _data: Any) -> bool:
+                return string_at(tensor + name_at) in names if ask else take(tensor)
+
+            return watch_names
+        is_product = self._is_product
+
+        def watch_products(tensor: int, ask: bool, _data: Any) -> bool:
+            if not ask:
+                return take(tensor)
+            name = string_at(tensor + name_at)
+            known = products.get(name)
+            return is_product(tensor, name) if known is None else known and is_product(tensor, name)
+
+        products.update(dict.fromkeys(self._names, True))
+        return watch_products
 
     def start(self) -> None:
         """Forget the last decode."""
@@ -73,24 +96,11 @@ class Taps:
                 hint="this llama.cpp builds this architecture differently",
             )
 
-    def _call_result(self, tensor: int, ask: bool, _data: Any) -> bool:
-        if ask:
-            return tensor_name(tensor) == self._result
+    def _take(self, tensor: int) -> bool:
+        """A tapped tensor is computed; whether to go on."""
         started = time.perf_counter_ns()
         try:
-            self.rows.append(self._read(tensor, None))
-        except BaseException as exc:
-            self.error = exc
-        self.spent_ns += time.perf_counter_ns() - started
-        return False
-
-    def _call_reduce(self, tensor: int, ask: bool, _data: Any) -> bool:
-        name = tensor_name(tensor)
-        if ask:
-            return name in self._names or self._is_product(tensor, name)
-        started = time.perf_counter_ns()
-        try:
-            if name == self._result:
+            if tensor_name(tensor) == self._result:
                 self.rows.append(self._read(tensor, None))
                 return False
             self._reduce_in_place(tensor)
@@ -103,13 +113,13 @@ class Taps:
         return self._reduced != self._stop_after
 
     def _is_product(self, tensor: int, name: bytes) -> bool:
-        """Whether this is the product of a reduced weight. Names llama.cpp gives are remembered, since asking
-        costs; ggml's own `node_N` change their place. `finish` counts, so a missed one cannot pass."""
-        known = self._products.get(name)
-        if known is False:
-            return False
-        found = source_name(tensor) in self._weights
-        if known is None and not name.startswith(b"node_"):
+        """Whether this is tapped by name, or the product of a reduced weight.
+
+        Names llama.cpp gives are remembered, since asking costs; ggml's own `node_N` change their place.
+        `finish` counts, so a missed one cannot pass.
+        """
+        found = name in self._names or source_name(tensor) in self._weights
+        if name not in self._products and not name.startswith(b"node_"):
             self._products[name] = found
         return found
 

@@ -165,6 +165,19 @@ async def test_shards_give_the_tokens_of_the_whole(
         assert await group.generate(PROMPT, COUNT) == expected
 
 
+async def test_a_prompt_in_chunks_needs_no_result_but_the_last(tmp_path: Path) -> None:
+    """A chunk of which no row is wanted leaves the last layer empty on all ranks alike; a rewind follows."""
+    path = toy(tmp_path, "llama")
+    expected = await whole_tokens(path, 2)
+    async with group_of(path, (1, 1)) as group:
+        await link_streams(group.engines, group.units)
+        await group.engines[0].open_session(group.units[0], 1, GREEDY)
+        for _ in range(2):
+            await group.step(tokens_frame(PROMPT[:4], wanted=4))
+            first = await group.sample(tokens_frame(PROMPT[4:], 4))
+            assert [first, await group.sample(tokens_frame([first], len(PROMPT)))] == expected
+
+
 async def test_a_mixture_of_experts_adds_up(tmp_path: Path) -> None:
     path = toy(tmp_path, "llama", features=frozenset({"experts"}))
     expected = await whole_tokens(path)
