@@ -106,7 +106,7 @@ def decode_message(body: bytes) -> AnyMessage:
         raise RemoteProtocolError("a control message is too long")
     try:
         message: AnyMessage = _decoder.decode(body)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise RemoteProtocolError(f"not a control message: {error}") from None
     except RecursionError:
         raise RemoteProtocolError("not a control message: nested too deeply") from None
