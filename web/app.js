@@ -1,6 +1,6 @@
 // The panel: routes by the address's hash, one store, no build step.
 import { html, render, useEffect, useState } from "./lib/dom.js";
-import { getKey, setKey } from "./lib/api.js";
+import { get, getKey, setKey } from "./lib/api.js";
 import { refresh, start, store } from "./lib/store.js";
 import { Home } from "./pages/home.js";
 import { Chat } from "./pages/chat.js";
@@ -10,6 +10,7 @@ import { Billing } from "./pages/billing.js";
 import { Audit } from "./pages/audit.js";
 import { Devices } from "./pages/devices.js";
 import { Settings } from "./pages/settings.js";
+import { Launch } from "./pages/launch.js";
 
 const PAGES = {
   home: ["Home", Home],
@@ -20,6 +21,7 @@ const PAGES = {
   audit: ["Audit", Audit],
   devices: ["Devices", Devices],
   settings: ["Settings", Settings],
+  launch: ["Launch", Launch],
 };
 
 function route() {
@@ -37,6 +39,10 @@ function App() {
     addEventListener("hashchange", change);
     return () => removeEventListener("hashchange", change);
   }, []);
+  const [hasConsole, setConsole] = useState(false);
+  useEffect(() => {
+    if (state.connected) get("/settings/origins").then((answer) => setConsole(answer.settings.some((item) => item.name === "console" && item.value === true)), () => setConsole(false));
+  }, [state.connected]);
   const [title, Page] = PAGES[at.name];
   useEffect(() => {
     document.title = `${title} · p2pnode`;
@@ -45,7 +51,7 @@ function App() {
     <a class="skip" href="#main" onClick=${(event) => { event.preventDefault(); document.getElementById("main").focus(); }}>Skip to content</a>
     <nav class="nav" aria-label="Pages">
       <span class="brand"><img src="/web/icon.svg" alt="" width="26" height="26" />p2pnode</span>
-      ${Object.entries(PAGES).map(([name, [label]]) => html`<a key=${name} href=${`#/${name}`} aria-current=${name === at.name ? "page" : undefined}>${label}</a>`)}
+      ${Object.entries(PAGES).filter(([name]) => name !== "launch" || name === at.name || hasConsole).map(([name, [label]]) => html`<a key=${name} href=${`#/${name}`} aria-current=${name === at.name ? "page" : undefined}>${label}</a>`)}
       <span class="nav-foot">${state.status.name ?? ""}</span>
     </nav>
     <main id="main" tabindex="-1">

@@ -18,6 +18,7 @@ import msgspec
 from msgspec import Meta, Struct
 from quart import Blueprint, Response
 
+from p2pnode.api.completions import DONE
 from p2pnode.api.context import ApiContext, body, caller
 from p2pnode.api.conversation import chat_prompt
 from p2pnode.api.envelope import condition_of, envelope, json_bytes
@@ -254,6 +255,7 @@ def agent_routes(context: ApiContext) -> Blueprint:
                     yield HEARTBEAT if item is None else sse_data(json_bytes(item))
                 if context.closing.is_set():
                     raise EngineUnavailable("the node is stopping", hint="try again when it is back")
+                yield DONE
             except Exception as error:
                 yield sse_data(json_bytes(envelope(condition_of(error))))
             finally:

@@ -5,6 +5,7 @@ import { SseParser } from "../../web/lib/api.js";
 import { ago, bytes, layers, rtt, shortPeer, units } from "../../web/lib/format.js";
 import { toCsv } from "../../web/lib/widgets.js";
 import { microUnits } from "../../web/pages/billing.js";
+import { recall } from "../../web/pages/launch.js";
 import { attention, pulse, shownPlan } from "../../web/pages/home.js";
 
 test("events split anywhere are the same events", () => {
@@ -27,6 +28,14 @@ test("numbers read well", () => {
   assert.equal(rtt(2.44), "2.4 ms");
   assert.equal(rtt(null), "–");
   assert.equal(ago(1000, 66_000), "1 min ago");
+});
+
+test("earlier commands come back with the arrows", () => {
+  const history = ["ls", "pwd"];
+  assert.deepEqual(recall(history, 2, -1), { position: 1, text: "pwd" });
+  assert.deepEqual(recall(history, 0, -1), { position: 0, text: "ls" });
+  assert.deepEqual(recall(history, 1, 1), { position: 2, text: "" });
+  assert.deepEqual(recall([], 0, 1), { position: 0, text: "" });
 });
 
 test("amounts are exact or refused", () => {

@@ -33,8 +33,13 @@ def node() -> RecordedNode:
 
 
 @pytest.fixture
-def url(node: RecordedNode, tmp_path: Path) -> Iterator[str]:
-    with serving(node, inside=node.recording(tmp_path)) as url:
+def security() -> ApiSecurity:
+    return ApiSecurity(console=True)
+
+
+@pytest.fixture
+def url(node: RecordedNode, security: ApiSecurity, tmp_path: Path) -> Iterator[str]:
+    with serving(node, security, inside=node.recording(tmp_path)) as url:
         yield url
 
 
@@ -251,6 +256,25 @@ def test_settings_and_keys(page: Page, url: str) -> None:
     picture(page, "settings")
     page.get_by_role("button", name="Revoke").click()
     expect(page.get_by_text("revoked")).to_be_visible()
+
+
+def test_launch(page: Page, url: str, node: RecordedNode, security: ApiSecurity) -> None:
+    """The console runs a command for an admin key, and the arrows bring it back."""
+    _, secret = security.keys.create("panel", "admin", 1)
+    row = {"name": "console", "value": True, "origin": "flag --console"}
+    node.options = lambda: {"settings": [row]}  # type: ignore[method-assign]
+    page.goto(url)
+    page.get_by_role("link", name="Launch").click()
+    page.get_by_label("Admin key").fill(secret)
+    page.get_by_role("button", name="Use it").click()
+    page.get_by_label("Command").fill("echo mesh")
+    page.keyboard.press("Enter")
+    expect(page.locator(".terminal pre")).to_have_text("mesh\n")
+    expect(page.get_by_text("exit code 0")).to_be_visible()
+    page.get_by_label("Command").press("ArrowUp")
+    expect(page.get_by_label("Command")).to_have_value("echo mesh")
+    picture(page, "launch")
+    page.evaluate("sessionStorage.clear()")
 
 
 def test_keyboard_and_small_screen(page: Page, url: str) -> None:

@@ -20,7 +20,7 @@ def call(name: str, **arguments: object) -> str:
 async def run(client, body: dict) -> list[dict]:
     response = await client.post("/agent/stream", json=body)
     raw = (await response.get_data()).decode()
-    return [json.loads(part[6:]) for part in raw.split("\n\n") if part.startswith("data: ")]
+    return [json.loads(part[6:]) for part in raw.split("\n\n") if part.startswith("data: {")]
 
 
 async def test_one_look_up(client, node: FakeNode) -> None:
