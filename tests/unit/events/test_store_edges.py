@@ -33,6 +33,8 @@ from p2pnode.events.folder import (
     publish_checkpoint,
     published_checkpoint,
 )
+from p2pnode.events.merkle import leaf_hash, verify_consistency, verify_inclusion
+from p2pnode.events.note import open_checkpoint
 from p2pnode.events.reader import LogReader
 from p2pnode.events.replay import check_snapshot, replay
 from p2pnode.events.store import SqliteLog, wall_clock_ms
@@ -283,6 +285,37 @@ async def test_rollback_guard_corners(tmp_path: Path) -> None:
     path.write_bytes(b"\xff\xff")
     with pytest.raises(DataDirError):
         open_log(tmp_path)
+
+
+async def test_a_reader_verifies_while_others_write(tmp_path: Path) -> None:
+    """Every checkpoint it sees follows from the one before, and what it covers is there."""
+    log = open_log(tmp_path, now_ms=wall_clock_ms)
+    verifier, writing = log.keys.log_verifier, True
+
+    def read() -> int:
+        reader, seen, rounds = LogReader.of_folder(tmp_path), 1, 0
+        root = reader.root(1)
+        while writing or rounds < 5:
+            checkpoint, _ = open_checkpoint(reader.checkpoint() or "", verifier)
+            size = checkpoint.size
+            assert verify_consistency(seen, size, reader.consistency_proof(seen, size), root, checkpoint.root)
+            for index in (0, size // 2, size - 1):
+                leaf = leaf_hash(reader.entries(index, index + 1)[0])
+                assert verify_inclusion(
+                    leaf, index, size, reader.inclusion_proof(index, size), checkpoint.root
+                )
+            seen, root, rounds = size, checkpoint.root, rounds + 1
+        reader.close()
+        return seen
+
+    reading = asyncio.create_task(asyncio.to_thread(read))
+    for _ in range(12):
+        await asyncio.gather(*(log.append([held(number)]) for number in range(60)))
+    await log.seal()
+    writing = False
+    assert await reading > 1
+    await log.close()
+    assert verify_folder(tmp_path).ok
 
 
 async def test_readers_find_events_and_blocks(tmp_path: Path) -> None:
