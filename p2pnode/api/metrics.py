@@ -9,13 +9,21 @@ import time
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from p2pnode import __version__
 from p2pnode.api.sse import close
 from p2pnode.facade import Finished, GenerateEvent, GenerateRequest, NodeFacade, TextDelta
 
+disable_created_metrics()  # type: ignore[no-untyped-call] # the library has no types here
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _FIRST_TOKEN_S = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 30, 60)
 _PER_TOKEN_S = (0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2)

@@ -12,6 +12,7 @@ from p2pnode.cli.output import connect, layers_text, node_options, print_json
 from p2pnode.errors import RequestError
 
 MODES = ("auto", "local", "pipeline", "tensor", "tensor_rpc", "hybrid", "streamed", "disaggregated")
+_PROGRESS_TOKENS_MIN = 256
 _STDIN_CHARS_MAX = 4 * 1024 * 1024
 
 
@@ -71,6 +72,8 @@ def run(
             if event.get("type") == "text":
                 sys.stdout.write(event["text"])
                 sys.stdout.flush()
+            elif event.get("type") == "prefill":
+                show_progress(event)
             elif event.get("type") == "finished":
                 end = event
     finally:
@@ -80,6 +83,21 @@ def run(
     if not quiet and sys.stderr.isatty():
         click.secho(summary(end), dim=True, err=True)
     return 0
+
+
+def show_progress(event: dict[str, Any]) -> None:
+    """How far a long prompt was read, on a terminal's stderr; gone when it is done."""
+    total, done = int(event["total"]), int(event["done"])
+    if total < _PROGRESS_TOKENS_MIN or not sys.stderr.isatty():
+        return
+    filled = 24 * done // total
+    bar = "█" * filled + " " * (24 - filled)
+    sys.stderr.write(
+        "\r\x1b[K"
+        if done >= total
+        else f"\rreading the prompt {100 * done // total:3d}% ▕{bar}▏ {done}/{total}"
+    )
+    sys.stderr.flush()
 
 
 def prompt_text(prompt: str | None) -> str:
