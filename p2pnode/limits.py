@@ -135,6 +135,9 @@ LOG_DISK_FLOOR_BYTES = 16 * 1024 * 1024
 SECRET_TEXT_BYTES_MAX = 1024 * 1024
 """A prompt or command that the operator chose to keep beside its salt."""
 
+WITNESS_BLOCKS_KEPT = 1000
+"""Newest blocks whose cosignatures are kept; a newer checkpoint vouches for all before it."""
+
 WITNESS_EVENT_MS_MIN = 60 * 60 * 1000
 """Between two events about one witness: if every cosignature were an event, two idle nodes would cosign for ever."""
 
@@ -504,6 +507,8 @@ CONSOLE_OUTPUT_BYTES_MAX = 256 * 1024
 # --- node ------------------------------------------------------------------------------------------
 PEER_ADDRESSES_MAX = 16
 TICK_S = 2.0
+RPC_SERVERS_MAX = 4
+RPC_PIECE_BYTES = 256 * 1024
 AUTO_INTERVAL_S = 30.0
 MEASURE_FRESH_MS = 24 * 3600 * 1000
 MEASURE_S_MAX = 60.0

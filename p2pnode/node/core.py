@@ -43,6 +43,7 @@ from p2pnode.node.pulling import Pulling
 from p2pnode.node.receipts import Receipts
 from p2pnode.node.requests import Requests, Running
 from p2pnode.node.routing import Active, Routing
+from p2pnode.node.rpc_tunnel import RpcTunnel
 from p2pnode.node.tasks import Tasks, describe
 from p2pnode.node.witnessing import Witnessing
 from p2pnode.transport import messages
@@ -117,6 +118,7 @@ class Node:
             stored=self._stage_stored,
             report=self._report,
         )
+        self.tunnel = RpcTunnel(transport=transport, links=self.links, threads=self.threads)
         self.routing = Routing(
             me=self.me,
             my_addresses=self.addresses,
@@ -126,6 +128,7 @@ class Node:
             tasks=self.tasks,
             threads=self.threads,
             new_engine=self._new_engine,
+            tunnel=self.tunnel,
         )
         self.planning = Planning(
             me=self.me,
@@ -245,6 +248,7 @@ class Node:
 
     async def _measure(self) -> None:
         self.capability.measured.update(await machine_rates(self.options.data, self.threads, now_ms))
+        self.capability.measured.update(build=await self.tunnel.build(), can_rpc=True)
         self.links.status_changed()
 
     async def _tick(self) -> None:
@@ -263,6 +267,7 @@ class Node:
             self._end_discovery,
             self.routing.close,
             self.embedding.close,
+            self.tunnel.close,
             self.hosting.close,
             lambda: asyncio.to_thread(self.mesh.remember, self.where()),
             self.tasks.close,
@@ -493,9 +498,7 @@ class Node:
         await self._propose(made, model)
         self.plans_made[made.plan_id] = made
         try:
-            active = await self.routing.pipeline(
-                made.plan_id, model, parts_of(made), lambda data: self.say({"kind": "loading", "data": data})
-            )
+            active = await self._build(model, made)
         except P2PNodeError as error:
             self.say({"kind": "plan_failed", "data": {"plan_id": made.plan_id, "reason": error.message}})
             raise
@@ -506,6 +509,22 @@ class Node:
             )
         self.links.status_changed()
         return active
+
+    async def _build(self, model: KnownModel, made: Plan) -> Active:
+        def say(data: dict[str, Any]) -> None:
+            self.say({"kind": "loading", "data": data})
+
+        if made.mode == "streamed":
+            return await self.routing.streamed(model, self._resident_bytes(model), say)
+        if made.mode == "tensor_rpc":
+            workers = [PeerId(peer) for peer in made.peers if peer != self.me]
+            return await self.routing.rpc(made.plan_id, model, workers, say)
+        return await self.routing.pipeline(made.plan_id, model, parts_of(made), say)
+
+    def _resident_bytes(self, model: KnownModel) -> int:
+        """What `--memory-max` leaves, or half of the model where nothing was said."""
+        half = int(model.summary.get("size_bytes") or 0) // 2
+        return min(self.options.memory_max_bytes or half, half)
 
     async def _propose(self, made: Plan, model: KnownModel) -> None:
         if made.plan_id in self.ledger.state.plans.plans:

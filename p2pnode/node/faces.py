@@ -137,8 +137,10 @@ class Faces:
                     datagram_bytes=stats.datagram_bytes,
                 )
                 entry["last_seen_ms"] = now_ms()
-            elif entry["state"] == "online":
-                entry["state"] = "offline"
+            elif entry["state"] in ("online", "unadmitted") and self._node.mesh.is_member(
+                PeerId(entry["peer"])
+            ):
+                entry["state"] = "offline"  # the founder holds no grant: it is what grants lead back to
             if link.status is not None:
                 entry["name"] = link.name or entry["name"]
                 entry["capability"] = link.status.capability
@@ -241,6 +243,7 @@ class Faces:
                     "name": node.links.name_of(PeerId(stage.peer)),
                     "layers": [stage.layer_first, stage.layer_end],
                     "role": stage.role,
+                    "devices": [node.links.name_of(PeerId(peer)) for peer in stage.peers],
                     "memory_bytes": sum(rank.memory_bytes for rank in stage.ranks),
                     "fetch_bytes": sum(rank.fetch_bytes for rank in stage.ranks),
                 }
@@ -343,6 +346,8 @@ class Faces:
         node = self._node
         node.applied = {k: v for k, v in node.applied.items() if v[0].plan_id != plan_id}
         await node.routing.release(plan_id, reason="released by its owner")
+        if plan_id not in node.ledger.state.plans.plans:
+            return {"plan_id": plan_id}  # one that needs no record: this device alone
         return await node.ledger.do(c.AbandonPlan(plan_id=plan_id, reason="released by its owner"))
 
     async def _add_model(self, a: Mapping[str, Any]) -> JsonObject:

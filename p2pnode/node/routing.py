@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from p2pnode import limits
+from p2pnode.compute.engine_protocol import UnitSpec
 from p2pnode.compute.gguf import ModelIndex
 from p2pnode.compute.part import Part, real_layer_count, whole
 from p2pnode.compute.route import Feed, LocalRoute, PipelineRoute, Route
@@ -23,6 +24,7 @@ from p2pnode.node.catalog import Catalog, KnownModel
 from p2pnode.node.engines import EngineHost
 from p2pnode.node.hosting import RETURN, Hosting, OutboundFrames, StageOrder, slot
 from p2pnode.node.links import Links
+from p2pnode.node.rpc_tunnel import RpcTunnel
 from p2pnode.node.tasks import Tasks
 from p2pnode.node.tensor import pair_up
 from p2pnode.node.units import UnitOptions, output_part, part_of_stage, unit_spec, wanted_tensors
@@ -105,6 +107,7 @@ class Routing:
         tasks: Tasks,
         threads: int,
         new_engine: Callable[[str], EngineHost],
+        tunnel: RpcTunnel,
     ) -> None:
         self._me = me
         self._my_addresses = my_addresses
@@ -114,6 +117,7 @@ class Routing:
         self._tasks = tasks
         self._threads = threads
         self._new_engine = new_engine
+        self._tunnel = tunnel
         self._name_of = links.name_of
         self._engines: dict[tuple[ContentId, str], EngineHost] = {}
         self._locks: dict[str, asyncio.Lock] = {}
@@ -173,6 +177,100 @@ class Routing:
         )
         self._watch_engine(active)
         return active
+
+    async def rpc(self, plan_id: str, model: KnownModel, workers: Sequence[PeerId], say: Say) -> Active:
+        """llama.cpp's own RPC: the whole file here, its tensors sent to workers and computed there."""
+        async with self._locks.setdefault(plan_id, asyncio.Lock()):
+            active = self.active.get(plan_id)
+            if active is not None and active.lost is None and active.engine.is_up:
+                return active
+            path = self._one_file(model, "tensor_rpc")
+            index, _, options, _ = await self.brought(model, whole)
+            endpoints = [await self._tunnel.open(peer) for peer in workers]
+            spec = UnitSpec(
+                model_path=path,
+                rpc_endpoints=tuple(endpoints),
+                gpu_layers=-1,
+                split_mode="layer",
+                context_tokens=options.context_tokens,
+                batch_rows=limits.UNIT_BATCH_ROWS,
+                sessions_max=options.sessions,
+                threads=options.threads,
+                threads_batch=options.threads,
+                flash_attention="off",
+                load_mode="copy",
+            )
+            # llama.cpp's RPC client aborts its process when a worker goes, so this engine serves this plan alone.
+            engine = self._engines[model.content_id, plan_id] = self._new_engine(f"{model.name} (rpc)")
+            info = await engine.ensure(WHOLE, spec, lambda f: say({"state": "loading", "progress": f}))
+            stages = [
+                self._stage_view(peer, 0, real_layer_count(index), {"role": "rpc"})
+                for peer in (self._me, *workers)
+            ]
+            active = Active(
+                plan_id=plan_id,
+                model=model,
+                mode="tensor_rpc",
+                stages=stages,
+                route=LocalRoute(engine.client, info.unit_id),
+                engine=engine,
+                vocabulary_unit=info.unit_id,
+                cells=Cells(cells=options.context_tokens, sessions=options.sessions),
+                session_tokens=info.session_tokens,
+            )
+            self._watch_engine(active)
+            self.active[plan_id] = active
+            return active
+
+    async def streamed(self, model: KnownModel, resident_bytes_max: int, say: Say) -> Active:
+        """One device, less memory than the model: layers come from the file as they are needed."""
+        plan_id = f"streamed-{model.content_id[-12:]}"
+        async with self._locks.setdefault(plan_id, asyncio.Lock()):
+            active = self.active.get(plan_id)
+            if active is not None and active.lost is None and active.engine.is_up:
+                return active
+            path = self._one_file(model, "streamed")
+            index, _, options, _ = await self.brought(model, whole)
+            spec = UnitSpec(
+                model_path=path,
+                resident_bytes_max=resident_bytes_max,
+                context_tokens=options.context_tokens,
+                batch_rows=limits.UNIT_BATCH_ROWS,
+                sessions_max=options.sessions,
+                threads=options.threads,
+                threads_batch=options.threads,
+                load_mode="mmap",
+                repack=False,
+            )
+            engine = self._engine(model, "streamed")
+            info = await engine.ensure(WHOLE, spec, lambda f: say({"state": "loading", "progress": f}))
+            active = Active(
+                plan_id=plan_id,
+                model=model,
+                mode="streamed",
+                stages=[
+                    self._stage_view(
+                        self._me, 0, real_layer_count(index), {"resident_bytes_max": resident_bytes_max}
+                    )
+                ],
+                route=LocalRoute(engine.client, info.unit_id),
+                engine=engine,
+                vocabulary_unit=info.unit_id,
+                cells=Cells(cells=options.context_tokens, sessions=options.sessions),
+                session_tokens=info.session_tokens,
+            )
+            self._watch_engine(active)
+            self.active[plan_id] = active
+            return active
+
+    def _one_file(self, model: KnownModel, mode: str) -> str:
+        paths = self._paths(model)
+        if not model.is_complete_here or len(paths) != 1:
+            raise PlanError(
+                f"{mode} needs the whole model in one file on this device",
+                hint=f"fetch it with: p2pnode pull {model.name}",
+            )
+        return str(paths[0])
 
     async def alone(self, model: KnownModel, say: Say) -> Active:
         """All layers and the output on this device, sampled by the unit that samples for pipelines too.
