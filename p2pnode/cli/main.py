@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "run": ("run", "run", "Ask a model: one prompt, or what stdin says."),
     "chat": ("chat", "chat", "Talk with a model in the terminal."),
     "ps": ("mesh_commands", "ps", "Sessions that run now."),
+    "top": ("top", "top", "The mesh while it works."),
     "models": ("mesh_commands", "models", "Models of the mesh and who holds them."),
     "pull": ("device_commands", "pull", "Add a model to this device."),
     "rm": ("device_commands", "rm", "Remove a model from this device."),

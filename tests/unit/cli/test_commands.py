@@ -13,6 +13,7 @@ import pytest
 
 from p2pnode.cli.main import COMMANDS, every_command, run_command
 from p2pnode.cli.output import layers_text, one_line, short, size_text, units_text
+from p2pnode.cli.top import layer_bar
 from tests.kit.api_server import serving
 from tests.kit.fake_node import MODEL, FakeNode
 
@@ -39,7 +40,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
 @pytest.mark.parametrize(
     "command",
     [
-        ["peers"], ["models"], ["ps"], ["ps", "--all"], ["status"], ["balance"], ["topup", "0.25"], ["invite"],
+        ["peers"], ["models"], ["top"], ["ps"], ["ps", "--all"], ["status"], ["balance"], ["topup", "0.25"], ["invite"],
         ["plan", MODEL, "--mode", "pipeline", "--stages", "2", "--devices", "studio,kitchen", "--why", "--apply"],
         ["run", MODEL, "hello", "--max-tokens", "3", "--temperature", "0", "--seed", "4"], ["keys", "list"],
         ["keys", "create", "--label", "app"], ["pause"], ["resume", "--reason", "back"], ["drain"],
@@ -199,6 +200,14 @@ def test_config_show(
     code, out, _ = run(capsys, "config", "show", "--data", str(tmp_path))
     assert code == 0
     assert "threads\t3" in out
+
+
+def test_layer_bar() -> None:
+    """The bar is as wide as ever, each device has its share, and a tiny one is still seen."""
+    stages = [{"layers": [0, 1]}, {"layers": [1, 60]}, {"layers": [60, 64]}]
+    cells = [cells for cells, _ in layer_bar(stages)]
+    assert [len(part) for part in cells] == [1, 30, 2]
+    assert layer_bar([]) == []
 
 
 def test_words() -> None:
