@@ -531,6 +531,9 @@ ENGINE_RESTART_WINDOW_S = 300.0
 STATUS_INTERVAL_S = 5.0
 """Half of js-libp2p's 10 s idle limit, so that status alone keeps a link open."""
 
+STATUS_SILENCE_S_MAX = 30.0
+"""Six intervals: a status stream that says nothing for so long is not one any more."""
+
 REDIAL_DELAY_S_MIN = 0.5
 REDIAL_DELAY_S_MAX = 60.0
 PROGRESS_MESSAGES_WAITING_MAX = 16

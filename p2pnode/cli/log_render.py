@@ -80,19 +80,14 @@ def _short(value: Any) -> str:
 def witnesses_text(view: JsonObject) -> str:
     """Cosignatures received and given; frauds last, since they matter most."""
     lines = [f"log {view['origin']}, {view['size']} events"]
-    lines += [
-        f"  cosigned by {w['peer']} at size {w['size']}, {time_text(w['time_ms'])}"
-        for w in view["cosigned_by"]
-    ]
+    for witness in view["cosigned_by"]:
+        when = time_text(witness["time_ms"])
+        lines.append(f"  cosigned by {witness['witness']} at size {witness['size']}, {when}")
     if not view["cosigned_by"]:
         lines.append("  nobody has cosigned it yet")
-    lines += [
-        f"  cosigned {w['origin']} at size {w['size']}, {time_text(w['time_ms'])}" for w in view["cosigned"]
-    ]
-    lines += [
-        f"FRAUD: {f['peer']} signed two logs under {f['origin']} (event {f['index']})"
-        for f in view["equivocations"]
-    ]
+    lines += [f"  cosigned {log['origin']} at size {log['size']}" for log in view["cosigned"]]
+    for fraud in view["equivocations"]:
+        lines.append(f"FRAUD: {fraud['peer']} signed two logs as {fraud['origin']} (event {fraud['index']})")
     return "\n".join(lines)
 
 

@@ -15,7 +15,14 @@ from p2pnode.errors import CorruptRecord, IdempotencyConflict, LogFailed
 from p2pnode.events.assembler import Assembler, Draft, Position
 from p2pnode.events.block import GENESIS, Block
 from p2pnode.events.codec import Record, decode_trusted
-from p2pnode.events.database import Connection, IdempotencyRow, SecretRow, Tables, write_draft
+from p2pnode.events.database import (
+    Connection,
+    IdempotencyRow,
+    SecretRow,
+    Tables,
+    write_cosignature,
+    write_draft,
+)
 from p2pnode.events.ids import IdState, state_after
 from p2pnode.events.keys import LogKeys, is_binding_valid, origin_of
 from p2pnode.events.log import LOCAL, Decide, Fold, NewEvent, Outcome, State
@@ -160,9 +167,7 @@ class Committer(Generic[State]):
             root = root_at(StoredTree(self.tables, self.assembler.edge), size)
             event = WitnessReceived(peer=peer, size=size, root=root, cosignature=line)
             self.assembler.add([NewEvent(event)], LOCAL, None, now_ms)
-        self._also.append(
-            lambda c: c.execute("INSERT OR IGNORE INTO cosignatures VALUES (?, ?)", (size, line))
-        )
+        self._also.append(lambda c: write_cosignature(c, size, line))
 
     def witness(self, peer: str, request: AddCheckpoint, binding: KeysBound) -> WitnessAnswer:
         """Check against what was cosigned before and remember, both in this transaction."""

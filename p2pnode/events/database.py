@@ -18,6 +18,7 @@ from p2pnode.events.block import Block, parse_header
 from p2pnode.events.merkle import HASH_BYTES, TILE_WIDTH
 from p2pnode.events.types import KeysBound
 from p2pnode.events.witness import Witnessed
+from p2pnode.limits import WITNESS_BLOCKS_KEPT
 
 SCHEMA_VERSION: Final = 1
 
@@ -202,6 +203,16 @@ def write_draft(
     connection.execute("COMMIT")
 
 
+def write_cosignature(connection: Connection, size: int, line: str) -> None:
+    """Keep a cosignature, and drop those that newer checkpoints made needless."""
+    connection.execute("INSERT OR IGNORE INTO cosignatures VALUES (?, ?)", (size, line))
+    connection.execute(
+        "DELETE FROM cosignatures WHERE size < coalesce("
+        "(SELECT end FROM blocks ORDER BY number DESC LIMIT 1 OFFSET ?), 0)",
+        (WITNESS_BLOCKS_KEPT,),
+    )
+
+
 class Tables:
     """Queries over one connection, the writer's or a reader's."""
 
@@ -283,6 +294,17 @@ class Tables:
     def cosignatures(self, size: int) -> list[str]:
         rows = self.connection.execute("SELECT line FROM cosignatures WHERE size = ? ORDER BY line", (size,))
         return [row[0] for row in rows]
+
+    def newest_cosignatures(self) -> list[tuple[int, str]]:
+        """(size, line), newest first."""
+        rows = self.connection.execute("SELECT size, line FROM cosignatures ORDER BY size DESC")
+        return [(row[0], row[1]) for row in rows]
+
+    def all_witnessed(self) -> list[Witnessed]:
+        rows = self.connection.execute(
+            "SELECT origin, size, root, note, binding, recorded_ms FROM witnessed ORDER BY origin"
+        )
+        return [Witnessed(*row) for row in rows]
 
     def idempotency(self, actor: str, key: str) -> IdempotencyRow | None:
         row = self._one(

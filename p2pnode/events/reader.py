@@ -14,6 +14,7 @@ from p2pnode.events.database import SecretRow, Tables, connect_reader
 from p2pnode.events.folder import database_path
 from p2pnode.events.merkle import Edge
 from p2pnode.events.note import parse_note, parse_signature_line
+from p2pnode.events.witness import Witnessed
 from p2pnode.limits import LOG_READ_EVENTS_MAX
 from p2pnode.units import EventIndex, LogSize
 
@@ -71,6 +72,15 @@ class LogReader:
         """The salt behind a commitment, unless it was forgotten."""
         with self._lock:
             return self.tables.secret(commitment)
+
+    def newest_cosignatures(self) -> list[tuple[int, str]]:
+        with self._lock:
+            return self.tables.newest_cosignatures()
+
+    def all_witnessed(self) -> list[Witnessed]:
+        """The newest checkpoints of other logs that this node cosigned."""
+        with self._lock:
+            return self.tables.all_witnessed()
 
     def bindings(self) -> list[int]:
         """Where the log's keys were bound."""

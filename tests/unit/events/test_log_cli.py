@@ -13,12 +13,21 @@ from p2pnode import identity
 from p2pnode.cli.main import run_command
 from p2pnode.events.database import connect_writer
 from p2pnode.events.folder import DATABASE, LOG_DIR
-from p2pnode.events.keys import LogKeys
+from p2pnode.events.keys import LogKeys, encode_binding
 from p2pnode.events.merkle import verify_inclusion
-from p2pnode.events.note import parse_verifier
+from p2pnode.events.note import (
+    Checkpoint,
+    Note,
+    cosign_note,
+    parse_checkpoint,
+    parse_note,
+    parse_verifier,
+    sign_note,
+)
 from p2pnode.events.proof import check_proof, parse_proof
 from p2pnode.events.store import SqliteLog
-from p2pnode.events.types import CheckpointWitnessed, PeerEquivocated, WitnessReceived
+from p2pnode.events.types import PeerEquivocated
+from p2pnode.events.witness import AddCheckpoint
 from p2pnode.projections import MeshFold
 from tests.kit.log_events import accepted, held, node_identity, started
 
@@ -35,10 +44,16 @@ def folder(tmp_path: Path) -> Path:
         await log.append([accepted("r-9")], correlation="r-9")
         await log.append([held(n, 0) for n in range(200)])
         peer = node_identity(2).peer_id
+        other = LogKeys.derive(node_identity(2))
+        text = Checkpoint(other.origin, 3, bytes(32)).text()
+        request = AddCheckpoint(0, [], str(Note(text, (sign_note(text, other.origin, other.log),))))
+        assert (await log.witness(peer, str(request), encode_binding(other.bound()))).status == 200
+        note = parse_note(log.checkpoint() or "")
+        size = parse_checkpoint(note.text).size
+        line = cosign_note(note.text, other.witness_verifier.name, other.witness, 1_790_000_000)
+        await log.add_cosignature(size, str(line), peer=peer)
         await log.append(
             [
-                WitnessReceived(peer=peer, size=1, root=bytes(32), cosignature="\u2014 x AAAA"),
-                CheckpointWitnessed(peer=peer, origin=f"p2pnode/{peer}", size=3, root=bytes(32)),
                 PeerEquivocated(peer=peer, origin=f"p2pnode/{peer}", size_first=1, size_second=1, proof=b"x"),
             ]
         )
@@ -62,8 +77,8 @@ def test_tail_and_show(run: Any) -> None:
     """The newest events; one by index, by id, or all of a request."""
     lines = run("tail", "-n", "3").splitlines()
     assert [line.split()[3] for line in lines] == [
-        "WitnessReceived",
         "CheckpointWitnessed",
+        "WitnessReceived",
         "PeerEquivocated",
     ]
     document = json.loads(run("tail", "--json"))
@@ -143,7 +158,11 @@ def test_witnesses(run: Any) -> None:
     """Who cosigned, who was cosigned, who was caught."""
     view = json.loads(run("witnesses", "--json"))
     assert [len(view[key]) for key in ("cosigned_by", "cosigned", "equivocations")] == [1, 1, 1]
-    assert "FRAUD" in run("witnesses")
+    assert view["cosigned_by"][0]["time_ms"] == 1_790_000_000_000
+    assert view["cosigned"][0]["size"] == 3
+    text = run("witnesses")
+    assert "FRAUD" in text
+    assert "cosigned by p2pnode/" in text
 
 
 def test_forget_without_a_node(run: Any) -> None:

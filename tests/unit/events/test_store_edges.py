@@ -232,6 +232,18 @@ async def test_snapshots_are_taken_on_the_way(tmp_path: Path, monkeypatch: pytes
     assert verify_folder(tmp_path).ok
 
 
+async def test_old_cosignatures_make_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the newest blocks are kept; a newer checkpoint vouches for the older ones."""
+    monkeypatch.setattr("p2pnode.events.database.WITNESS_BLOCKS_KEPT", 3)
+    log = open_log(tmp_path)
+    for _ in range(6):
+        await log.append([started()])
+        await log.seal()
+        await log.add_cosignature(log.size, "\u2014 x AAAAAAAA")
+    assert [size for size, _ in log.reader.newest_cosignatures()] == [7, 6, 5, 4]
+    await log.close()
+
+
 async def test_a_repeated_key_within_one_commit(tmp_path: Path) -> None:
     """The second finds what the first did though neither is on the disk yet."""
     log = open_log(tmp_path)
