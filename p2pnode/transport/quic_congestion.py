@@ -1,12 +1,14 @@
 """Congestion control and pacing for links from loopback to the far side of the world.
 
-aioquic's Reno never stops growing where nothing is lost and its pacer then sends one packet at a time;
-here the window is capped and the pacer lets a burst through. The controller also counts losses of large
-datagrams, from which a path that stopped carrying them is recognised (RFC 8899 section 4.3).
+aioquic's Reno never stops growing where nothing is lost and its pacer then sends one packet at a time; here the
+window is capped, stops growing where packets stand in a queue, and the pacer lets a burst through. The controller
+also counts losses of large datagrams, from which a path that stopped carrying them is recognised (RFC 8899 section
+4.3).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 from aioquic.quic.congestion.base import register_congestion_control
@@ -24,16 +26,54 @@ BLACK_HOLE_LOSSES = 4
 PACING_GAIN = 1.25
 """RFC 9002 section 7.7 recommends N = 1.25."""
 
+QUEUE_S_GROW_MAX, QUEUE_S_MAX = 0.03, 0.06
+"""Above the first the window stays, above the second it shrinks: a model that is copied must not delay tokens."""
+
+QUEUE_INTERVAL_S = 0.1
+"""CoDel's interval (RFC 8289): a queue that empties within it is a burst, not a standing one."""
+
+RTT_MEMORY_S = 10.0
+"""How long the shortest round trip is believed; routes change."""
+
+WINDOW_BYTES_STANDING = 128 * 1024
+"""A standing queue of others' making takes the window no lower: 1 MB/s at 128 ms."""
+
 BURST_DATAGRAMS = 64
 BURST_S = 0.002
 """A flush may send what the path takes in two milliseconds: timers of event loops are no finer than one."""
 
 
+class StandingQueue:
+    """How long packets wait on the path, without the bursts: least round trip now less least ever (of late)."""
+
+    __slots__ = ("_ends_at", "_epoch_at", "_least", "_least_before", "_least_now", "delay_s")
+
+    def __init__(self) -> None:
+        self.delay_s = 0.0
+        self._least = self._least_before = self._least_now = math.inf
+        self._epoch_at = self._ends_at = 0.0
+
+    def measure(self, now: float, rtt: float) -> bool:
+        """True once an interval, when `delay_s` is new."""
+        if now >= self._epoch_at:
+            self._epoch_at = now + RTT_MEMORY_S
+            self._least_before, self._least = self._least, math.inf
+        self._least = min(self._least, rtt)
+        self._least_now = min(self._least_now, rtt)
+        if now < self._ends_at:
+            return False
+        self.delay_s = self._least_now - min(self._least, self._least_before)
+        self._ends_at = now + max(QUEUE_INTERVAL_S, self._least_now)
+        self._least_now = math.inf
+        return True
+
+
 class CappedReno(RenoCongestionControl):
-    """NewReno with a largest window."""
+    """NewReno with a largest window, which grows no queue that others would wait in."""
 
     def __init__(self, *, max_datagram_size: int) -> None:
         super().__init__(max_datagram_size=max_datagram_size)
+        self.queue = StandingQueue()
         self.large_lost = 0
         """Datagrams above the minimum size lost since one was acknowledged."""
         self.lost_since_pass = False
@@ -60,6 +100,8 @@ class CappedReno(RenoCongestionControl):
         if window >= limits.CONGESTION_WINDOW_BYTES_MAX:
             self.congestion_window = limits.CONGESTION_WINDOW_BYTES_MAX
             return
+        if self.queue.delay_s > QUEUE_S_GROW_MAX:
+            return
         assert packet.sent_time is not None
         if packet.sent_time <= self._congestion_recovery_start_time:
             return
@@ -70,6 +112,13 @@ class CappedReno(RenoCongestionControl):
         if self._congestion_stash >= window:
             self._congestion_stash -= window
             self.congestion_window = window + self._max_datagram_size
+
+    def on_rtt_measurement(self, *, now: float, rtt: float) -> None:
+        super().on_rtt_measurement(now=now, rtt=rtt)
+        if self.queue.measure(now, rtt) and self.queue.delay_s > QUEUE_S_MAX:
+            shrunk = max(self.congestion_window * 3 // 4, WINDOW_BYTES_STANDING)
+            self.congestion_window = min(self.congestion_window, shrunk)
+            self.ssthresh = self.congestion_window
 
     def on_packets_lost(self, *, now: float, packets: Iterable[QuicSentPacket]) -> None:
         lost = list(packets)
