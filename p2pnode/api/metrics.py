@@ -22,6 +22,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from p2pnode import __version__
 from p2pnode.api.sse import close
 from p2pnode.facade import Finished, GenerateEvent, GenerateRequest, NodeFacade, TextDelta
+from p2pnode.limits import PLAN_DEVICES_MAX
 
 disable_created_metrics()  # type: ignore[no-untyped-call] # the library has no types here
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -38,6 +39,22 @@ class _Projections:
     def collect(self) -> Iterable[Metric]:
         for family in self._node.metrics().get("metrics", []):
             yield _family(family)
+        yield from _links(self._node)
+
+
+def _links(node: NodeFacade) -> Iterable[Metric]:
+    """Round trips and bytes of each live link; a peer is named by the end of its id, and there are few."""
+    rtt = GaugeMetricFamily("p2pnode_link_rtt_seconds", "Round trip to a peer.", labels=["peer"])
+    moved = CounterMetricFamily("p2pnode_link_bytes", "Bytes over a link.", labels=["peer", "direction"])
+    for peer in [row for row in node.peers().get("peers", []) if not row.get("self")][:PLAN_DEVICES_MAX]:
+        name = str(peer["peer"])[-8:]
+        if isinstance(peer.get("rtt_ms"), int | float):
+            rtt.add_metric([name], peer["rtt_ms"] / 1000)
+        for direction in ("sent", "received"):
+            if isinstance(peer.get(f"bytes_{direction}"), int):
+                moved.add_metric([name, direction], peer[f"bytes_{direction}"])
+    yield rtt
+    yield moved
 
 
 def _family(family: Mapping[str, Any]) -> Metric:

@@ -86,9 +86,12 @@ def picture(view: dict[str, Any]) -> Group:
         answers = Table("ANSWER", "MODEL", "MODE", "TOKENS", "TOK/S", box=None, header_style="bold")
         for row in view["running"]:
             answers.add_row(
-                Text(str(row.get("request_id", "-"))[-16:]), Text(str(row.get("model", "-"))), str(row.get("mode", "-")),
-                str(row.get("completion_tokens", "-")), str(row.get("tokens_per_s") or "-"),
-            )  # fmt: skip
+                Text(str(row.get("request_id", "-"))[-16:]),
+                Text(str(row.get("model", "-"))),
+                str(row.get("mode", "-")),
+                str(row.get("completion_tokens", "-")),
+                str(row.get("tokens_per_s") or "-"),
+            )
         parts += [Text(), answers]
     return Group(*parts)
 

@@ -101,6 +101,7 @@ async def test_metrics(client) -> None:
     assert 'p2pnode_http_requests_total{route="none",status="404"} 1.0' in text
     assert 'p2pnode_events_total{type="NodeStarted"} 3.0' in text
     assert "p2pnode_log_size 42.0" in text
+    assert 'p2pnode_link_rtt_seconds{peer="odeFake2"} 0.0024' in text
     assert "p2pnode_answers_running 0.0" in text
 
 
