@@ -33,7 +33,7 @@ export function StageTable({ stages }) {
         (stage, index) => html`<tr key=${index}>
           <td><span class=${`dot ${toneOf(index)}`}></span>${stage.name ?? stage.peer}</td>
           <td>${layers(stage.layers)}</td>
-          ${sized && html`<td class="num">${Number.isFinite(weight(stage)) ? bytes(weight(stage)) : stage.fetch_bytes ? `${bytes(stage.fetch_bytes)} to fetch` : "–"}</td><td class="num">${bytes(stage.memory_bytes)}</td>`}
+          ${sized && html`<td class="num">${stage.bytes_wanted > stage.bytes_fetched ? html`<progress value=${stage.bytes_fetched} max=${stage.bytes_wanted} aria-label="fetched"></progress> ` : ""}${Number.isFinite(weight(stage)) ? bytes(weight(stage)) : stage.fetch_bytes ? `${bytes(stage.fetch_bytes)} to fetch` : "–"}</td><td class="num">${bytes(stage.memory_bytes)}</td>`}
         </tr>`,
       )}
     </tbody>

@@ -13,7 +13,7 @@ export function positions(count, width = 640, height = heightFor(count)) {
   });
 }
 
-export function Topology({ peers, plan, hop }) {
+export function Topology({ peers, plan, hop, busy = false }) {
   if (!peers.length) return null;
   const ordered = [...peers].sort((a, b) => Number(Boolean(b.self)) - Number(Boolean(a.self)));
   const at = positions(ordered.length);
@@ -30,7 +30,7 @@ export function Topology({ peers, plan, hop }) {
     })}
     ${stages.slice(1).map((stage, index) => {
       const [from, to] = [place.get(stages[index].peer), place.get(stage.peer)];
-      return from && to && from !== to && html`<line key=${index} class=${`flow ${hop === index ? "is-active" : ""}`} x1=${from.x} y1=${from.y} x2=${to.x} y2=${to.y} />`;
+      return from && to && from !== to && html`<line key=${index} class=${`flow ${busy ? "moving" : ""} ${hop === index ? "is-active" : ""}`} x1=${from.x} y1=${from.y} x2=${to.x} y2=${to.y} />`;
     })}
     ${ordered.map((peer, index) => {
       const stage = stages.findIndex((item) => item.peer === peer.peer);

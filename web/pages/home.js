@@ -52,7 +52,7 @@ export function Home({ state }) {
     <div class="grid">
       <article class="card wide">
         <h2>Devices</h2>
-        <${Topology} peers=${state.peers} plan=${plan} hop=${hop} />
+        <${Topology} peers=${state.peers} plan=${plan} hop=${hop} busy=${state.running.length > 0} />
         <${PeerTable} peers=${state.peers} plan=${plan} />
       </article>
       <article class="card wide">
