@@ -16,13 +16,18 @@ from p2pnode.errors import CorruptRecord, DataDirError, DiskFull, P2PNodeError
 from p2pnode.events.assembler import Draft
 from p2pnode.events.block import Block, parse_header
 from p2pnode.events.merkle import HASH_BYTES, TILE_WIDTH
-from p2pnode.events.types import KeysBound
+from p2pnode.events.types import KeysBound, PeerEquivocated
 from p2pnode.events.witness import Witnessed
 from p2pnode.limits import WITNESS_BLOCKS_KEPT
 
 SCHEMA_VERSION: Final = 1
 
-_APPEND_ONLY: Final = ("events", "bindings", "idempotency", "tiles", "blocks")
+_APPEND_ONLY: Final = ("events", "bindings", "frauds", "idempotency", "tiles", "blocks")
+_PLACES: Final = (
+    ("INSERT INTO bindings VALUES (?)", KeysBound),
+    ("INSERT INTO frauds VALUES (?)", PeerEquivocated),
+)
+"""Where the rare events are that are looked for by kind."""
 _TABLES: Final = """
 CREATE TABLE events (
   seq INTEGER PRIMARY KEY, id BLOB NOT NULL UNIQUE, correlation TEXT, body BLOB NOT NULL, leaf BLOB NOT NULL
@@ -33,6 +38,7 @@ CREATE TABLE idempotency (
   PRIMARY KEY (actor, key)
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE bindings (seq INTEGER PRIMARY KEY) STRICT;
+CREATE TABLE frauds (seq INTEGER PRIMARY KEY) STRICT;
 CREATE TABLE tiles (place INTEGER PRIMARY KEY, hashes BLOB NOT NULL) STRICT;
 CREATE TABLE blocks (
   number INTEGER PRIMARY KEY, first INTEGER NOT NULL, end INTEGER NOT NULL UNIQUE, header BLOB NOT NULL,
@@ -173,9 +179,10 @@ def write_draft(
             "INSERT INTO events VALUES (?, ?, ?, ?, ?)",
             [(e.record.index, e.record.id, e.record.correlation, e.body, e.leaf) for e in draft.entries],
         )
-        bound = [(e.record.index,) for e in draft.entries if type(e.record.event) is KeysBound]
-        if bound:
-            connection.executemany("INSERT INTO bindings VALUES (?)", bound)
+        for statement, kind in _PLACES:
+            places = [(e.record.index,) for e in draft.entries if type(e.record.event) is kind]
+            if places:
+                connection.executemany(statement, places)
     if draft.tiles:
         connection.executemany(
             "INSERT INTO tiles VALUES (?, ?)", [(_place(level, index), h) for level, index, h in draft.tiles]
@@ -270,6 +277,9 @@ class Tables:
 
     def bindings(self) -> list[int]:
         return [row[0] for row in self.connection.execute("SELECT seq FROM bindings ORDER BY seq")]
+
+    def frauds(self) -> list[int]:
+        return [row[0] for row in self.connection.execute("SELECT seq FROM frauds ORDER BY seq")]
 
     def block_count(self) -> int:
         return int(self._one("SELECT coalesce(max(number) + 1, 0) FROM blocks")[0])

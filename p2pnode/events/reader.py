@@ -68,6 +68,12 @@ class LogReader:
             raise NotFound(f"no event has the index, id or request {what!r}")
         return [self.record(index) for index in indexes]
 
+    def frauds(self) -> list[Record]:
+        """Where peers were caught with two histories."""
+        with self._lock:
+            indexes = self.tables.frauds()
+        return [self.record(index) for index in indexes]
+
     def secret(self, commitment: bytes) -> SecretRow | None:
         """The salt behind a commitment, unless it was forgotten."""
         with self._lock:

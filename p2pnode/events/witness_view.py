@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from p2pnode.events.codec import Record
 from p2pnode.events.note import parse_checkpoint, parse_note, parse_signature_line
 from p2pnode.events.reader import LogReader
 from p2pnode.events.types import PeerEquivocated
-from p2pnode.limits import LOG_READ_EVENTS_MAX
 
 
 def witness_view(reader: LogReader) -> dict[str, Any]:
@@ -27,24 +27,18 @@ def witness_view(reader: LogReader) -> dict[str, Any]:
             {"origin": kept.origin, "size": kept.size, "root": kept.root.hex(), "note": kept.note}
             for kept in reader.all_witnessed()
         ],
-        "equivocations": _equivocations(reader),
+        "equivocations": [_equivocation(record) for record in reader.frauds()],
     }
 
 
-def _equivocations(reader: LogReader) -> list[dict[str, Any]]:
-    caught: list[dict[str, Any]] = []
-    for first in range(0, reader.size, LOG_READ_EVENTS_MAX):
-        for record in reader.read(first, first + LOG_READ_EVENTS_MAX):
-            event = record.event
-            if isinstance(event, PeerEquivocated):
-                caught.append(
-                    {
-                        "peer": event.peer,
-                        "origin": event.origin,
-                        "sizes": [event.size_first, event.size_second],
-                        "proof": event.proof.hex(),
-                        "time_ms": record.wall_ms,
-                        "index": record.index,
-                    }
-                )
-    return caught
+def _equivocation(record: Record) -> dict[str, Any]:
+    event = record.event
+    assert isinstance(event, PeerEquivocated), "the table of frauds names frauds"
+    return {
+        "peer": event.peer,
+        "origin": event.origin,
+        "sizes": [event.size_first, event.size_second],
+        "proof": event.proof.hex(),
+        "time_ms": record.wall_ms,
+        "index": record.index,
+    }

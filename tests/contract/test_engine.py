@@ -18,8 +18,9 @@ import pytest_asyncio
 
 from p2pnode.compute import kv_state
 from p2pnode.compute.engine_client import EngineClient
-from p2pnode.compute.engine_protocol import Adapter, TokenTable, UnitSpec
+from p2pnode.compute.engine_protocol import Adapter, TokenTable, UnitSpec, frame_fields
 from p2pnode.compute.part import Part
+from p2pnode.compute.sampling import params_as_message
 from p2pnode.compute.surgery import cut
 from p2pnode.errors import (
     BadModelFile,
@@ -609,6 +610,79 @@ async def test_unknown_operations_are_refused(engine: EngineClient) -> None:
         await engine._call({"op": "fly"})
     with pytest.raises(RequestError):
         await engine._call({"op": "tokenize"})
+
+
+JUNK: tuple[Any, ...] = (
+    None,
+    -1,
+    0,
+    1,
+    2**31,
+    2**63,
+    -(2**40),
+    "x",
+    b"y",
+    1.5,
+    [],
+    [1, 2],
+    {},
+    True,
+    float("nan"),
+)
+FIELDS = (
+    "unit", "session", "params", "prompt", "frame", "sample", "spec", "source", "target", "count", "add_special",
+    "parse_special", "remove_special", "unparse_special", "special", "adapters", "layer_first", "layer_end", "host",
+    "links", "half",
+)  # fmt: skip
+OPERATIONS = (
+    "step", "load", "open", "free", "cancel", "copy_prefix", "tokenize", "detokenize", "pieces", "state_get",
+    "state_set", "stats", "adapters", "control_vector", "lane_open", "link",
+)  # fmt: skip
+
+
+async def test_no_message_ends_an_engine(engine: EngineClient, unit: int) -> None:
+    """Fields of any type and value: each message is answered, nearly all by a condition."""
+    rng = random.Random(5)
+    good = frame_fields(tokens_frame(PROMPT))
+    for _ in range(1500):
+        message: dict[str, Any] = {name: rng.choice(JUNK) for name in FIELDS if rng.random() < 0.9}
+        message["op"] = rng.choice(OPERATIONS)
+        if rng.random() < 0.8:
+            message["unit"] = unit
+        if rng.random() < 0.5:
+            message["session"] = rng.choice((1, 2))
+        if rng.random() < 0.7:
+            message["frame"] = [rng.choice(JUNK) if rng.random() < 0.15 else value for value in good]
+        if rng.random() < 0.5:
+            message["params"] = params_as_message(GREEDY) | {
+                rng.choice(("top_k", "seed", "grammar")): rng.choice(JUNK)
+            }
+        payload = rng.choice((b"", b"abc", bytes(28), bytes(256), tokens_frame(PROMPT).payload))
+        async with asyncio.timeout(10):
+            try:
+                await engine._call(message, payload)
+            except P2PNodeError:
+                assert engine.alive, f"{message}: {engine.log[-2000:]}"
+    assert engine.alive
+
+
+async def test_no_setting_ends_an_engine(engine: EngineClient, model: Path) -> None:
+    """One or two fields of a unit's settings replaced by anything: loaded and usable, or refused."""
+    rng = random.Random(7)
+    values, payload = UnitSpec(model_path=str(model), **SMALL).as_message()
+    for _ in range(150):
+        changes = {rng.choice(sorted(values)): rng.choice(JUNK) for _ in range(rng.randint(1, 2))}
+        try:
+            header, _ = await engine._call({"op": "load", "spec": values | changes}, payload)
+        except P2PNodeError:
+            assert engine.alive, f"{changes}: {engine.log[-2000:]}"
+            continue
+        unit_id = header["info"]["unit_id"]
+        try:
+            await engine.step(unit_id, tokens_frame(PROMPT))
+        except P2PNodeError:
+            assert engine.alive, f"{changes}: {engine.log[-2000:]}"
+        await engine.unload(unit_id)
 
 
 async def test_unloading_answers_what_waits(engine: EngineClient, model: Path) -> None:

@@ -71,14 +71,20 @@ async def test_the_tables_refuse_changes_and_readers_can_not_write(tmp_path: Pat
     await log.close()
     path = tmp_path / LOG_DIR / DATABASE
     writer = connect_writer(path)
-    for table in ("events", "bindings", "tiles", "blocks", "idempotency"):
+    for table in ("events", "bindings", "frauds", "tiles", "blocks", "idempotency"):
+        if table == "frauds":
+            writer.execute("INSERT INTO frauds VALUES (1)")
         if table == "tiles":
             writer.execute("INSERT INTO tiles VALUES (1, x'00')")
         if table == "idempotency":
             writer.execute("INSERT INTO idempotency VALUES ('a', 'k', x'00', 0, 1)")
-        column = {"events": "body", "bindings": "seq", "tiles": "hashes", "blocks": "header"}.get(
-            table, "key"
-        )
+        column = {
+            "events": "body",
+            "bindings": "seq",
+            "frauds": "seq",
+            "tiles": "hashes",
+            "blocks": "header",
+        }.get(table, "key")
         for statement in (f"DELETE FROM {table}", f"UPDATE {table} SET {column} = {column}"):
             with pytest.raises(sqlite3.IntegrityError, match="append-only"):
                 writer.execute(statement)
