@@ -93,7 +93,15 @@ class Engine:
             answer = operation(message, payload)
         except P2PNodeError as exc:
             self._channel.send({"id": call, "error": error_fields(exc)})
-        except (KeyError, TypeError, ValueError, OverflowError, MemoryError) as exc:
+        except (
+            LookupError,
+            TypeError,
+            ValueError,
+            AttributeError,
+            OverflowError,
+            MemoryError,
+            OSError,
+        ) as exc:
             bad = RequestError(f"the engine cannot use this message: {type(exc).__name__}: {exc}")
             self._channel.send({"id": call, "error": error_fields(bad)})
         else:

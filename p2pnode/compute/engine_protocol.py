@@ -67,7 +67,9 @@ def frame_fields(frame: Frame) -> list[Any]:
 
 
 def frame_of(values: Sequence[Any], payload: Buffer) -> Frame:
-    """The inverse of `frame_fields`."""
+    """The inverse of `frame_fields`; raises TypeError or ValueError for anything else."""
+    if not all(type(value) is int for value in values[:-1]) or not isinstance(values[-1], dict):
+        raise TypeError("a frame's fields are whole numbers, and its meta is a map")
     kind, dtype, rows, columns, session, epoch, position, wanted, sequence, request, flags, meta = values
     return Frame(
         Kind(kind), DType(dtype), rows, columns, session, payload, epoch, position, wanted, sequence, request,

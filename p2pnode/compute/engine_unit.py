@@ -219,6 +219,10 @@ class Unit:
             raise RequestError("this shard has no way to its other ranks yet")
         if not frame.rows:
             raise ShapeMismatch("a step without rows")
+        if frame.position_first < 0 or not 0 <= frame.wanted_first <= frame.rows:
+            raise ShapeMismatch(
+                f"rows at {frame.position_first}, wanted from {frame.wanted_first} of {frame.rows}"
+            )
         if sample and self.spec.output != "sample":
             raise RequestError("this unit gives rows, it cannot sample")
         if self._pools and frame.rows > context.batch_rows:

@@ -51,6 +51,8 @@ _ROPE_SCALING = {"model": -1, "none": 0, "linear": 1, "yarn": 2, "longrope": 3}
 _POOLING = {"model": -1, "none": 0, "mean": 1, "cls": 2, "last": 3, "rank": 4}
 _ROPE_TYPES_FOUR_POSITIONS = (8, 40)
 """M-RoPE and interleaved M-RoPE: rows carry four positions each."""
+_ROWS_DTYPES, _INPUTS = ("f32", "f16", "bf16", "q8_0"), ("tokens", "rows")
+_OUTPUTS, _ROWS_OUT = ("sample", "rows", "embedding", "none"), ("all", "wanted")
 _KV_QUANTISED = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0")
 
 
@@ -279,10 +281,11 @@ def check_spec(spec: UnitSpec) -> None:
         ("load_mode", spec.load_mode, _LOAD_MODES), ("split_mode", spec.split_mode, _SPLIT_MODES),
         ("kv_type_k", spec.kv_type_k, _KV_TYPES), ("kv_type_v", spec.kv_type_v, _KV_TYPES),
         ("flash_attention", spec.flash_attention, _FLASH), ("rope_scaling", spec.rope_scaling, _ROPE_SCALING),
-        ("pooling", spec.pooling, _POOLING),
+        ("pooling", spec.pooling, _POOLING), ("rows_dtype", spec.rows_dtype, _ROWS_DTYPES),
+        ("input", spec.input, _INPUTS), ("output", spec.output, _OUTPUTS), ("rows_out", spec.rows_out, _ROWS_OUT),
     )  # fmt: skip
     for name, choice, known in choices:
-        if choice not in known:
+        if not isinstance(choice, str) or choice not in known:
             raise RequestError(f"{name} is {choice!r}, must be one of {', '.join(known)}")
     for endpoint in spec.rpc_endpoints:
         if not endpoint.startswith("127.0.0.1:"):
