@@ -13,6 +13,7 @@ from typing import Any
 
 from p2pnode import limits
 from p2pnode.errors import P2PNodeError, PeerTimeout, PeerUnreachable, RemoteProtocolError
+from p2pnode.node.heard import check_status
 from p2pnode.node.tasks import Tasks, describe
 from p2pnode.transport import messages
 from p2pnode.transport.port import Connection, Stream, Transport
@@ -192,14 +193,14 @@ class Links:
     async def _serve_status(self, stream: Stream) -> None:
         link = self.know(stream.peer_id)
         while True:
-            message = await messages.receive_message(stream)
-            self._heard(link, message)
-            await messages.send_message(stream, self._my_status())
+            async with asyncio.timeout(limits.STATUS_SILENCE_S_MAX):
+                self._heard(link, await messages.receive_message(stream))
+                await messages.send_message(stream, self._my_status())
 
     def _heard(self, link: Link, message: messages.AnyMessage) -> None:
         if not isinstance(message, messages.Status):
             raise RemoteProtocolError(f"expected a status, got {type(message).__name__}")
-        link.status = message
+        link.status = check_status(message)
         link.status_at_s = asyncio.get_running_loop().time()
         link.name = message.name[: limits.NAME_CHARACTERS_MAX] or link.name
         self._something_new()

@@ -74,7 +74,7 @@ class Router:
             await stream.close_write()
         except (StreamReset, ConnectionLost):
             stream.reset()
-        except PeerTimeout as error:
+        except (PeerTimeout, TimeoutError) as error:
             logger.info("%s from %s timed out: %s", stream.protocol, stream.peer_id, error)
             stream.reset(RESET_PROTOCOL_VIOLATION)
         except P2PNodeError as error:

@@ -1,0 +1,47 @@
+"""What other devices say of themselves, checked before anything here counts on its form. Pure."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from p2pnode import limits
+from p2pnode.errors import RemoteProtocolError
+from p2pnode.transport.messages import Status
+
+
+def check_status(status: Status) -> Status:
+    """The same status; raises RemoteProtocolError when a field this version reads is of another form."""
+    for key, value in status.capability.items():
+        if isinstance(value, int | float) and not _is_number(value):
+            raise _wrong(f"capability {key[:40]!r} is not a number that can be")
+    if "link_bytes_per_s" in status.capability and not _is_number(status.capability["link_bytes_per_s"]):
+        raise _wrong("capability link_bytes_per_s is not a number")
+    for model in status.models:
+        if not all(isinstance(model.get(key, ""), str) for key in ("manifest", "name")):
+            raise _wrong("a model's manifest and name are text")
+    peers, rtt_ms = _map(status, "peers"), _map(status, "rtt_ms")
+    if not all(isinstance(a, list) and all(isinstance(x, str) for x in a) for a in peers.values()):
+        raise _wrong("addresses of peers are lists of text")
+    if not all(_is_number(value) for value in rtt_ms.values()):
+        raise _wrong("round trips are numbers")
+    if not isinstance(status.extra.get("stages", []), list):
+        raise _wrong("stages are a list")
+    return status
+
+
+def _map(status: Status, name: str) -> dict[str, Any]:
+    value = status.extra.get(name, {})
+    if not isinstance(value, dict) or len(value) > limits.MESH_MEMBERS_MAX:
+        raise _wrong(f"{name} is not a map of at most {limits.MESH_MEMBERS_MAX} peers")
+    if not all(isinstance(key, str) for key in value):
+        raise _wrong(f"{name} names peers by text")
+    return value
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value) and 0 <= value < 2**63
+
+
+def _wrong(what: str) -> RemoteProtocolError:
+    return RemoteProtocolError(f"a status that cannot be: {what}")

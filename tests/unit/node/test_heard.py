@@ -1,0 +1,72 @@
+"""A status is of the form that planning and links count on, or it is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from p2pnode.errors import RemoteProtocolError
+from p2pnode.node.heard import check_status
+from p2pnode.transport.messages import Status
+
+
+def status(**change: Any) -> Status:
+    said: dict[str, Any] = {
+        "name": "n", "version": "0", "role": "worker", "mesh_key": b"", "addresses": [], "grants": [],
+        "revocations": [], "models": [], "capability": {}, "state": "active", "now_ms": 1,
+    }  # fmt: skip
+    return Status(**{**said, **change})
+
+
+GOOD: list[dict[str, Any]] = [
+    {},
+    {
+        "capability": {
+            "cores": 4,
+            "build": "x",
+            "on_battery": True,
+            "link_bytes_per_s": 1e6,
+            "later": {"a": 1},
+        }
+    },
+    {"models": [{"manifest": "b", "name": "m", "later": 5}, {}]},
+    {
+        "extra": {
+            "peers": {"p": ["/ip4/1.2.3.4/udp/1/quic-v1"]},
+            "rtt_ms": {"p": 0.4},
+            "stages": [{}],
+            "later": 1,
+        }
+    },
+]
+BAD: list[dict[str, Any]] = [
+    {"capability": {"memory_free_bytes": float("inf")}},
+    {"capability": {"memory_free_bytes": float("nan")}},
+    {"capability": {"memory_free_bytes": -1}},
+    {"capability": {"memory_free_bytes": 2**63}},
+    {"capability": {"link_bytes_per_s": "fast"}},
+    {"models": [{"manifest": 5}]},
+    {"models": [{"name": []}]},
+    {"extra": {"peers": 5}},
+    {"extra": {"peers": {1: []}}},
+    {"extra": {"peers": {"p": "/ip4"}}},
+    {"extra": {"peers": {"p": [5]}}},
+    {"extra": {"peers": {str(n): [] for n in range(300)}}},
+    {"extra": {"rtt_ms": []}},
+    {"extra": {"rtt_ms": {"p": "fast"}}},
+    {"extra": {"rtt_ms": {"p": float("nan")}}},
+    {"extra": {"stages": {}}},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", GOOD)
+def test_what_can_be_is_taken_as_it_is(change: dict[str, Any]) -> None:
+    said = status(**change)
+    assert check_status(said) is said
+
+
+@pytest.mark.parametrize("change", BAD)
+def test_what_cannot_be_is_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(RemoteProtocolError):
+        check_status(status(**change))
