@@ -71,7 +71,7 @@ class Endpoint:
             response = self._send(connection, method, path, document)
             if response.status != 200:
                 self._document(response, response.read())
-            for event in _events(response):
+            for event in _events(response, says_done=method == "POST"):
                 if "error" in event and isinstance(event["error"], dict):
                     raise NodeError(200, event["error"])
                 yield event
@@ -125,7 +125,7 @@ class Endpoint:
         return document
 
 
-def _events(response: http.client.HTTPResponse) -> Iterator[dict[str, Any]]:
+def _events(response: http.client.HTTPResponse, *, says_done: bool) -> Iterator[dict[str, Any]]:
     data: list[str] = []
     while True:
         try:
@@ -133,6 +133,8 @@ def _events(response: http.client.HTTPResponse) -> Iterator[dict[str, Any]]:
         except (OSError, http.client.HTTPException) as error:
             raise NodeNotRunning(f"the node went away in the middle of an answer: {error}") from error
         if not raw:
+            if says_done:
+                raise NodeNotRunning("the node went away in the middle of an answer")
             return
         line = raw.decode("utf-8", errors="replace").rstrip("\r\n")
         if line.startswith("data:"):

@@ -30,20 +30,19 @@ class TextAssembler:
         return self._release(final=True)
 
     def _release(self, *, final: bool) -> str:
-        first = min(
-            ((self._held.find(text), text) for text in self._stop if text in self._held), default=None
-        )
-        if first is not None:
-            shown, self._held, self.stopped = self._held[: first[0]], "", first[1]
+        matches = [(self._held.index(text), text) for text in self._stop if text in self._held]
+        met = min(matches, default=None)
+        # A stop sequence that began earlier and may still be completed goes before one that is complete.
+        open_at = len(self._held) if final else min(map(self._open_at, self._stop), default=len(self._held))
+        if met is not None and met[0] <= open_at:
+            shown, self._held, self.stopped = self._held[: met[0]], "", met[1]
             return shown
-        keep = 0 if final else max((self._overlap(text) for text in self._stop), default=0)
-        cut = len(self._held) - keep
-        shown, self._held = self._held[:cut], self._held[cut:]
+        shown, self._held = self._held[:open_at], self._held[open_at:]
         return shown
 
-    def _overlap(self, stop: str) -> int:
-        """Longest end of the held text that begins `stop`."""
+    def _open_at(self, stop: str) -> int:
+        """Where the held text ends with a beginning of `stop`; its length when it does not."""
         for size in range(min(len(stop) - 1, len(self._held)), 0, -1):
             if self._held.endswith(stop[:size]):
-                return size
-        return 0
+                return len(self._held) - size
+        return len(self._held)

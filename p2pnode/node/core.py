@@ -38,6 +38,7 @@ from p2pnode.node.ledger import Ledger
 from p2pnode.node.links import Link, Links
 from p2pnode.node.measuring import machine_rates
 from p2pnode.node.mesh import Mesh, key_of, peer_of
+from p2pnode.node.omni import OmniStages
 from p2pnode.node.planning import Planning, PlanRequest, parts_of
 from p2pnode.node.pulling import Pulling
 from p2pnode.node.receipts import Receipts
@@ -118,6 +119,7 @@ class Node:
             stored=self._stage_stored,
             report=self._report,
         )
+        self.omni = OmniStages(hosting=self.hosting, transport=transport)
         self.tunnel = RpcTunnel(transport=transport, links=self.links, threads=self.threads)
         self.routing = Routing(
             me=self.me,

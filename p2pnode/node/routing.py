@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -77,6 +78,8 @@ class Active:
     lost: P2PNodeError | None = None
     on_lost: list[Callable[[P2PNodeError], None]] = field(default_factory=list)
     close: list[Callable[[], Any]] = field(default_factory=list)
+    release: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
+    """What other devices do for this plan beside stages; ended with it."""
 
     def lose(self, error: P2PNodeError) -> None:
         if self.lost is None:
@@ -218,6 +221,7 @@ class Routing:
                 cells=Cells(cells=options.context_tokens, sessions=options.sessions),
                 session_tokens=info.session_tokens,
             )
+            active.release += [functools.partial(self._tunnel.shut, peer) for peer in workers]
             self._watch_engine(active)
             self.active[plan_id] = active
             return active
@@ -568,11 +572,13 @@ class Routing:
                     await self._links.call(stage["peer"], "stage.release", {"plan_id": plan_id})
                 except P2PNodeError:
                     continue  # it is gone, and with it what it held
-        purpose = "local" if active.mode == "local" else "head"
-        if not any(a.engine is active.engine for a in self.active.values()):
-            engine = self._engines.pop((active.model.content_id, purpose), None)
-            if engine is not None:
-                await engine.close()
+        if not any(other.engine is active.engine for other in self.active.values()):
+            self._engines = {
+                key: engine for key, engine in self._engines.items() if engine is not active.engine
+            }
+            await active.engine.close()
+        for undo in active.release:
+            await undo()
 
     async def close(self) -> None:
         for active in self.active.values():

@@ -124,7 +124,8 @@ def test_the_head_engine_killed_between_requests(mesh: MeshOfProcesses) -> None:
     """The next request waits for the restart and answers the same."""
     alpha = mesh.nodes[0]
     before = alpha.infer(DEMO, "What is a mesh?", mode="local")["text"]
-    (pid,) = [e["pid"] for e in alpha.api.get("/status")["engines"] if e["plan_id"].startswith("local-")]
+    engines = alpha.api.get("/status")["engines"]
+    (pid,) = [e["pid"] for e in engines if e["purpose"] == f"{DEMO} (local)"]
     assert pid in children_of(alpha.process.pid)
     kill_now(pid)
     assert alpha.infer(DEMO, "What is a mesh?", mode="local")["text"] == before

@@ -32,6 +32,12 @@ def test_a_stop_sequence_over_three_pieces() -> None:
     assert (assembler.feed(b"more"), assembler.finish()) == ("", "")
 
 
+def test_a_longer_stop_that_began_earlier_is_waited_for() -> None:
+    assert run([b"ab", b"ba"], ["b", "abb"]) == ("", "abb")
+    assert run([b"ab", b"c"], ["b", "abb"]) == ("a", "b")
+    assert run([b"ab"], ["b", "abb"]) == ("a", "b")
+
+
 def test_the_earliest_stop_wins() -> None:
     assert run([b"abcdef"], ["ef", "cd", ""]) == ("ab", "cd")
 
