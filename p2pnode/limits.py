@@ -504,6 +504,19 @@ AGENT_RESULT_CHARS_MAX = 16_384
 CONSOLE_TIMEOUT_S_MAX = 120.0
 CONSOLE_OUTPUT_BYTES_MAX = 256 * 1024
 
+# --- tensor-xfer (OmniNode's form) -------------------------------------------------------------------
+OMNI_MESSAGE_BYTES_MAX = FRAME_PAYLOAD_BYTES_MAX + 4096
+"""A frame's payload with the words around it; OmniNode itself allows 128 MiB."""
+
+OMNI_SESSION_ID_BYTES_MAX = 128
+OMNI_ERROR_BYTES_MAX = 1024
+OMNI_REQUESTS_MAX = 4
+"""Requests read or computed at once: at most so many payloads are held."""
+
+OMNI_SESSIONS_PER_STAGE_MAX = 4
+OMNI_BODY_TIMEOUT_S = 30.0
+"""A whole message must arrive, or be taken, within it."""
+
 # --- node ------------------------------------------------------------------------------------------
 PEER_ADDRESSES_MAX = 16
 TICK_S = 2.0

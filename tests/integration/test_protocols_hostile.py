@@ -28,6 +28,7 @@ PRIVATE = {
     "/p2pnode/blob/1",
     "/p2pnode/rpc/1",
     "/p2pnode/infer/1",
+    "/omni/tensor-xfer/1",
 }
 """At least these are for members alone."""
 
@@ -160,7 +161,12 @@ async def test_a_slow_loris_is_ended_on_every_protocol(
     member = quic("mallory")
     async with running(member), node_here(tmp_path) as node:
         connection = await become_member(member, node)
-        for name in ("CONTROL_TIMEOUT_S", "STATUS_SILENCE_S_MAX", "BLOB_IDLE_TIMEOUT_S"):
+        for name in (
+            "CONTROL_TIMEOUT_S",
+            "STATUS_SILENCE_S_MAX",
+            "BLOB_IDLE_TIMEOUT_S",
+            "OMNI_BODY_TIMEOUT_S",
+        ):
             monkeypatch.setattr(limits, name, 0.2)
         async with asyncio.timeout(TEST_TIMEOUT_S):
             held = [ADMIT, *private_protocols(node)]
