@@ -159,7 +159,7 @@ def _operation(method: str, rule: str, names: dict[type[msgspec.Struct], str]) -
     if rule == "/metrics":
         content = {"text/plain": {"schema": {"type": "string"}}}
     if rule in _STREAMS:
-        content["text/event-stream"] = {"schema": {"type": "string"}}
+        content["text/event-stream"] = {}
     status = "201" if method == "POST" and rule in ("/invites", "/keys") else "200"
     operation: dict[str, Any] = {
         "summary": SUMMARIES[f"{method} {rule}"],
