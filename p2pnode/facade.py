@@ -118,16 +118,19 @@ class NodeFacade(Protocol):
 
     def status(self) -> JsonObject: ...
     def peers(self) -> JsonObject:
-        """{"peers": [{"peer", "name", "state", "role", "addresses", "rtt_ms", "path", "self", "last_seen_ms", ...}]}"""
+        """{"peers": [{"peer", "name", "state", "role", "addresses", "rtt_ms", "path", "self",
+        "last_seen_ms", ...}]}"""
         ...
 
     def models(self) -> JsonObject:
-        """{"models": [{"name", "architecture", "size_bytes", "layers", "quantisation", "context_length", "holders", "default": bool}]}"""
+        """{"models": [{"name", "architecture", "size_bytes", "layers", "quantisation", "context_length",
+        "holders", "default": bool}]}"""
         ...
 
     def sessions(self) -> JsonObject: ...
     def plans(self) -> JsonObject:
-        """{"plans": [{"plan_id", "model", "mode", "state", "stages": [{"peer","name","layers","bytes","memory_bytes"}]}]}"""
+        """{"plans": [{"plan_id", "model", "mode", "state",
+        "stages": [{"peer", "name", "layers", "bytes", "memory_bytes"}]}]}"""
         ...
 
     def billing(self) -> JsonObject: ...
@@ -146,10 +149,13 @@ class NodeFacade(Protocol):
         ...
 
     def model_metadata(self, name: str) -> JsonObject:
-        """GGUF metadata that faces need: chat_template (or None), bos_token, eos_token, add_bos, architecture, context_length."""
+        """GGUF metadata that faces need: chat_template (or None), bos_token, eos_token, add_bos,
+        architecture, context_length."""
         ...
 
-    async def tokenize(self, model: str, text: str, *, add_special: bool, parse_special: bool) -> list[int]: ...
+    async def tokenize(
+        self, model: str, text: str, *, add_special: bool, parse_special: bool
+    ) -> list[int]: ...
     async def detokenize(self, model: str, tokens: Sequence[int]) -> str: ...
     async def embed(self, model: str, inputs: Sequence[Sequence[int]]) -> list[list[float]]:
         """L2-normalised pooled embeddings, one per input."""
@@ -169,15 +175,16 @@ class NodeFacade(Protocol):
         ...
 
     async def command(self, name: str, arguments: Mapping[str, Any]) -> JsonObject:
-        """Other state changes by name: topup, forget_peer, approve_peer, pause, resume, drain, seal, set, pull, remove_model,
-        log_forget, ... Raises RequestError for an unknown name."""
+        """Other state changes by name: topup, forget_peer, approve_peer, pause, resume, drain, seal, set, pull,
+        remove_model, log_forget, ... Raises RequestError for an unknown name."""
         ...
 
     def log_query(self, name: str, arguments: Mapping[str, Any]) -> Any:
-        """Read-only views of the record by name: size, entries, checkpoint, tile, blocks, inclusion, consistency, event, verify,
-        replay, witnesses, receipts, statement."""
+        """Read-only views of the record by name: size, entries, checkpoint, tile, blocks, inclusion, consistency,
+        event, verify, replay, witnesses, receipts, statement."""
         ...
 
     def live(self, after_index: int | None) -> AsyncIterator[JsonObject]:
-        """The live feed: log events from an index on, plus ephemeral telemetry {"kind": ..., "data": ...}; slow readers are dropped."""
+        """The live feed: log events from an index on, plus ephemeral telemetry {"kind": ..., "data": ...};
+        slow readers are dropped."""
         ...

@@ -29,7 +29,7 @@ DISK_BYTES_MIN = 2_500_000_000
 """The build folder, the wheel cache and the environment together stay under this."""
 
 
-class Missing(Exception):
+class MissingError(Exception):
     """Something the machine lacks; the message says what to do about it."""
 
 
@@ -38,13 +38,15 @@ def say(text: str) -> None:
 
 
 def check_python() -> None:
-    if sys.version_info < (3, 11):
+    if sys.version_info < (3, 11):  # noqa: UP036 - this file is run by whatever Python is there
         found = ".".join(map(str, sys.version_info[:3]))
-        raise Missing(f"Python 3.11 or newer is needed, this is {found}: run with PYTHON=python3.11 make setup")
+        raise MissingError(
+            f"Python 3.11 or newer is needed, this is {found}: run with PYTHON=python3.11 make setup"
+        )
     try:
         import ensurepip  # noqa: F401  (only whether it is there)
     except ImportError:
-        raise Missing("this Python has no ensurepip: install the package python3-venv") from None
+        raise MissingError("this Python has no ensurepip: install the package python3-venv") from None
 
 
 def check_compiler() -> None:
@@ -53,13 +55,17 @@ def check_compiler() -> None:
         ((os.environ.get("CXX", ""), "c++", "g++", "clang++"), "a C++ compiler"),
     ):
         if not any(name and shutil.which(name.split()[0]) for name in names):
-            raise Missing(f"{what} is needed to build llama.cpp: install build-essential (Debian) or Xcode tools (macOS)")
+            raise MissingError(
+                f"{what} is needed to build llama.cpp: install build-essential (Debian) or Xcode tools (macOS)"
+            )
 
 
 def check_disk() -> None:
     free_bytes = shutil.disk_usage(ROOT).free
     if free_bytes < DISK_BYTES_MIN:
-        raise Missing(f"{free_bytes / 1e9:.1f} GB of disk are free here, {DISK_BYTES_MIN / 1e9:.1f} GB are needed")
+        raise MissingError(
+            f"{free_bytes / 1e9:.1f} GB of disk are free here, {DISK_BYTES_MIN / 1e9:.1f} GB are needed"
+        )
 
 
 def fingerprint() -> str:
@@ -80,7 +86,11 @@ def pip(arguments: Sequence[str], *, env: dict[str, str] | None = None, progress
     lines: list[str] = []
     shown_s = 0.0
     with subprocess.Popen(
-        command, env={**os.environ, **(env or {})}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command,
+        env={**os.environ, **(env or {})},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     ) as process:
         assert process.stdout is not None
         for line in process.stdout:
@@ -93,7 +103,9 @@ def pip(arguments: Sequence[str], *, env: dict[str, str] | None = None, progress
                 shown_s = now_s
     if process.returncode != 0:
         tail = "".join(lines[-40:])
-        raise Missing(f"pip failed ({' '.join(arguments[:3])} ...). Its last lines:\n{tail}{explain(tail)}")
+        raise MissingError(
+            f"pip failed ({' '.join(arguments[:3])} ...). Its last lines:\n{tail}{explain(tail)}"
+        )
 
 
 def explain(output: str) -> str:
@@ -113,10 +125,14 @@ def install_llama() -> None:
     if subprocess.run([python(), "-c", probe], capture_output=True, check=False).returncode == 0:
         return
     say("the cached llama.cpp lacks RPC or does not run on this processor; building it afresh")
-    pip(["--force-reinstall", "--no-deps", "--no-cache-dir", *arguments], env=env, progress="building llama.cpp")
+    pip(
+        ["--force-reinstall", "--no-deps", "--no-cache-dir", *arguments],
+        env=env,
+        progress="building llama.cpp",
+    )
     check = subprocess.run([python(), "-c", probe], capture_output=True, text=True, check=False)
     if check.returncode != 0:
-        raise Missing(f"the llama.cpp build does not load: {check.stderr.strip()[-400:]}")
+        raise MissingError(f"the llama.cpp build does not load: {check.stderr.strip()[-400:]}")
 
 
 def constraints() -> list[str]:
@@ -139,7 +155,7 @@ def main() -> int:
         pip([*constraints(), "-e", f"{ROOT}[dev,auth,hub,chat]"])
         STAMP.write_text(wanted)
         say("ready: .venv/bin/p2pnode")
-    except Missing as missing:
+    except MissingError as missing:
         print(f"[setup] cannot go on: {missing}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
