@@ -228,9 +228,9 @@ def test_errors(node: FakeNode, client: OpenAI) -> None:
 def test_no_retry_without_credit(served: tuple[FakeNode, str], node: FakeNode) -> None:
     """x-should-retry keeps the client from asking again in vain."""
     node.fail_before = InsufficientCredit("needs 5, has 1")
-    with OpenAI(base_url=f"{served[1]}/v1", api_key="x", max_retries=3) as client:
-        with pytest.raises(openai.RateLimitError):
-            client.chat.completions.create(model=MODEL, messages=HELLO)
+    patient = OpenAI(base_url=f"{served[1]}/v1", api_key="x", max_retries=3)
+    with patient as client, pytest.raises(openai.RateLimitError):
+        client.chat.completions.create(model=MODEL, messages=HELLO)
     assert len(node.requests) == 1
 
 

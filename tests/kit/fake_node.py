@@ -176,10 +176,20 @@ class FakeNode:
         sample = {"labels": {"type": "NodeStarted"}, "value": 3}
         return {
             "metrics": [
-                {"name": "p2pnode_events_total", "type": "counter", "help": "Facts in the log.", "samples": [sample]},
-                {"name": "p2pnode_log_size", "type": "gauge", "help": "Events.", "samples": [{"labels": {}, "value": 42}]},
+                {
+                    "name": "p2pnode_events_total",
+                    "type": "counter",
+                    "help": "Facts in the log.",
+                    "samples": [sample],
+                },
+                {
+                    "name": "p2pnode_log_size",
+                    "type": "gauge",
+                    "help": "Events.",
+                    "samples": [{"labels": {}, "value": 42}],
+                },
             ]
-        }  # fmt: skip
+        }
 
     def options(self) -> JsonObject:
         return {"settings": [{"name": "threads", "value": 2, "origin": "flag --threads"}]}

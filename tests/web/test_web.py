@@ -7,12 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 WEB = ROOT / "web"
 
 
+@pytest.mark.slow
 def test_modules() -> None:
-    """The browser code passes its tests; the vectors are the node's own."""
+    """The browser code passes its tests under node; the vectors are the record's own."""
     tests = sorted(str(path) for path in (ROOT / "tests" / "web").glob("*.test.mjs"))
     done = subprocess.run(
         ["node", "--test", *tests], capture_output=True, text=True, timeout=120, check=False
