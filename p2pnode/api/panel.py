@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mimetypes
+import sys
 from pathlib import Path
 
 from quart import Blueprint, Response, request
@@ -25,9 +26,9 @@ _TYPES = {
 
 
 def find_panel() -> Path | None:
-    """The web folder: inside the installed package, or beside it in a checkout."""
-    package = Path(__file__).resolve().parent.parent
-    for folder in (package / "web", package.parent / "web"):
+    """The web folder: beside the package in a checkout, or where a wheel puts it."""
+    checkout = Path(__file__).resolve().parents[2]
+    for folder in (checkout / "web", Path(sys.prefix) / "share" / "p2pnode" / "web"):
         if (folder / "index.html").is_file():
             return folder
     return None
