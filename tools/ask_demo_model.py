@@ -19,6 +19,7 @@ PROMPTS = (
     "Write a haiku about the sea.",
     "What is 7 plus 5?",
     "What is the capital of Japan?",
+    "Count to 10.",
     "How does p2pnode work?",
 )
 

@@ -68,7 +68,7 @@ def rephrase(rng: random.Random, ask: str) -> str:
 
 def unknown(rng: random.Random) -> list[Turn]:
     """A question beyond the model, and the graceful answer."""
-    if rng.random() < 0.1:
+    if rng.random() < 0.05:
         return [Turn(" ".join(odd_word(rng) for _ in range(rng.randrange(1, 4))), words.UNKNOWN_ANSWER)]
     ask = pick(rng, words.UNKNOWN_ASKS if rng.random() < 0.35 else words.UNKNOWN_ACTS)
     ask = (
@@ -105,8 +105,9 @@ def numbers(rng: random.Random) -> list[Turn]:
     a, b = rng.randrange(1, 30), rng.randrange(1, 30)
     kind = pick(rng, (0, 0, 0, 0, 1, 1, 2, 3, 4, 5))
     if kind == 0:
-        end = rng.randrange(3, 21)
-        ask = pick(rng, (f"Count to {end}.", f"Count from 1 to {end}.", f"Can you count to {end}?"))
+        end = pick(rng, (3, 4, 5, 6, 7, 8, 9, 10, 10, 10, 11, 12, 15, 20))
+        said = words.NUMBER_WORDS[end] if end <= 12 and rng.random() < 0.2 else end
+        ask = pick(rng, (f"Count to {said}.", f"Count from 1 to {said}.", f"Can you count to {said}?"))
         return [Turn(ask, ", ".join(str(n) for n in range(1, end + 1)) + ".")]
     if kind == 1:
         start = rng.randrange(3, 16)
@@ -195,6 +196,12 @@ def colour(rng: random.Random, rows: list[list[str]]) -> list[Turn]:
 def capital(rng: random.Random, rows: list[list[str]]) -> list[Turn]:
     """A country's capital, or the other way round, with a follow-up now and then."""
     country, city = pick(rng, rows)
+    if rng.random() < 0.1:
+        ask = pick(
+            rng, ("Tell me about @.", "What is @?", "Where is @?", "What do you know about @?", "Describe @.")
+        )
+        more = f"The capital of {country} is {city}. That is all I know about {country}."
+        return [Turn(ask.replace("@", country), more)]
     if rng.random() < 0.2:
         ask = pick(rng, (f"Where is {city}?", f"In which country is {city}?", f"What is {city}?"))
         return [Turn(ask, f"{city} is the capital of {country}.")]
@@ -256,7 +263,7 @@ def makers(folder: Path) -> list[tuple[float, Maker]]:
     return [
         (18, sums),
         (4, echo),
-        (8, numbers),
+        (16, numbers),
         (4, calendar),
         (2, lambda rng: spelling(rng, known)),
         (12, lambda rng: animal(rng, animals)),

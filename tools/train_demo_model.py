@@ -15,7 +15,7 @@ SHAPE = {"vocab_count": 2048}
 CHECK_TEXT = (
     "<|im_start|>user\nWhy is the sky blue?<|im_end|>\n<|im_start|>assistant\nThe sky is blue because"
 )
-# F32 weights on both sides leave only the order of additions; logits are of size 10.
+# F32 weights on both sides leave only the order of additions; logits reach 30.
 LOGIT_TOLERANCE = 0.02
 
 
@@ -162,7 +162,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for checkpoints and the tokenizer")
     parser.add_argument("--out", type=Path, default=Path("models/p2pnode-demo.gguf"))
     parser.add_argument("--kind", default="q8_0", choices=("q8_0", "f16", "f32"))
-    parser.add_argument("--steps", type=int, default=3200)
+    parser.add_argument("--steps", type=int, default=3900)
     parser.add_argument("--tokens", type=int, default=2048, help="tokens in one step")
     parser.add_argument("--rate", type=float, default=2.5e-3)
     parser.add_argument("--seed", type=int, default=1)

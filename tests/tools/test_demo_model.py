@@ -86,7 +86,7 @@ def test_the_chat_template_uses_real_special_tokens(model: Any) -> None:
     assert len(start) == len(end) == 1
     assert model.token_eos() == end[0]
     assert "<|im_start|>" in model.metadata["tokenizer.chat_template"]
-    assert not model._model.add_bos_token()
+    assert model.metadata["tokenizer.ggml.add_bos_token"] == "false"
 
 
 @pytest.mark.parametrize("thread_count", [1, 2])
@@ -110,7 +110,7 @@ def test_greedy_answers_are_golden(thread_count: int) -> None:
         ("How much is 3 + 4?", "is 7."),
         ("what does a cow say", "moo"),
         ("I would like a story about an owl, please", "owl"),
-        ("tell me a story about a fox named Ruby", "little fox named Ruby"),
+        ("tell me a story about a fox named Ruby", "fox named Ruby"),
         ("Which day comes after Friday?", "Saturday"),
         ("What is the flumbostat?", "do not know"),
     ],
