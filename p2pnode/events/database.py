@@ -132,7 +132,7 @@ def connect_reader(path: Path) -> sqlite3.Connection:
             connection.execute("PRAGMA query_only = 1")
             connection.execute("PRAGMA wal_autocheckpoint = 0")
             connection.execute("SELECT 1 FROM sqlite_schema").fetchone()
-        except sqlite3.OperationalError as error:
+        except sqlite3.DatabaseError as error:
             connection.close()
             if uri is plain and path.exists():
                 continue

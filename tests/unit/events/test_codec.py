@@ -19,7 +19,7 @@ from p2pnode.events.types import EVENT_TYPES, CreditSettled, NodeStarted, Unknow
 from p2pnode.events.upcasters import schema_version
 from p2pnode.events.view import event_view, record_view
 from p2pnode.limits import EVENT_BYTES_MAX
-from tests.kit.log_events import all_samples, record_of, sample_of, seeded_bytes, started
+from tests.kit.log_events import all_samples, held, record_of, sample_of, seeded_bytes, started
 
 SPECS = Path(__file__).parents[3] / "specs" / "vectors"
 FROZEN = json.loads((SPECS / "events.json").read_text())
@@ -135,6 +135,7 @@ def test_upcasters_lift_old_records_step_by_step() -> None:
     }
     event = decode(raw, upcasters=upcasters).event
     assert event == NodeStarted(version="0.1.0", platform="lifted", device_name="desk+")
+    assert decode(encode(record_of(held(1))), upcasters=upcasters).event == held(1)
     assert schema_version("NodeStarted", upcasters) == 3
     assert schema_version("NodeStarted") == 1
 
