@@ -35,8 +35,8 @@ QUEUE_INTERVAL_S = 0.1
 RTT_MEMORY_S = 10.0
 """How long the shortest round trip is believed; routes change."""
 
-WINDOW_BYTES_STANDING = 128 * 1024
-"""A standing queue of others' making takes the window no lower: 1 MB/s at 128 ms."""
+WINDOW_BYTES_STANDING = 512 * 1024
+"""Below this, queues do not count: a peer that is busy looks like one, and a smaller window would starve it."""
 
 BURST_DATAGRAMS = 64
 BURST_S = 0.002
@@ -100,7 +100,7 @@ class CappedReno(RenoCongestionControl):
         if window >= limits.CONGESTION_WINDOW_BYTES_MAX:
             self.congestion_window = limits.CONGESTION_WINDOW_BYTES_MAX
             return
-        if self.queue.delay_s > QUEUE_S_GROW_MAX:
+        if self.queue.delay_s > QUEUE_S_GROW_MAX and window >= WINDOW_BYTES_STANDING:
             return
         assert packet.sent_time is not None
         if packet.sent_time <= self._congestion_recovery_start_time:
@@ -117,8 +117,8 @@ class CappedReno(RenoCongestionControl):
         super().on_rtt_measurement(now=now, rtt=rtt)
         if self.queue.measure(now, rtt) and self.queue.delay_s > QUEUE_S_MAX:
             shrunk = max(self.congestion_window * 3 // 4, WINDOW_BYTES_STANDING)
-            self.congestion_window = min(self.congestion_window, shrunk)
-            self.ssthresh = self.congestion_window
+            if shrunk < self.congestion_window:
+                self.congestion_window = self.ssthresh = shrunk
 
     def on_packets_lost(self, *, now: float, packets: Iterable[QuicSentPacket]) -> None:
         lost = list(packets)

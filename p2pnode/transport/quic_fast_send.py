@@ -149,7 +149,11 @@ class FastSendCore(QuicCore):
             for stream in self._streams_queue
             if stream.stream_id is not None and not stream.sender.buffer_is_empty
         }
-        return datagrams + self._quick_pass(now) if self._writable else datagrams
+        if self._writable:
+            pacing_at = self._pacing_at
+            datagrams += self._quick_pass(now, after_usual=True)
+            self._pacing_at = self._pacing_at or pacing_at
+        return datagrams
 
     def _hide_plain_data(self) -> list[QuicStream]:
         """Streams whose data was never sent and has no end yet look empty to aioquic for one pass."""
@@ -178,15 +182,16 @@ class FastSendCore(QuicCore):
         self.settle_received()
         if not self._quiet or self._control.lost_since_pass:
             return self._usual_pass(now)
-        return self._quick_pass(now)
+        return self._quick_pass(now, after_usual=False)
 
-    def _quick_pass(self, now: float) -> list[tuple[bytes, NetworkAddress]]:
+    def _quick_pass(self, now: float, *, after_usual: bool) -> list[tuple[bytes, NetworkAddress]]:
+        """Stream data and a plain acknowledgement; what is more waits, or gets aioquic's pass if it had none."""
         self._pacing_at = None
         space = self._short_space
         ack_due = space.ack_at is not None and space.ack_at <= now
         if not self._writable and not ack_due:
             return []
-        if ack_due and len(space.ack_queue) > 1:
+        if ack_due and len(space.ack_queue) > 1 and not after_usual:
             # Gaps: aioquic writes all ranges.
             return self._usual_pass(now)
         datagrams: list[bytes] = []
@@ -196,7 +201,7 @@ class FastSendCore(QuicCore):
             self._write_ack_alone(datagrams, space, now)
         address = self._network_paths[0].addr
         ready = [(datagram, address) for datagram in datagrams]
-        return ready if self._quiet else ready + self._usual_pass(now)
+        return ready if self._quiet or after_usual else ready + self._usual_pass(now)
 
     def _take_ack(self, space: QuicPacketSpace, now: float) -> bytes:
         """An ACK frame of the only range there is (RFC 9000 section 19.3), or nothing."""

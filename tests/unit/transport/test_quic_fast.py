@@ -7,6 +7,7 @@ import random
 import pytest
 from aioquic.quic import events
 from aioquic.quic.connection import QuicConnectionState
+from aioquic.quic.packet_builder import QuicDeliveryState
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -242,3 +243,35 @@ def test_connection_ids_are_known_before_the_peer_may_use_them(core: type[QuicCo
         pair.server.receive_datagram(data, ("192.0.2.1", 1), pair.now)
     assert told == [host_id.cid for host_id in pair.server._host_cids if not host_id.was_sent]
     assert len(told) == 1
+
+
+@pytest.mark.parametrize("blocked_by", ["pacer", "window", "nothing"])
+def test_a_retransmission_that_has_to_wait_waits(blocked_by: str) -> None:
+    """Lost data goes aioquic's way; while that is held up, the two ways do not call each other for ever."""
+    pair = opened(FastQuicCore)
+    client = pair.client
+    assert isinstance(client, FastQuicCore)
+    client.send_stream_data(0, bytes(10_000))
+    sent = [data for data, _ in client.datagrams_to_send(pair.now)]
+    stream = client._streams[0]
+    assert client._quiet
+    stream.sender.on_data_delivery(QuicDeliveryState.LOST, 5, 1000, False)
+    client._control.lost_since_pass = True
+    if blocked_by == "pacer":
+        client._pacer.update_rate(congestion_window=10_000, smoothed_rtt=1.0)
+        client._pacer._tokens_bytes, client._pacer._filled_at = -10_000.0, pair.now
+    elif blocked_by == "window":
+        client._control.bytes_in_flight = client._control.congestion_window
+    pair.server._spaces[_one_rtt()].ack_queue.add(900_000, 900_001)
+    again = [data for data, _ in client.datagrams_to_send(pair.now)]
+    assert bool(again) == (blocked_by == "nothing")
+    assert (client._pacing_at is not None) == (blocked_by == "pacer")
+    assert client.get_timer() is not None
+    client._control.bytes_in_flight = 0
+    client._pacer._tokens_bytes = 1e9
+    again += [data for data, _ in client.datagrams_to_send(pair.now)]
+    assert again
+    for data in [*again, *sent]:
+        pair.server.receive_datagram(data, ("192.0.2.1", 1), pair.now)
+    received = [event for event in pair.server_events() if isinstance(event, events.StreamDataReceived)]
+    assert sum(len(event.data) for event in received) == 10_000
