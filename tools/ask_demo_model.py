@@ -43,7 +43,13 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--renew-golden", action="store_true")
     options = parser.parse_args()
-    model = Llama(str(options.model), n_ctx=1024, n_threads=options.threads, verbose=False)
+    model = Llama(
+        str(options.model),
+        n_ctx=1024,
+        n_threads=options.threads,
+        n_threads_batch=options.threads,
+        verbose=False,
+    )
     answers: dict[str, str] = {}
     for prompt in options.prompts:
         begin = time.perf_counter()

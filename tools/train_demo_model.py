@@ -137,7 +137,12 @@ def check(options: argparse.Namespace) -> None:
 
     saved = np.load(options.work / "check.npz")
     model = Llama(
-        str(options.work / "check-f32.gguf"), n_ctx=256, n_threads=1, logits_all=True, verbose=False
+        str(options.work / "check-f32.gguf"),
+        n_ctx=256,
+        n_threads=1,
+        n_threads_batch=1,
+        logits_all=True,
+        verbose=False,
     )
     ids = model.tokenize(CHECK_TEXT.encode(), add_bos=False, special=True)
     assert ids == saved["ids"].tolist(), "llama.cpp cuts the text into other tokens"

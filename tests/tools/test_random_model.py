@@ -33,7 +33,9 @@ def test_a_random_model_decodes(tool: ModuleType, tmp_path: Path, weight_type: s
     path = tmp_path / "model.gguf"
     tool.write_random_model(path, tool.SHAPES["tiny"], weight_type)
     assert list(tmp_path.iterdir()) == [path]
-    model = llama_cpp.Llama(str(path), n_ctx=64, n_threads=1, logits_all=True, verbose=False)
+    model = llama_cpp.Llama(
+        str(path), n_ctx=64, n_threads=1, n_threads_batch=1, logits_all=True, verbose=False
+    )
     model.eval(model.tokenize("any prompt, even ☃".encode()))
     logits = np.array(model.scores[: model.n_tokens])
     assert logits.shape[1] == 512
@@ -49,7 +51,7 @@ def test_a_model_with_bias_and_tied_output_decodes(tool: ModuleType, tmp_path: P
         2, 256, 4, 2, 512, 512, architecture="qwen2", has_tied_output=True, has_qkv_bias=True
     )
     tool.write_random_model(path, shape)
-    model = llama_cpp.Llama(str(path), n_ctx=64, n_threads=1, verbose=False)
+    model = llama_cpp.Llama(str(path), n_ctx=64, n_threads=1, n_threads_batch=1, verbose=False)
     model.eval([5, 6, 7])
     assert model.n_tokens == 3
     model.close()
