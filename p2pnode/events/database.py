@@ -6,6 +6,7 @@ corrupt a WAL that two connections reset together), all others are read-only. So
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -134,7 +135,7 @@ def connect_reader(path: Path) -> sqlite3.Connection:
             connection.execute("SELECT 1 FROM sqlite_schema").fetchone()
         except sqlite3.DatabaseError as error:
             connection.close()
-            if uri is plain and path.exists():
+            if uri is plain and not os.access(path.parent, os.W_OK):
                 continue
             raise as_condition(error, path) from error
         return connection
