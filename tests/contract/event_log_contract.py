@@ -273,6 +273,16 @@ class EventLogContract:
         assert second.id > first.id
         assert second.wall_ms == first.wall_ms - 60_000
 
+    async def test_it_tells_how_it_is(self, log: Any) -> None:
+        """The state after everything submitted, the reserve, no failure; clocks of peers are heeded."""
+        await log.append([held(1)])
+        assert await log.query(lambda state: state["events"]) == 2
+        assert log.state == {"events": 2, "held": 1_000_000}
+        assert (log.failure, log.has_reserve) == (None, True)
+        await log.witness_lamport(500)
+        await log.append([started()])
+        assert log.read(2, 3)[0].lamport == 501
+
     async def test_a_closed_log_takes_nothing(self, log: Any) -> None:
         """And what it had is sealed."""
         await log.append([started()])
