@@ -313,7 +313,13 @@ class QuicPeerConnection:
         self._flush_wanted = False
         if self.error is not None:
             return
-        datagrams = self.core.datagrams_to_send(now=self.loop.time())
+        try:
+            datagrams = self.core.datagrams_to_send(now=self.loop.time())
+        except Exception:
+            # As for packets that come: one connection, not the loop.
+            logger.exception("sending to %s broke its connection", self.address)
+            self.abandon("its next packet could not be built")
+            return
         if datagrams:
             self.send(datagrams)
         for stream in tuple(self.waiting_writers):
