@@ -236,7 +236,7 @@ class Demo:
         for device in reversed(self.devices):
             try:
                 code = device.stop()
-                if code != 0:
+                if code not in (0, -signal.SIGTERM):  # the latter: asked to stop before it could listen
                     failures.append(f"{device.name} ended with {code}: {device.last_words()}")
             except DemoError as failure:
                 failures.append(str(failure))
@@ -274,6 +274,8 @@ def run_demo(*, keep: bool, as_json: bool) -> int:
             code = 1
         except KeyboardInterrupt:
             code = 0 if keep else 130
+            if not keep:
+                demo.say("\n\n  Interrupted: stopping the devices.")
         finally:
             try:
                 demo.stop()
