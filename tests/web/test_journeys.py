@@ -195,7 +195,7 @@ def test_billing(page: Page, url: str) -> None:
 def test_audit(page: Page, url: str) -> None:
     """The checkpoint and an entry are verified in the browser; the path is drawn; time travel works."""
     page.goto(f"{url}/#/audit")
-    expect(page.get_by_text(re.compile("signature and keys verified in this browser"))).to_be_visible()
+    expect(page.get_by_text(re.compile("identity, keys and signature verified in this browser"))).to_be_visible()
     page.get_by_role("link", name="3", exact=True).click()
     expect(page.get_by_role("heading", name=re.compile("✓ Entry 3"))).to_be_visible()
     expect(page.locator(".path li")).to_have_count(5)

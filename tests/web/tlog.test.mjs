@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { test } from "node:test";
-import { BadProof, checkConsistency, checkInclusion, checkSignature, fromHex, leafHash, parseCheckpoint, rootOf, toHex } from "../../web/lib/tlog.js";
+import { BadProof, checkBinding, checkConsistency, checkInclusion, checkSignature, fromHex, leafHash, peerIdOf, parseCheckpoint, rootOf, toHex } from "../../web/lib/tlog.js";
 
 const vectors = JSON.parse(readFileSync(new URL("../../specs/vectors/merkle.json", import.meta.url)));
 
@@ -61,6 +61,32 @@ test("what is no checkpoint is refused", () => {
   for (const note of [null, "", "x", "o\n1\nAA==\n\n", `o\n01\n${root}\n\n`, `o\n-1\n${root}\n\n`, `\n1\n${root}\n\n`, `o\n1\n${root}\n\nnot a line\n`, `o\n1\n${root}\n\n— o %%%\n`]) {
     assert.throws(() => parseCheckpoint(note), BadProof);
   }
+});
+
+async function binding({ forge = (hex) => hex } = {}) {
+  const { generateKeyPairSync, sign } = await import("node:crypto");
+  const { publicKey, privateKey } = generateKeyPairSync("ed25519");
+  const key = publicKey.export({ format: "der", type: "spki" }).subarray(-32).toString("hex");
+  const hex = (text) => Buffer.from(text).toString("hex");
+  const peer = peerIdOf(fromHex(key));
+  const body = (signature) => `89aa${hex("generation")}00ac${hex("identity_key")}c420${key}a7${hex("log_key")}c420${"ab".repeat(32)}a4${hex("peer")}d934${hex(peer)}a9${hex("signature")}c440${signature}`;
+  const message = Buffer.concat([Buffer.from("p2pnode log keys v1\n"), Buffer.from(body("00".repeat(64)), "hex")]);
+  const signature = sign(null, message, privateKey).toString("hex");
+  const data = { identity_key: key, log_key: "ab".repeat(32), peer, origin: `p2pnode/${peer}`, signature };
+  return { entry: forge(`9b01${body(signature)}`), data };
+}
+
+test("the log's key is bound to the peer id, or refused", async () => {
+  const good = await binding();
+  assert.match(good.data.peer, /^12D3KooW/);
+  assert.equal(toHex(await checkBinding(good.entry, good.data)), good.data.log_key);
+  const other = await binding();
+  for (const change of [{ log_key: "cd".repeat(32) }, { identity_key: other.data.identity_key }, { signature: other.data.signature }, { peer: other.data.peer }, { origin: "p2pnode/else" }]) {
+    await assert.rejects(() => checkBinding(good.entry, { ...good.data, ...change }), BadProof);
+  }
+  const forged = await binding({ forge: (hex) => hex.replaceAll("ab".repeat(32), "cd".repeat(32)) });
+  await assert.rejects(() => checkBinding(forged.entry, { ...forged.data, log_key: "cd".repeat(32) }), BadProof);
+  await assert.rejects(() => checkBinding("00", good.data), BadProof);
 });
 
 test("leaves and nodes cannot be confused", async () => {

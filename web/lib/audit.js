@@ -1,18 +1,18 @@
 // One entry from the node to a green tick: entry, leaf, path, root, signature, and what was seen before.
 import { get } from "./api.js";
-import { BadProof, checkConsistency, checkInclusion, checkSignature, fromHex, leafHash, parseCheckpoint, toHex } from "./tlog.js";
+import { BadProof, checkBinding, checkConsistency, checkInclusion, checkSignature, fromHex, leafHash, parseCheckpoint, toHex } from "./tlog.js";
 
 const SEEN = "p2pnode.checkpoint.";
 
-// The log's key is in its first entry, which must itself be in the tree.
+// The log's key is in its first entry, which must be in the tree and signed by the identity behind the peer id.
 async function logKey(checkpoint) {
   const first = await get("/log/event?index=0");
   if (first.type !== "KeysBound") throw new BadProof("the log does not begin with its keys");
   const answer = await get(`/log/proof/inclusion?index=0&size=${checkpoint.size}`);
   const leaf = await leafHash(fromHex(first.entry));
   await checkInclusion({ index: 0, size: checkpoint.size, leaf, root: checkpoint.root, proof: answer.proof.map(fromHex) });
-  if (!first.entry.includes(first.data.log_key)) throw new BadProof("the shown key is not the one in the entry");
-  return fromHex(first.data.log_key);
+  if (first.data.origin !== checkpoint.origin) throw new BadProof("the keys are of another log");
+  return checkBinding(first.entry, first.data);
 }
 
 export async function verifiedCheckpoint() {

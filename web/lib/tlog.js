@@ -204,3 +204,39 @@ export async function checkSignature(checkpoint, publicKey) {
   }
   throw new BadProof("the checkpoint is not signed by this log's key");
 }
+
+const ALPHABET = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz";
+
+// The libp2p peer id of an Ed25519 key: its protobuf form as an identity multihash, in base58.
+export function peerIdOf(publicKey) {
+  const bytes = concat(Uint8Array.of(0x00, 0x24, 0x08, 0x01, 0x12, 0x20), publicKey);
+  let number = BigInt(`0x${toHex(bytes)}`);
+  let text = "";
+  for (; number > 0n; number /= 58n) text = ALPHABET[Number(number % 58n)] + text;
+  return "1" + text; // the leading zero byte
+}
+
+const hexOf = (text) => toHex(new TextEncoder().encode(text));
+const BINDING_START = `89aa${hexOf("generation")}`;
+const BINDING_CONTEXT = "p2pnode log keys v1\n";
+
+// The first entry binds the log's key to the node's identity: the peer id is that of the identity key, and this
+// key signed the entry's fields (with the signature itself as zeros). Returns the log key.
+export async function checkBinding(entry, data) {
+  const start = entry.indexOf(BINDING_START);
+  if (start < 0) throw new BadProof("the log does not begin with its keys");
+  const body = entry.slice(start);
+  for (const name of ["identity_key", "log_key"]) {
+    if (!body.includes(`${hexOf(name)}c420${data[name]}`)) throw new BadProof(`the shown ${name} is not the one in the entry`);
+  }
+  const parts = body.split(`${hexOf("signature")}c440${data.signature}`);
+  if (parts.length !== 2) throw new BadProof("the keys are not signed");
+  const message = fromHex(hexOf(BINDING_CONTEXT) + parts.join(`${hexOf("signature")}c440${"00".repeat(64)}`));
+  const identity = fromHex(data.identity_key);
+  if (!(await verifyEd25519(fromHex(data.signature), message, identity))) throw new BadProof("the log's keys are not signed by its identity");
+  const peer = peerIdOf(identity);
+  if (data.peer !== peer || !body.includes(hexOf(peer)) || !(data.origin === `p2pnode/${peer}` || data.origin.startsWith(`p2pnode/${peer}/`))) {
+    throw new BadProof("the identity is not that of the peer");
+  }
+  return fromHex(data.log_key);
+}

@@ -64,7 +64,7 @@ function Checkpoint({ size }) {
   if (!result) return html`<p class="muted">Checking the signed checkpoint in this browser…</p>`;
   if (result.error) return html`<p class=${`notice ${result.error.code === "bad_proof" ? "bad" : "warn"}`} role="alert">${result.error.message} ${result.error.hint ?? ""}</p>`;
   const { ok } = result;
-  return html`<p class="notice" role="status"><span><strong class="tick">✓</strong> Checkpoint of ${ok.size} entries: signature and keys verified in this browser.
+  return html`<p class="notice" role="status"><span><strong class="tick">✓</strong> Checkpoint of ${ok.size} entries: identity, keys and signature verified in this browser.
     ${ok.since !== null && ` It contains everything this browser saw before (${ok.since}).`}</span></p>`;
 }
 
