@@ -1,8 +1,11 @@
 // The panel's pure parts: streams, numbers, amounts, exports.
 import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
 import { test } from "node:test";
 import { SseParser } from "../../web/lib/api.js";
 import { ago, bytes, layers, rtt, shortPeer, units } from "../../web/lib/format.js";
+import { decode, readEntry } from "../../web/lib/msgpack.js";
+import { BadProof, fromHex } from "../../web/lib/tlog.js";
 import { toCsv } from "../../web/lib/widgets.js";
 import { microUnits } from "../../web/pages/billing.js";
 import { recall } from "../../web/pages/launch.js";
@@ -14,6 +17,29 @@ test("events split anywhere are the same events", () => {
   assert.deepEqual(whole, [{ id: "7", event: "message", data: '{"a":1}' }, { id: null, event: "error", data: "x\ny" }]);
   const parser = new SseParser();
   assert.deepEqual([...text].flatMap((char) => parser.feed(char)), whole);
+});
+
+test("entries say in the browser what they say at the node", () => {
+  const vectors = JSON.parse(readFileSync(new URL("../../specs/vectors/events.json", import.meta.url)));
+  let count = 0;
+  for (const { name, expect, input, output } of vectors) {
+    if (expect !== "ok" || typeof input !== "string") continue;
+    const entry = readEntry(fromHex(input));
+    assert.equal(entry.type, name.split("/")[0]);
+    assert.deepEqual(entry.data, output, name);
+    count += 1;
+    for (let cut = 0; cut < input.length / 2; cut += 7) assert.throws(() => readEntry(fromHex(input).subarray(0, cut)), BadProof);
+  }
+  assert.ok(count > 20);
+});
+
+test("hostile bytes are refused", () => {
+  for (const hex of ["", "c1", "dbffffffff", "ddffffffff", "dfffffffff", "c6ffffffff", "a1ff", "0000", "91".repeat(100) + "00", "d400"]) {
+    assert.throws(() => decode(fromHex(hex)), BadProof, hex);
+  }
+  assert.deepEqual(decode(fromHex("87a161cfffffffffffffffffa162d0ffa163cb3ff8000000000000a164c3a165c0a166c402beefa167ca3fc00000")), {
+    a: "18446744073709551615", b: -1, c: 1.5, d: true, e: null, f: "beef", g: 1.5,
+  });
 });
 
 test("numbers read well", () => {

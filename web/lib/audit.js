@@ -1,5 +1,6 @@
 // One entry from the node to a green tick: entry, leaf, path, root, signature, and what was seen before.
 import { get } from "./api.js";
+import { readEntry } from "./msgpack.js";
 import { BadProof, checkBinding, checkConsistency, checkInclusion, checkSignature, fromHex, leafHash, parseCheckpoint, toHex } from "./tlog.js";
 
 const SEEN = "p2pnode.checkpoint.";
@@ -42,7 +43,8 @@ export async function verifyEntry(index) {
   const checkpoint = await verifiedCheckpoint();
   if (index >= checkpoint.size) throw new BadProof(`entry ${index} is newer than the last checkpoint (size ${checkpoint.size}); it is sealed within 30 seconds`);
   const [event, answer] = await Promise.all([get(`/log/event?index=${index}`), get(`/log/proof/inclusion?index=${index}&size=${checkpoint.size}`)]);
-  const leaf = await leafHash(fromHex(event.entry));
+  const bytes = fromHex(event.entry);
+  const leaf = await leafHash(bytes);
   const path = await checkInclusion({ index, size: checkpoint.size, leaf, root: checkpoint.root, proof: answer.proof.map(fromHex) });
-  return { event, checkpoint, path };
+  return { event: readEntry(bytes), checkpoint, path }; // its own bytes say what it says, not the node
 }
