@@ -195,7 +195,9 @@ def test_billing(page: Page, url: str) -> None:
 def test_audit(page: Page, url: str) -> None:
     """The checkpoint and an entry are verified in the browser; the path is drawn; time travel works."""
     page.goto(f"{url}/#/audit")
-    expect(page.get_by_text(re.compile("identity, keys and signature verified in this browser"))).to_be_visible()
+    expect(
+        page.get_by_text(re.compile("identity, keys and signature verified in this browser"))
+    ).to_be_visible()
     page.get_by_role("link", name="3", exact=True).click()
     expect(page.get_by_role("heading", name=re.compile("✓ Entry 3"))).to_be_visible()
     expect(page.locator(".path li")).to_have_count(5)
@@ -241,6 +243,26 @@ def test_invite(page: Page, url: str) -> None:
     expect(page.get_by_alt_text("The ticket as a QR code")).to_be_visible()
     assert page.locator(".qr").evaluate("image => image.naturalWidth") > 50
     picture(page, "devices")
+
+
+def test_approval(page: Page, url: str, node: RecordedNode) -> None:
+    """A device that asks to be let in is named with its match code, and let in by one button."""
+    peers = node.peers()
+    peers["peers"].append(
+        {"peer": "12D3KooWPhone", "name": "phone", "state": "pending", "match_code": "417 902", "self": False}
+    )
+    node.peers = lambda: peers  # type: ignore[method-assign]
+    page.goto(url)
+    expect(page.get_by_text("phone waits for your approval.")).to_be_visible()
+    page.goto(f"{url}/#/devices")
+    expect(page.get_by_text("417 902")).to_be_visible()
+    page.get_by_role("button", name="Approve").click()
+    expect(page.get_by_role("button", name="Approve")).to_be_enabled()
+    for _ in range(50):
+        if node.commands[-1][0] == "approve_peer":
+            break
+        page.wait_for_timeout(20)
+    assert node.commands[-1] == ("approve_peer", {"peer": "12D3KooWPhone"})
 
 
 def test_settings_and_keys(page: Page, url: str) -> None:

@@ -24,9 +24,10 @@ export function Devices({ state, at }) {
       </dl>
       <details open=${!isUp(peer)}><summary>Addresses</summary><ul>${addresses(peer).map((line, index) => html`<li key=${index}><code>${line}</code></li>`)}</ul></details>
       <div class="row">
-        ${peer.state === "pending" && html`<strong class="code">${peer.match_code ?? ""}</strong><button type="button" class="primary" onClick=${() => act.run("/command/approve_peer", { peer: peer.peer })}>Approve</button>`}
+        ${peer.state === "pending" && html`<strong class="code">${peer.match_code ?? ""}</strong><button type="button" class="primary" onClick=${() => act.run("/command/approve_peer", { peer: peer.peer })}>Approve</button>
+          <button type="button" onClick=${() => act.run("/command/refuse_peer", { peer: peer.peer })}>Refuse</button>`}
         ${peer.self && html`<button type="button" onClick=${() => act.run("/command/pause", {})}>Pause</button><button type="button" onClick=${() => act.run("/command/drain", {})}>Drain</button><button type="button" onClick=${() => act.run("/command/resume", {})}>Resume</button>`}
-        ${!peer.self && !isUp(peer) && html`<button type="button" class="danger" onClick=${() => confirm(`Forget ${peer.name}?`) && act.run("/command/forget_peer", { peer: peer.peer })}>Forget</button>`}
+        ${!peer.self && !isUp(peer) && peer.state !== "pending" && html`<button type="button" class="danger" onClick=${() => confirm(`Forget ${peer.name}?`) && act.run("/command/forget_peer", { peer: peer.peer })}>Forget</button>`}
       </div>
     </article>`)}</div>
   </section>`;
