@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import msgpack
 import pytest
 from hypothesis import given
@@ -77,10 +79,8 @@ async def test_lengths_are_checked_before_reading() -> None:
 
 @given(st.binary(max_size=200))
 def test_any_bytes_are_a_message_or_refused(body: bytes) -> None:
-    try:
+    with contextlib.suppress(errors.RemoteProtocolError):
         m.decode_message(body)
-    except errors.RemoteProtocolError as error:
-        assert error.message
 
 
 def test_deep_nesting_is_refused() -> None:
