@@ -66,7 +66,11 @@ def rates(answer: Answer) -> Row:
     """What one stream had; `best` at the fastest tenth of its steps."""
     steps = sorted(answer.steps_s)
     end = answer.end
-    row = {"prefill": PROMPT / end["prefill_s"], "decode": 1 / median(steps), "best": 1 / steps[len(steps) // 10]}
+    row = {
+        "prefill": PROMPT / end["prefill_s"],
+        "decode": 1 / median(steps),
+        "best": 1 / steps[len(steps) // 10],
+    }
     return row | {f"{name}_ms": value for name, value in (end.get("breakdown_ms") or {}).items()}
 
 
@@ -166,7 +170,9 @@ class Found:
         return {"of_raw": ratios, "rounds": rows, "raw_before_each": limits}
 
 
-def run(ways: Sequence[Way], model: Path, rounds: int, threads: int, say: Callable[[str], None]) -> list[Found]:
+def run(
+    ways: Sequence[Way], model: Path, rounds: int, threads: int, say: Callable[[str], None]
+) -> list[Found]:
     index, _ = open_model(model)
     found = [Found(way) for way in ways]
     with ExitStack() as stack:
@@ -180,7 +186,9 @@ def run(ways: Sequence[Way], model: Path, rounds: int, threads: int, say: Callab
                 way = one.way
                 one.limits.append(raw(model, threads))
                 if way.kind.startswith("rpc"):
-                    one.rows.append(asyncio.run(rpc(model, way.kind.split()[1], max(1, threads // way.share))))
+                    one.rows.append(
+                        asyncio.run(rpc(model, way.kind.split()[1], max(1, threads // way.share)))
+                    )
                 else:
                     with planned(meshes[way.share], way, model.stem, index.layer_count) as head:
                         one.rows.append(measure_node(head, way, model.stem))
@@ -248,9 +256,8 @@ def table(found: Sequence[Found], report: dict[str, Any]) -> list[str]:
     lines += _breakdown(found)
     lines += ["", "| promised | at least | found | |", "|---|---:|---:|---|"]
     for goal in report["targets"]:
-        lines.append(
-            f"| {goal['what']} | {goal['at_least']} | {goal['found']:.2f} | {'held' if goal['held'] else '**missed**'} |"
-        )
+        word = "held" if goal["held"] else "**missed**"
+        lines.append(f"| {goal['what']} | {goal['at_least']} | {goal['found']:.2f} | {word} |")
     return lines
 
 
@@ -288,9 +295,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=ROOT / "bench" / "results" / "compute.json")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs" / "performance.md")
     args = parser.parse_args()
-    ways = [
-        way for way in WAYS if (way.in_default or args.all) and args.only in f"{way.kind} {way.name}"
-    ]
+    ways = [way for way in WAYS if (way.in_default or args.all) and args.only in f"{way.kind} {way.name}"]
     model = args.model or random_model()
     about, started = machine(), time.perf_counter()
     found = run(ways, model, args.rounds, args.threads, lambda line: print(line, flush=True))

@@ -145,7 +145,7 @@ def mesh_of(
         yield mesh
     finally:
         mesh.close()
-        shutil.rmtree(folder, ignore_errors=True) if not os.environ.get("KEEP") else print(folder)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @dataclass
@@ -184,7 +184,7 @@ def ask_side_by_side(node: Node, wishes: Sequence[Mapping[str, Any]]) -> list[An
     def run(number: int) -> None:
         try:
             answers[number] = ask(node, wishes[number])
-        except Exception as error:  # noqa: BLE001 - carried to the thread that asked
+        except Exception as error:  # carried to the thread that asked
             answers[number] = Answer(error=error)
 
     threads = [threading.Thread(target=run, args=(number,)) for number in range(len(wishes))]

@@ -51,14 +51,20 @@ OnExit = Callable[[int], None]
 Progress = Callable[[float], None]
 _POOLED_SESSIONS = 2**63
 """Sessions of embeddings are ours alone, out of the way of those a head chooses."""
-ENGINE_ENVIRONMENT = {
-    "OPENBLAS_NUM_THREADS": "1",
-    "GOMP_SPINCOUNT": "2000",
-    "PYTHONUNBUFFERED": "1",
-}
-"""numpy converts rows here and multiplies nothing: its own thread pool would only cost memory. llama.cpp's threads
-meet at hundreds of barriers a token; by default they spin there so long that on a machine with other work (or two
-stages on one machine) everything crawls: 4 against 15-32 tokens a second measured, and no slower on a quiet one."""
+_SPINS_QUIET, _SPINS_BUSY = "30000", "2000"
+
+
+def engine_environment() -> dict[str, str]:
+    """What an engine process starts with; what the node was started with goes before it.
+
+    numpy converts rows here and multiplies nothing: its own thread pool would only cost memory. llama.cpp's threads
+    meet at hundreds of barriers a token and spin there, by default for milliseconds: two stages on one machine then
+    take the cores from each other (26 against 39 tokens a second measured). On a machine that has other work for
+    its cores every spin is too long (2-3 against 8-16 tokens a second), on a free one sleeping costs most.
+    """
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    spins = _SPINS_BUSY if load > (os.cpu_count() or 1) else _SPINS_QUIET
+    return {"OPENBLAS_NUM_THREADS": "1", "GOMP_SPINCOUNT": spins, "PYTHONUNBUFFERED": "1"}
 
 
 def kill(process: asyncio.subprocess.Process) -> None:
@@ -119,7 +125,7 @@ class EngineClient:
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=asyncio.subprocess.PIPE,
                 pass_fds=(theirs.fileno(), their_side.fileno(), *pass_fds),
-                env={**ENGINE_ENVIRONMENT, **os.environ, **(environment or {})},
+                env={**engine_environment(), **os.environ, **(environment or {})},
                 process_group=0,
             )
         except OSError as exc:

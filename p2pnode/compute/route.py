@@ -54,6 +54,11 @@ class Feed:
 
 class Route(Protocol):
     @property
+    def stages(self) -> int:
+        """How many devices or groups compute one after the other."""
+        ...
+
+    @property
     def home(self) -> tuple[object, int]:
         """Engine and unit that sample."""
         ...
@@ -73,6 +78,7 @@ class LocalRoute:
     def __init__(self, engine: HeadEngine, unit_id: int) -> None:
         self._engine = engine
         self._unit_id = unit_id
+        self.stages = 1
 
     @property
     def home(self) -> tuple[object, int]:
@@ -107,7 +113,9 @@ class PipelineRoute:
         first_unit: int | None,
         output_unit: int,
         send: SendFrame | None,
+        stages: int = 1,
     ) -> None:
+        self.stages = stages
         self._engine = engine
         self._first_unit = first_unit
         self._output_unit = output_unit

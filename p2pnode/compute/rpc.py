@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from p2pnode.compute.engine_client import ENGINE_ENVIRONMENT, kill
+from p2pnode.compute.engine_client import engine_environment, kill
 from p2pnode.errors import EngineIncompatible, EngineUnavailable, RequestError
 from p2pnode.limits import ENGINE_CLOSE_TIMEOUT_S, ENGINE_START_TIMEOUT_S, ENGINE_THREADS_MAX
 
@@ -61,7 +61,7 @@ class RpcServer:
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "p2pnode.compute.rpc_server", str(port), str(threads),
             stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
-            env={**ENGINE_ENVIRONMENT, **os.environ}, process_group=0,
+            env={**engine_environment(), **os.environ}, process_group=0,
         )  # fmt: skip
         server = cls(process, port, on_exit)
         try:

@@ -145,14 +145,21 @@ async def generate(
         yield TextDelta(rest, len(session.generated))
 
 
+def chunk_tokens(prompt_tokens: int, stages: int) -> int:
+    """Tokens of one chunk of a prompt: whole batches on one stage, smaller ones where stages can overlap."""
+    if stages < 2:
+        return limits.PREFILL_CHUNK_TOKENS
+    even = -(-prompt_tokens // (limits.PREFILL_CHUNKS_PER_STAGE * (stages - 1)))
+    return min(limits.PREFILL_CHUNK_TOKENS, max(limits.PREFILL_CHUNK_TOKENS_MIN, even))
+
+
 async def _prefill(
     route: Route, session: Session, tokens: Sequence[int]
 ) -> AsyncIterator[tuple[PrefillProgress, Sampled | None]]:
     """Chunks under way side by side, so that every stage of a ring works; the last one is sampled."""
-    chunks = [
-        tokens[i : i + limits.PREFILL_CHUNK_TOKENS]
-        for i in range(0, len(tokens), limits.PREFILL_CHUNK_TOKENS)
-    ]
+    size = chunk_tokens(len(tokens), route.stages)
+    chunks = [tokens[i : i + size] for i in range(0, len(tokens), size)]
+    in_flight = max(limits.PREFILL_CHUNKS_IN_FLIGHT, route.stages + 1)
     under_way: deque[tuple[int, asyncio.Task[Sampled | None]]] = deque()
     position = 0
     try:
@@ -163,7 +170,7 @@ async def _prefill(
             )
             under_way.append((len(chunk), asyncio.ensure_future(route.feed(feed))))
             position += len(chunk)
-            while len(under_way) >= limits.PREFILL_CHUNKS_IN_FLIGHT or (is_last and under_way):
+            while len(under_way) >= in_flight or (is_last and under_way):
                 count, task = under_way.popleft()
                 result = await task
                 session.prefilled += count
