@@ -10,9 +10,9 @@ from typing import Literal
 from p2pnode import limits
 from p2pnode.compute.part import whole
 from p2pnode.errors import ContextFull, RequestError
+from p2pnode.node.bringing import Bringing
 from p2pnode.node.catalog import KnownModel
 from p2pnode.node.engines import EngineHost
-from p2pnode.node.routing import Routing
 from p2pnode.node.units import unit_spec
 
 UNIT = "embedding"
@@ -21,8 +21,8 @@ UNIT = "embedding"
 class Embedding:
     """Pooled, L2-normalised vectors, in the order of the inputs."""
 
-    def __init__(self, routing: Routing, new_engine: Callable[[str], EngineHost]) -> None:
-        self._routing = routing
+    def __init__(self, bringing: Bringing, new_engine: Callable[[str], EngineHost]) -> None:
+        self._bringing = bringing
         self._new_engine = new_engine
         self._engines: dict[str, EngineHost] = {}
 
@@ -40,7 +40,7 @@ class Embedding:
 
     async def _unit(self, model: KnownModel) -> tuple[EngineHost, int]:
         engine = self._engines.setdefault(model.content_id, self._new_engine(f"{model.name} (embedding)"))
-        index, paths, options, model_id = await self._routing.brought(model, whole)
+        index, paths, options, model_id = await self._bringing.brought(model, whole)
         wide = replace(options, context_tokens=limits.EMBEDDING_TOKENS_MAX * 4, sessions=4)
         spec = unit_spec(index, paths, whole(index), wide, model_id=model_id, is_last=True)
         # A model that says how it pools is obeyed; a chat model is pooled by the mean, as llama.cpp's users expect.

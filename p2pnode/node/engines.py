@@ -10,7 +10,9 @@ from p2pnode import limits
 from p2pnode.compute.engine_client import EngineClient
 from p2pnode.compute.engine_protocol import UnitInfo, UnitSpec
 from p2pnode.errors import EngineUnavailable, P2PNodeError
+from p2pnode.node.catalog import KnownModel
 from p2pnode.node.tasks import Tasks
+from p2pnode.units import ContentId
 
 LoadProgress = Callable[[float], None]
 Notice = Callable[[str, str, dict[str, int | str]], Awaitable[None]]
@@ -64,11 +66,14 @@ class EngineHost:
         if self._restarting is not None:
             await asyncio.wait([self._restarting])
         async with self._starting:
+            if self._closing:
+                raise EngineUnavailable(f"the engine for {self.purpose} was ended")
             if self._client is None:
                 self._client = await EngineClient.start(on_exit=self._exited)
             if self._specs.get(name) == spec and name in self.infos:
                 return self.infos[name]
             if name in self.infos:
+                self._specs.pop(name, None)
                 await self._client.unload(self.infos.pop(name).unit_id)
             info = await self._client.load(spec, progress=on_progress)
             self._specs[name] = spec
@@ -82,6 +87,12 @@ class EngineHost:
             info = self.infos.pop(name, None)
             if info is not None and self._client is not None:
                 await self._client.unload(info.unit_id)
+
+    async def revived(self) -> bool:
+        """Whether it is up, once a restart under way has come to its end."""
+        if not self.is_up and self._restarting is not None:
+            await asyncio.wait([self._restarting])
+        return self.is_up
 
     def _exited(self, code: int) -> None:
         if self._closing or self._client is None:
@@ -104,10 +115,11 @@ class EngineHost:
         try:
             async with self._starting:
                 client = await EngineClient.start(on_exit=self._exited)
-                infos = {name: await client.load(spec) for name, spec in self._specs.items()}
-                if self._closing:
+                try:
+                    infos = {name: await client.load(spec) for name, spec in self._specs.items()}
+                except BaseException:
                     await client.close()
-                    return
+                    raise
                 self._client, self.infos = client, infos
         except P2PNodeError as error:
             await self._notice(
@@ -127,3 +139,26 @@ class EngineHost:
         client, self._client = self._client, None
         if client is not None:
             await client.close()
+
+
+class EnginePool:
+    """Engines of this head by model and purpose: started when first asked for, ended with their plans."""
+
+    def __init__(self, new_engine: Callable[[str], EngineHost]) -> None:
+        self._new_engine = new_engine
+        self._engines: dict[tuple[ContentId, str], EngineHost] = {}
+
+    def of(self, model: KnownModel, purpose: str) -> EngineHost:
+        key = (model.content_id, purpose)
+        if key not in self._engines:
+            self._engines[key] = self._new_engine(f"{model.name} ({purpose})")
+        return self._engines[key]
+
+    async def drop(self, engine: EngineHost) -> None:
+        self._engines = {key: other for key, other in self._engines.items() if other is not engine}
+        await engine.close()
+
+    async def close(self) -> None:
+        engines, self._engines = list(self._engines.values()), {}
+        for engine in engines:
+            await engine.close()

@@ -18,9 +18,9 @@ from p2pnode.compute.plan import Plan
 from p2pnode.compute.planner import Planned, Wish, WishedMode, plan
 from p2pnode.compute.shape import shape_of
 from p2pnode.errors import RequestError
+from p2pnode.node.active import StagePart
 from p2pnode.node.catalog import Catalog, KnownModel
 from p2pnode.node.links import Links
-from p2pnode.node.routing import StagePart
 from p2pnode.units import PeerId
 
 RATE_ASSUMED_BYTES_PER_S = 8e9

@@ -20,7 +20,7 @@ from p2pnode.errors import (
     TransportError,
 )
 from p2pnode.facade import Finished, GenerateEvent, GenerateRequest, PrefillProgress, TextDelta
-from p2pnode.node.routing import Active
+from p2pnode.node.active import Active
 
 SURVIVABLE = (StageLost, EngineUnavailable, TransportError)
 """Conditions that say something about devices, not about the request."""

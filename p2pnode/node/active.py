@@ -1,0 +1,106 @@
+"""Plans that stand: what a request runs on, and what ends with it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from p2pnode.compute.route import Route
+from p2pnode.compute.scheduler import Cells
+from p2pnode.errors import P2PNodeError, StageLost
+from p2pnode.node.catalog import KnownModel
+from p2pnode.node.engines import EngineHost
+from p2pnode.units import PeerId
+
+Say = Callable[[dict[str, Any]], None]
+
+
+@asynccontextmanager
+async def first_condition() -> AsyncIterator[None]:
+    """Around a task group: the first device's reason, not a group of groups."""
+    try:
+        yield
+    except* P2PNodeError as group:
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        raise error from None
+
+
+@dataclass(frozen=True, slots=True)
+class StagePart:
+    peer: PeerId
+    """The device that has these layers, or leads the group that shares them."""
+    layer_first: int
+    layer_end: int
+    followers: tuple[PeerId, ...] = ()
+    shares: tuple[int, ...] = ()
+    """Weights of the leader and its followers; empty for one device."""
+
+
+@dataclass(slots=True, eq=False)
+class Active:
+    """A plan that answered its probe."""
+
+    plan_id: str
+    model: KnownModel
+    mode: str
+    stages: list[dict[str, Any]]
+    route: Route
+    engine: EngineHost
+    vocabulary_unit: int
+    cells: Cells
+    session_tokens: int
+    probe_s: float = 0.0
+    lost: P2PNodeError | None = None
+    on_lost: list[Callable[[P2PNodeError], None]] = field(default_factory=list)
+    close: list[Callable[[], Any]] = field(default_factory=list)
+    release: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
+    """What other devices do for this plan beside stages; ended with it."""
+
+    @property
+    def is_usable(self) -> bool:
+        return self.lost is None and self.engine.is_up
+
+    def lose(self, error: P2PNodeError) -> None:
+        """Everything under way on it fails with this; the first reason stands."""
+        if self.lost is None:
+            self.lost = error
+            for tell in self.on_lost:
+                tell(error)
+
+    def end(self, error: P2PNodeError) -> None:
+        """Lost, and its streams and watchers with it."""
+        self.lose(error)
+        closers, self.close = self.close, []
+        for close in closers:
+            close()
+
+    def follow_engine(self, device: str) -> None:
+        """A plan is lost with the engine that samples for it."""
+
+        def died(reason: str) -> None:
+            self.lose(StageLost(f"the engine on {device} died ({reason})"))
+
+        self.engine.listeners.append(died)
+        self.close.append(lambda: self.engine.listeners.remove(died))
+
+
+def mode_of(remote: Sequence[StagePart], *, mine_first: bool) -> str:
+    if not remote:
+        return "local"
+    if not any(part.followers for part in remote):
+        return "pipeline"
+    return "tensor" if len(remote) == 1 and not mine_first else "hybrid"
+
+
+def stage_view(name: str, peer: PeerId, first: int, end: int, extra: dict[str, Any]) -> dict[str, Any]:
+    """A stage as faces show it."""
+    return {
+        "peer": peer,
+        "name": name,
+        "layers": [first, end],
+        **{k: v for k, v in extra.items() if k != "layers"},
+    }

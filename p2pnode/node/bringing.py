@@ -1,0 +1,85 @@
+"""Parts of models brought to this disk, and what units of them are made from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from p2pnode import limits
+from p2pnode.compute.gguf import ModelIndex
+from p2pnode.compute.part import Part, real_layer_count
+from p2pnode.errors import PlanError
+from p2pnode.node.active import Say
+from p2pnode.node.catalog import Catalog, KnownModel
+from p2pnode.node.units import UnitOptions, wanted_tensors
+
+PartOf = Callable[[ModelIndex], Part]
+
+
+class Bringing:
+    def __init__(self, catalog: Catalog, threads: int) -> None:
+        self._catalog = catalog
+        self._threads = threads
+
+    async def bring(self, model: KnownModel, part_of: PartOf, say: Say) -> ModelIndex:
+        """Fetch what a part on this device needs; returns the index with its vocabulary."""
+        slim = await self.slim_index(model)
+        await self._catalog.fetch(
+            model.content_id,
+            wanted_tensors(slim, part_of(slim)),
+            vocabulary=True,
+            on_progress=lambda done, total: say({"state": "fetching", "done": done, "total": total}),
+        )
+        index, _ = await self._catalog.index(model.content_id, vocabulary=True)
+        return index
+
+    async def slim_index(self, model: KnownModel) -> ModelIndex:
+        """The tensors of a model; its manifest is all that must be here for this."""
+        await self._catalog.manifest(model.content_id, name=model.name)
+        index, _ = await self._catalog.index(model.content_id, vocabulary=False)
+        return index
+
+    async def full_index(self, model: KnownModel) -> ModelIndex:
+        """With the vocabulary, which was brought before."""
+        index, _ = await self._catalog.index(model.content_id, vocabulary=True)
+        return index
+
+    async def brought(
+        self, model: KnownModel, part_of: PartOf
+    ) -> tuple[ModelIndex, list[Path], UnitOptions, bytes]:
+        """A part on this disk, with what a unit of it is made from."""
+        index = await self.bring(model, part_of, _say_nothing)
+        return index, self.paths(model), self.options(index), self.model_id(model)
+
+    def model_id(self, model: KnownModel) -> bytes:
+        return self._catalog.model_id(model.content_id)
+
+    def paths(self, model: KnownModel) -> list[Path]:
+        return list(self._catalog.store.paths(model.content_id))
+
+    def one_file(self, model: KnownModel, mode: str) -> str:
+        """llama.cpp's own loading takes one whole file; PlanError when it is not here."""
+        paths = self.paths(model)
+        if not model.is_complete_here or len(paths) != 1:
+            raise PlanError(
+                f"{mode} needs the whole model in one file on this device",
+                hint=f"fetch it with: p2pnode pull {model.name}",
+            )
+        return str(paths[0])
+
+    def options(self, index: ModelIndex) -> UnitOptions:
+        """As much context as the memory set aside for it holds."""
+        kv_bytes = 4 * real_layer_count(index) * index.parameter_int("embedding_length", 1024)
+        heads = index.parameter_int("attention.head_count", 1)
+        kv_heads = index.parameter_int("attention.head_count_kv", 0)
+        kv_bytes = kv_bytes * (kv_heads or heads) // max(heads, 1)
+        cells = max(
+            limits.CONTEXT_TOKENS_MIN,
+            min(limits.CONTEXT_TOKENS_MAX, limits.KV_BYTES_DEFAULT // max(kv_bytes, 1)),
+        )
+        return UnitOptions(cells // 256 * 256, limits.SESSIONS_ACTIVE_MAX, self._threads)
+
+
+def _say_nothing(data: dict[str, Any]) -> None:
+    del data

@@ -1,0 +1,59 @@
+"""What a head asks of a device that shall compute a stage, and how frames leave a device."""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+
+from p2pnode import limits
+from p2pnode.frame import Frame, encode
+from p2pnode.transport.port import Stream
+
+STAGE = "/p2pnode/stage/1"
+RETURN = -1
+"""Stage number of the head's end of a ring."""
+
+
+class StageOrder(msgspec.Struct, frozen=True, kw_only=True):
+    """What a head asks of one device; the wire form of `stage.prepare`'s arguments."""
+
+    plan_id: str
+    stage: int
+    model: str
+    model_name: str
+    layer_first: int
+    layer_end: int
+    is_last: bool
+    context_tokens: int
+    sessions: int
+    head: str
+    next_peer: str
+    next_stage: int
+    next_addresses: list[str] = []
+    threads: int = 0
+    rank: int = 0
+    shares: list[int] = []
+    """Weights of all ranks of this stage's tensor group; empty when one device has it alone."""
+    followers: list[str] = []
+    """Peers of ranks 1.. for the leader."""
+
+
+def slot(stage: int, rank: int) -> int:
+    """Number under which a device holds a rank of a stage: leaders have the stage's own."""
+    return stage + rank * limits.PLAN_STAGES_MAX
+
+
+class OutboundFrames:
+    """Frames to one stream, whole frames in order whoever sends."""
+
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
+        self._lock = asyncio.Lock()
+        self.bytes_sent = 0
+
+    async def send(self, frame: Frame) -> None:
+        views = encode(frame)
+        async with self._lock:
+            await self.stream.write(*views)
+        self.bytes_sent += sum(view.nbytes for view in views)

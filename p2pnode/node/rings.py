@@ -1,0 +1,320 @@
+"""Rings of stages as their head builds them: prepared side by side, attached in a circle, probed, listened to."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+
+from p2pnode import limits
+from p2pnode.compute.part import real_layer_count
+from p2pnode.compute.route import Feed, PipelineRoute
+from p2pnode.compute.scheduler import Cells
+from p2pnode.errors import NotFound, P2PNodeError, PlanError, StageLost
+from p2pnode.facade import SamplingParams
+from p2pnode.frame import FrameReader
+from p2pnode.node.active import Active, Say, StagePart, first_condition, mode_of, stage_view
+from p2pnode.node.bringing import Bringing
+from p2pnode.node.catalog import KnownModel
+from p2pnode.node.engines import EngineHost, EnginePool
+from p2pnode.node.links import Links
+from p2pnode.node.orders import RETURN, OutboundFrames, StageOrder, slot
+from p2pnode.node.stage_streams import StageStreams
+from p2pnode.node.tasks import Tasks
+from p2pnode.node.tensor import pair_up
+from p2pnode.node.units import UnitOptions, output_part, part_of_stage, unit_spec
+from p2pnode.transport import messages
+from p2pnode.transport.port import Stream
+from p2pnode.units import PeerId
+
+OUTPUT, FIRST = "output", "first"
+PROBE_SESSION = 2**63
+Orders = list[tuple[PeerId, StageOrder]]
+Views = dict[tuple[int, int], dict[str, Any]]
+
+
+class Rings:
+    def __init__(
+        self,
+        *,
+        me: PeerId,
+        my_addresses: Callable[[], Sequence[str]],
+        links: Links,
+        streams: StageStreams,
+        tasks: Tasks,
+        bringing: Bringing,
+        engines: EnginePool,
+    ) -> None:
+        self._me = me
+        self._my_addresses = my_addresses
+        self._links = links
+        self._streams = streams
+        self._tasks = tasks
+        self._bringing = bringing
+        self._engines = engines
+        self._name_of = links.name_of
+
+    async def build(self, plan_id: str, model: KnownModel, parts: Sequence[StagePart], say: Say) -> Active:
+        """A ring that answered its probe; after a failure no device keeps what it prepared."""
+        index = await self._bringing.bring(model, output_part, say)
+        if [0, *[p.layer_end for p in parts]] != [*[p.layer_first for p in parts], real_layer_count(index)]:
+            raise PlanError("the stages do not cover every layer exactly once")
+        # A group is led where stages are hosted, also when this head leads it: there is one way to do that.
+        mine_first = parts[0].peer == self._me and not parts[0].followers
+        remote = list(parts[1:] if mine_first else parts)
+        options = self._bringing.options(index)
+        orders = self._orders(plan_id, model, remote, first_stage=1 if mine_first else 0, options=options)
+        try:
+            mine = parts[0] if mine_first else None
+            active = await self._stand_up(plan_id, model, mine, remote, orders, options, say)
+            try:
+                await self._probe(active)
+            except BaseException as error:
+                active.end(StageLost(f"the plan did not answer its probe: {error}"))
+                raise
+        except BaseException:
+            await self.release(plan_id, {peer for peer, _ in orders})
+            raise
+        return active
+
+    async def _stand_up(
+        self,
+        plan_id: str,
+        model: KnownModel,
+        first_part: StagePart | None,
+        remote: Sequence[StagePart],
+        orders: Orders,
+        options: UnitOptions,
+        say: Say,
+    ) -> Active:
+        views: Views = {}
+        async with first_condition(), asyncio.TaskGroup() as group:
+            head = group.create_task(self._load_head(model, first_part, options, not remote, say))
+            for peer, order in orders:
+                group.create_task(self._prepare(peer, order, views, say))
+        engine, first, output = head.result()
+        await self._link_lanes(plan_id, orders, views)
+        stages = [views[number] for number in sorted(views)]
+        if first_part is not None:
+            info = engine.infos[FIRST]
+            extra = {"model_bytes": info.model_bytes + engine.infos[OUTPUT].model_bytes}
+            stages.insert(0, self._view(self._me, first_part.layer_first, first_part.layer_end, extra))
+        client = engine.client
+        ring = await self._attach(plan_id, remote, orders[0][1].stage) if remote else None
+        route = PipelineRoute(
+            client,
+            first_unit=first,
+            output_unit=output,
+            send=OutboundFrames(ring.forward).send if ring else None,
+            stages=len(remote) + (first_part is not None),
+        )
+        active = Active(
+            plan_id=plan_id,
+            model=model,
+            mode=mode_of(remote, mine_first=first_part is not None),
+            stages=stages,
+            route=route,
+            engine=engine,
+            vocabulary_unit=output,
+            cells=Cells(cells=options.context_tokens, sessions=options.sessions),
+            session_tokens=min(options.context_tokens, int(model.summary.get("context_length") or 2**31)),
+        )
+        active.on_lost.append(route.lost)
+        if ring is not None:
+            active.close.append(ring.end)
+            self._tasks.spawn(f"ring {plan_id}", self._read_ring(active, route, ring.back))
+            self._tasks.spawn(f"trouble {plan_id}", self._hear_trouble(active, ring.forward))
+        active.follow_engine(self._name_of(self._me))
+        return active
+
+    # --- preparing -----------------------------------------------------------------------------------
+    def _orders(
+        self,
+        plan_id: str,
+        model: KnownModel,
+        remote: Sequence[StagePart],
+        *,
+        first_stage: int,
+        options: UnitOptions,
+    ) -> Orders:
+        orders: Orders = []
+        for number, part in enumerate(remote):
+            is_last = number == len(remote) - 1
+            following = self._me if is_last else remote[number + 1].peer
+            link = self._links.links.get(following)
+            where = self._my_addresses() if is_last else link.addresses if link else ()
+            for rank, peer in enumerate((part.peer, *part.followers)):
+                order = StageOrder(
+                    plan_id=plan_id,
+                    stage=first_stage + number,
+                    model=model.content_id,
+                    model_name=model.name,
+                    layer_first=part.layer_first,
+                    layer_end=part.layer_end,
+                    is_last=is_last,
+                    context_tokens=options.context_tokens,
+                    sessions=options.sessions,
+                    head=self._me,
+                    next_peer=following,
+                    next_stage=RETURN if is_last else first_stage + number + 1,
+                    next_addresses=list(where),
+                    rank=rank,
+                    shares=list(part.shares),
+                    followers=list(part.followers) if rank == 0 else [],
+                )
+                orders.append((peer, order))
+        return orders
+
+    async def _prepare(self, peer: PeerId, order: StageOrder, views: Views, say: Say) -> None:
+        name = self._name_of(peer)
+        answer = await self._links.call(
+            peer,
+            "stage.prepare",
+            msgspec.to_builtins(order),
+            on_progress=lambda data: say({"peer": peer, "name": name, **data}),
+            timeout_s=limits.PREPARE_SILENCE_S_MAX,
+        )
+        view = self._view(peer, order.layer_first, order.layer_end, answer)
+        if order.shares:
+            view.update(rank=order.rank, shares=order.shares)
+        views[order.stage, order.rank] = view
+
+    async def _link_lanes(self, plan_id: str, orders: Orders, views: Views) -> None:
+        """Give every tensor group its lanes; its ranks are asked at once, because both ends must be there."""
+        for stage in sorted({order.stage for _, order in orders if order.shares}):
+            ranks = [(peer, order) for peer, order in orders if order.stage == stage]
+            ports = [views[stage, order.rank].pop("ports") for _, order in ranks]
+            ends = pair_up([peer for peer, _ in ranks], ports)
+            async with first_condition(), asyncio.TaskGroup() as group:
+                for (peer, order), mine in zip(ranks, ends, strict=True):
+                    wish = {"plan_id": plan_id, "slot": slot(stage, order.rank), "ends": mine}
+                    group.create_task(self._links.call(peer, "stage.link", wish))
+
+    async def _load_head(
+        self, model: KnownModel, first: StagePart | None, options: UnitOptions, is_whole: bool, say: Say
+    ) -> tuple[EngineHost, int | None, int]:
+        """The head's own units: always the output, and the first layers when they are here."""
+        bringing = self._bringing
+        index, model_id = await bringing.full_index(model), bringing.model_id(model)
+        engine, paths = self._engines.of(model, "head"), bringing.paths(model)
+        output_spec = unit_spec(index, paths, output_part(index), options, model_id=model_id, is_last=True)
+        output = await engine.ensure(OUTPUT, output_spec)
+        if first is None:
+            await engine.drop(FIRST)
+            return engine, None, output.unit_id
+        part = part_of_stage(index, first.layer_first, first.layer_end)
+        await bringing.bring(model, lambda _: part, say)
+        spec = unit_spec(index, paths, part, options, model_id=model_id, is_last=is_whole)
+        info = await engine.ensure(FIRST, spec, lambda f: say({"state": "loading", "progress": f}))
+        return engine, info.unit_id, output.unit_id
+
+    def _view(self, peer: PeerId, first: int, end: int, extra: dict[str, Any]) -> dict[str, Any]:
+        return stage_view(self._name_of(peer), peer, first, end, extra)
+
+    # --- the circle ----------------------------------------------------------------------------------
+    async def _attach(self, plan_id: str, remote: Sequence[StagePart], stage: int) -> _Ring:
+        """Streams from here to the first remote stage and from the last one back; all or nothing."""
+        arrived: asyncio.Future[Stream] = asyncio.get_running_loop().create_future()
+        finished = asyncio.Event()
+
+        async def take_return(back: Stream) -> None:
+            if back.peer_id != remote[-1].peer:
+                raise NotFound("another device has the last stage of this plan")
+            if arrived.done():
+                raise PlanError("this plan's ring is closed already")
+            await messages.send_message(back, messages.Answer(data={}))
+            if not arrived.done():
+                arrived.set_result(back)
+                await finished.wait()
+
+        returns = self._streams.returns
+
+        def forget() -> None:
+            finished.set()
+            arrived.cancel()
+            if returns.get(plan_id) is take_return:
+                del returns[plan_id]
+
+        returns[plan_id] = take_return
+        try:
+            forward = await self._streams.attach(remote[0].peer, plan_id, stage, [])
+            try:
+                async with asyncio.timeout(limits.CONTROL_TIMEOUT_S):
+                    back = await asyncio.shield(arrived)
+            except BaseException:
+                forward.reset()
+                raise
+        except TimeoutError:
+            forget()
+            raise StageLost("the last stage did not attach to its head") from None
+        except BaseException:
+            forget()
+            raise
+        return _Ring(forward, back, forget)
+
+    async def _read_ring(self, active: Active, route: PipelineRoute, stream: Stream) -> None:
+        reader = FrameReader(stream.read_exactly)
+        try:
+            while True:
+                route.arrived(await reader.read())
+        except P2PNodeError as error:
+            # The way forward usually knows better who is missing: give its word a moment.
+            await asyncio.sleep(limits.TROUBLE_GRACE_S)
+            active.end(StageLost(f"the last stage went away: {error.message}"))
+
+    async def _hear_trouble(self, active: Active, stream: Stream) -> None:
+        first_remote = next((s["name"] for s in active.stages if s["peer"] != self._me), "the next device")
+        try:
+            notice = await messages.receive_message(stream)
+            reason = (
+                notice.message
+                if isinstance(notice, messages.Refused)
+                else "the first stage left the protocol"
+            )
+        except P2PNodeError as error:
+            reason = f"the way to {first_remote} broke: {error.message}"
+        active.end(StageLost(reason))
+
+    async def _probe(self, active: Active) -> None:
+        """One token through every stage: only then is a plan ready."""
+        started_s = time.perf_counter()
+        try:
+            async with asyncio.timeout(limits.STAGE_ANSWER_S_MAX):
+                await active.route.open(PROBE_SESSION, SamplingParams(temperature=0.0), [])
+                try:
+                    await active.route.feed(Feed(PROBE_SESSION, 0, 0, [0], sample=True))
+                finally:
+                    await active.route.free(PROBE_SESSION)
+        except TimeoutError:
+            raise StageLost("the plan did not answer its probe in time") from None
+        active.probe_s = time.perf_counter() - started_s
+
+    # --- ending --------------------------------------------------------------------------------------
+    async def release(self, plan_id: str, peers: set[PeerId]) -> None:
+        """Devices give back what they hold for a plan; those that do not answer have nothing to give."""
+        await asyncio.gather(*(self._release_one(plan_id, peer) for peer in sorted(peers)))
+
+    async def _release_one(self, plan_id: str, peer: PeerId) -> None:
+        try:
+            await self._links.call(
+                peer, "stage.release", {"plan_id": plan_id}, timeout_s=limits.GOODBYE_S_MAX
+            )
+        except P2PNodeError:
+            return  # it is gone, and with it what it held
+
+
+class _Ring:
+    """Both ends of a ring at its head."""
+
+    def __init__(self, forward: Stream, back: Stream, forget: Callable[[], None]) -> None:
+        self.forward = forward
+        self.back = back
+        self._forget = forget
+
+    def end(self) -> None:
+        self.forward.reset()
+        self.back.reset()
+        self._forget()

@@ -1,0 +1,192 @@
+"""Streams of frames through the stages of this device.
+
+A head attaches to its first stage, which attaches to the next, and so on until the last is attached to the
+head again: when the head hears "yes", the whole ring stands. Trouble travels back along the same streams,
+against the frames.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+
+from p2pnode import limits
+from p2pnode.compute.engine_client import EngineClient
+from p2pnode.compute.stage import StageServer
+from p2pnode.errors import NotFound, P2PNodeError, RemoteProtocolError, StageLost
+from p2pnode.frame import Frame, FrameReader, Kind
+from p2pnode.node.active import first_condition
+from p2pnode.node.engines import EngineHost
+from p2pnode.node.hosting import UNIT, HostedStage, Hosting
+from p2pnode.node.links import Links
+from p2pnode.node.loopback import LoopbackStream
+from p2pnode.node.orders import RETURN, STAGE, OutboundFrames, slot
+from p2pnode.node.tasks import Tasks
+from p2pnode.node.tensor import GroupEngine, listen_to_follower
+from p2pnode.transport import messages
+from p2pnode.transport.port import Stream, Transport
+from p2pnode.units import PeerId
+
+ReturnHandler = Callable[[Stream], Awaitable[None]]
+
+
+class StageStreams:
+    def __init__(self, *, hosting: Hosting, links: Links, transport: Transport, tasks: Tasks) -> None:
+        self._hosting = hosting
+        self._links = links
+        self._me = transport.peer_id
+        self._tasks = tasks
+        self.returns: dict[str, ReturnHandler] = {}
+        """By plan: where a head takes the frames of its last stage."""
+        transport.handle(STAGE, self._serve)
+
+    # --- attaching -----------------------------------------------------------------------------------
+    async def attach(self, peer: PeerId, plan_id: str, stage: int, addresses: list[str]) -> Stream:
+        """Open the stream to the next stage; returns once everything behind it is attached too."""
+        name = self._links.name_of(peer)
+        stream: Stream | None = None
+        try:
+            async with asyncio.timeout(limits.CONTROL_TIMEOUT_S):
+                stream = await self._open(peer, addresses)
+                call = messages.Call(method="attach", arguments={"plan_id": plan_id, "stage": stage})
+                await messages.send_message(stream, call)
+                answer = await messages.receive_message(stream)
+            if isinstance(answer, messages.Refused):
+                raise messages.refusal_error(answer)
+        except BaseException as error:
+            if stream is not None:
+                stream.reset()
+            if isinstance(error, TimeoutError):
+                raise StageLost(f"{name} did not attach in time", peer=peer) from None
+            raise
+        return stream
+
+    async def _open(self, peer: PeerId, addresses: list[str]) -> Stream:
+        if peer == self._me:
+            near, far = LoopbackStream.pair(peer, STAGE)
+            self._tasks.spawn(f"loopback {STAGE}", self._serve_self(far))
+            return near
+        link = self._links.know(peer, addresses=addresses)
+        while not link.is_up or link.connection is None:
+            await self._links.wait_for_change()
+        return await link.connection.open_stream(STAGE)
+
+    async def _serve_self(self, stream: Stream) -> None:
+        """No transport resets a stream to oneself whose handler failed, so that is done here."""
+        try:
+            await self._serve(stream)
+        finally:
+            stream.reset()
+
+    # --- serving -------------------------------------------------------------------------------------
+    async def _serve(self, stream: Stream) -> None:
+        async with asyncio.timeout(limits.CONTROL_TIMEOUT_S):
+            call = await messages.receive_message(stream)
+        try:
+            if not isinstance(call, messages.Call) or call.method != "attach":
+                raise RemoteProtocolError("a stage stream begins with attach")
+            plan_id, stage = str(call.arguments.get("plan_id")), call.arguments.get("stage")
+            if stage == RETURN:
+                handler = self.returns.get(plan_id)
+                if handler is None:
+                    raise NotFound(f"no plan {plan_id[:40]} runs here")
+                await handler(stream)
+                return
+            hosted = self._hosting.stages.get((plan_id, stage if isinstance(stage, int) else RETURN))
+            if hosted is None:
+                raise NotFound(f"this device has no stage {stage} of plan {plan_id[:40]}")
+            if hosted.order.rank > 0:
+                await self._follow(hosted, stream)
+            else:
+                await self._run(hosted, stream)
+        except P2PNodeError as error:
+            await messages.send_message(stream, messages.refusal(error))
+            await stream.close_write()
+
+    async def _run(self, hosted: HostedStage, inbound: Stream) -> None:
+        """Frames forward, trouble backward, until either side ends."""
+        order = hosted.order
+        onward = await self.attach(
+            PeerId(order.next_peer), order.plan_id, order.next_stage, order.next_addresses
+        )
+        try:
+            async with self.group(order.plan_id, order.stage, order.followers, hosted.engine) as engine:
+                unit, send = hosted.engine.unit(UNIT), OutboundFrames(onward).send
+                server = StageServer(engine, unit, send, self._observer(hosted))
+                await messages.send_message(inbound, messages.Answer(data={}))
+                watcher = asyncio.ensure_future(self._pass_trouble_back(hosted, inbound, onward))
+                try:
+                    await self._serve_frames(hosted, server, inbound)
+                finally:
+                    watcher.cancel()
+                    await asyncio.gather(watcher, return_exceptions=True)
+        finally:
+            onward.reset()
+
+    async def _serve_frames(self, hosted: HostedStage, server: StageServer, inbound: Stream) -> None:
+        self._hosting.served(hosted, +1)
+        try:
+            async with first_condition():
+                await server.serve(FrameReader(inbound.read_exactly).read)
+        finally:
+            self._hosting.served(hosted, -1)
+
+    async def _follow(self, hosted: HostedStage, inbound: Stream) -> None:
+        """Compute this rank's share of whatever the leader takes; only trouble is worth a word."""
+
+        async def watch(frame: Frame) -> None:
+            if frame.kind is Kind.ERROR:
+                words = messages.Refused(code="stage_lost", message=str(frame.meta.get("message", ""))[:400])
+                await messages.send_message(inbound, words)
+                inbound.reset()
+
+        client = hosted.engine.client
+        server = StageServer(client, hosted.engine.unit(UNIT), watch, self._observer(hosted))
+        await messages.send_message(inbound, messages.Answer(data={}))
+        try:
+            await self._serve_frames(hosted, server, inbound)
+        finally:
+            if client.alive:
+                client.give_up_exchange()
+
+    @asynccontextmanager
+    async def group(
+        self, plan_id: str, stage: int, followers: Sequence[str], engine: EngineHost
+    ) -> AsyncIterator[EngineClient | GroupEngine]:
+        """The engine itself, or the group it leads, attached to its followers for as long as this lasts."""
+        if not followers:
+            yield engine.client
+            return
+        streams: dict[str, Stream] = {}
+        listeners: list[asyncio.Task[None]] = []
+        try:
+            for rank, peer in enumerate(followers, start=1):
+                streams[peer] = await self.attach(PeerId(peer), plan_id, slot(stage, rank), [])
+            made = GroupEngine(engine.client, {peer: OutboundFrames(s).send for peer, s in streams.items()})
+            listeners += [
+                self._tasks.spawn(
+                    f"follower {peer[-6:]}",
+                    listen_to_follower(s, self._links.name_of(PeerId(peer)), made.lose),
+                )
+                for peer, s in streams.items()
+            ]
+            yield made
+        finally:
+            for listener in listeners:
+                listener.cancel()
+            for stream in streams.values():
+                stream.reset()
+
+    def _observer(self, hosted: HostedStage) -> Callable[[Frame, Frame], None]:
+        tallies, order = self._hosting.tallies, hosted.order
+        return lambda received, sent: tallies.add(order.plan_id, hosted.layers, received, sent)
+
+    async def _pass_trouble_back(self, hosted: HostedStage, inbound: Stream, onward: Stream) -> None:
+        try:
+            notice = await messages.receive_message(onward)
+        except P2PNodeError as error:
+            name = self._links.name_of(PeerId(hosted.order.next_peer))
+            notice = messages.Refused(code="stage_lost", message=f"the way to {name} broke: {error.message}")
+        await messages.send_message(inbound, notice)
+        inbound.reset()
