@@ -31,6 +31,8 @@ class JoinOptions:
     """Invite of the mesh to join; None: found or rejoin."""
     invite_file: Path | None = None
     """File that holds the ticket, so that it is not seen in the process list; `-` is stdin."""
+    ask: bool = False
+    """Whether a fresh device without a ticket asks a mesh to be let in, instead of making one."""
     name: str = ""
     """How people call this device."""
     listen: tuple[str, ...] = (LISTEN_DEFAULT,)
@@ -158,6 +160,7 @@ def _api(value: Any) -> str:
 CONVERTERS: Mapping[str, Callable[[Any], Any]] = {
     "ticket": _text,
     "invite_file": _path,
+    "ask": _boolean,
     "name": _text,
     "listen": _many(_text),
     "api": _api,

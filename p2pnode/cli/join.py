@@ -16,6 +16,8 @@ import click
     metavar="FILE",
     help="Read the ticket from a file; - is stdin.",
 )
+@click.option("--ask", is_flag=True, help="Ask a mesh to be let in: the one nearby, or the member of --peer.")
+@click.option("--nearby", is_flag=True, help="List the meshes on this network, and end.")
 @click.option(
     "--data", type=click.Path(file_okay=False, path_type=Path), metavar="DIR", help="Data folder of the node."
 )
@@ -53,16 +55,33 @@ import click
 @click.option("--oidc-issuer", metavar="URL", help="Take tokens of this OpenID issuer as keys.")
 @click.option("--oidc-audience", metavar="NAME", help="What their `aud` must name [default: p2pnode].")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document once the node is ready.")
-def join(config_file: Path | None, no_mdns: bool, console: bool, as_json: bool, **flags: Any) -> int:
+def join(
+    config_file: Path | None,
+    ask: bool,
+    nearby: bool,
+    no_mdns: bool,
+    console: bool,
+    as_json: bool,
+    **flags: Any,
+) -> int:
     """Start this device's node and stay in the foreground.
 
     The first device of all makes a mesh and prints a ticket; others join with TICKET. A device that has
-    joined before needs no ticket. SIGTERM and Ctrl-C stop it cleanly.
+    joined before needs no ticket; with --ask the owner lets it in by comparing two codes.
+    SIGTERM and Ctrl-C stop it cleanly.
     """
+    if nearby:
+        from p2pnode.cli.admission import list_nearby
+
+        return list_nearby(as_json=as_json)
     from p2pnode.bootstrap import run_node
     from p2pnode.config import load_options
 
     flags["as_json"] = as_json
-    flags |= {"mdns": False if no_mdns else None, "console": True if console else None}
+    flags |= {
+        "mdns": False if no_mdns else None,
+        "console": True if console else None,
+        "ask": True if ask else None,
+    }
     resolved = load_options(flags, config_file=config_file)
     return run_node(resolved.options)

@@ -16,6 +16,9 @@ from p2pnode.errors import P2PNodeError
 COMMANDS: dict[str, tuple[str, str, str]] = {
     "join": ("join", "join", "Start this device's node; with a ticket, join a mesh."),
     "invite": ("mesh_commands", "invite", "Make a ticket for another device."),
+    "approve": ("admission", "approve", "Let in a device that asks, by its match code."),
+    "refuse": ("admission", "refuse", "Say no to a device that asks."),
+    "revoke": ("admission", "revoke", "End a device's membership."),
     "peers": ("mesh_commands", "peers", "Devices of the mesh and how to reach them."),
     "plan": ("mesh_commands", "plan", "Who would compute which layers of a model, and why."),
     "run": ("run", "run", "Ask a model: one prompt, or what stdin says."),

@@ -26,31 +26,28 @@ from p2pnode.identity import Identity
 from p2pnode.models.serve import BlobServer
 from p2pnode.models.store import ModelStore, StoredModel
 from p2pnode.network import path_of
-from p2pnode.node.active import Active
+from p2pnode.node.approval import Approvals, ask, ask_nearby
 from p2pnode.node.auto_mode import AutoMode
 from p2pnode.node.books import Books
-from p2pnode.node.bringing import Bringing
 from p2pnode.node.capability import Capability, cores
 from p2pnode.node.catalog import BLOB, Catalog, KnownModel
 from p2pnode.node.embedding import Embedding
-from p2pnode.node.engines import EngineHost, EnginePool
+from p2pnode.node.engines import EngineHost
 from p2pnode.node.federation import Federation, nearest_holder
 from p2pnode.node.hosting import HostedStage, Hosting
 from p2pnode.node.ledger import Ledger
 from p2pnode.node.links import Link, Links
 from p2pnode.node.measuring import machine_rates
 from p2pnode.node.mesh import Mesh, key_of, peer_of
+from p2pnode.node.nearby import listen_nearby
 from p2pnode.node.omni import OmniStages
 from p2pnode.node.planning import Planning, PlanRequest, parts_of
 from p2pnode.node.pulling import Pulling
 from p2pnode.node.receipts import Receipts
 from p2pnode.node.requests import Requests, Running
-from p2pnode.node.rings import Rings
-from p2pnode.node.routing import Routing
+from p2pnode.node.routing import Active, Routing
 from p2pnode.node.rpc_tunnel import RpcTunnel
-from p2pnode.node.stage_streams import StageStreams
 from p2pnode.node.tasks import Tasks, describe
-from p2pnode.node.whole import Whole
 from p2pnode.node.witnessing import Witnessing
 from p2pnode.transport import messages
 from p2pnode.transport.discovery import Discovery
@@ -59,6 +56,10 @@ from p2pnode.units import ContentId, PeerId
 
 Tell = Callable[[str], None]
 _log = structlog.get_logger("p2pnode.node")
+
+
+CLOSE_GATED = 0x1007
+"""libp2p's code for: this peer may not be here."""
 
 
 def now_ms() -> int:
@@ -113,41 +114,35 @@ class Node:
             member_added=self._member_added,
             where=self.where,
         )
+        self.mesh.member_removed = self._member_removed
+        self.approvals = Approvals(
+            mesh=self.mesh,
+            now_ms=now_ms,
+            changed=lambda: self.say({"kind": "approvals", "data": {"waiting": len(self.approvals.waiting)}}),
+        )
         self.catalog = Catalog(store, self.links, report=self._blob_refused)
         self.hosting = Hosting(
             catalog=self.catalog,
             links=self.links,
+            transport=transport,
+            tasks=self.tasks,
             threads=self.threads,
             new_engine=self._new_engine,
             stored=self._stage_stored,
-        )
-        self.streams = StageStreams(
-            hosting=self.hosting, links=self.links, transport=transport, tasks=self.tasks
+            report=self._report,
         )
         self.omni = OmniStages(hosting=self.hosting, transport=transport)
         self.tunnel = RpcTunnel(transport=transport, links=self.links, threads=self.threads)
-        self.bringing = Bringing(self.catalog, self.threads)
-        engines = EnginePool(self._new_engine)
         self.routing = Routing(
             me=self.me,
-            bringing=self.bringing,
-            engines=engines,
-            whole=Whole(
-                me=self.me,
-                name_of=self.links.name_of,
-                bringing=self.bringing,
-                engines=engines,
-                tunnel=self.tunnel,
-            ),
-            rings=Rings(
-                me=self.me,
-                my_addresses=self.addresses,
-                links=self.links,
-                streams=self.streams,
-                tasks=self.tasks,
-                bringing=self.bringing,
-                engines=engines,
-            ),
+            my_addresses=self.addresses,
+            catalog=self.catalog,
+            links=self.links,
+            hosting=self.hosting,
+            tasks=self.tasks,
+            threads=self.threads,
+            new_engine=self._new_engine,
+            tunnel=self.tunnel,
         )
         self.planning = Planning(
             me=self.me,
@@ -175,7 +170,7 @@ class Node:
             finished=self._learn,
         )
         self.federation = Federation(transport=transport, links=self.links, generate=self.requests.generate)
-        self.embedding = Embedding(self.bringing, self._new_engine)
+        self.embedding = Embedding(self.routing, self._new_engine)
         self.witnessing = Witnessing(ledger=ledger, links=self.links)
         self.auto_mode = AutoMode(self)
         self.pulling = Pulling(self.catalog, options.data, self.say)
@@ -197,6 +192,8 @@ class Node:
         is_first = not self.mesh.restore()
         if self.options.ticket:
             await self.mesh.join(self.options.ticket, tell)
+        elif is_first and self.options.ask:
+            await self._ask_to_join(tell)
         elif is_first:
             await self.mesh.create(f"{self.name}-mesh"[: limits.NAME_CHARACTERS_MAX])
             tell(f'created the mesh "{self.mesh.mesh_name}"')
@@ -208,6 +205,15 @@ class Node:
         self.tasks.spawn("auto mode", self.auto_mode.run())
         self.tasks.spawn("measuring", self._measure())
         self.is_started = True
+
+    async def _ask_to_join(self, tell: Tell) -> None:
+        """Without a ticket: ask the member given with --peer, or the mesh that is near."""
+        for address in self.options.peers:
+            before, _, peer_text = address.partition("/p2p/")
+            await ask(self.mesh, self.transport, PeerId(peer_text), [before], tell)
+            return
+        tell("looking for a mesh on this network")
+        await ask_nearby(self.mesh, self.transport, await listen_nearby(self.me), tell)
 
     async def _offer_models(self, *, is_founder: bool, tell: Tell) -> None:
         demo = demo_model_path()
@@ -414,6 +420,15 @@ class Node:
         self.links.know(peer, name=name, addresses=addresses)
         self.links.status_changed()
 
+    def _member_removed(self, peer: PeerId) -> None:
+        """The gate refuses new streams; what is open ends with the connection."""
+        link = self.links.links.get(peer)
+        self.links.forget(peer)
+        self.routing.lose_peer(peer, "its membership was revoked")
+        if link is not None and link.connection is not None:
+            self.tasks.spawn("close revoked", link.connection.close(CLOSE_GATED, "membership revoked"))
+        self.links.status_changed()
+
     def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateEvent]:
         """Here when this device can, else whole by the nearest device that holds the model."""
         model = self.catalog.resolve(request.model)
@@ -463,15 +478,8 @@ class Node:
                 "data": {"request_id": running.request_id, "reason": error.message, "gone": gone},
             }
         )
-        self.routing.give_up(running.active, error)
-        active = await self._instead(model, running.active, gone)
-        if active.plan_id != running.active.plan_id:
-            # What the devices that are left had loaded for the old plan serves nobody now.
-            self.tasks.spawn("release", self.routing.release_left(running.active.plan_id))
-        return active
-
-    async def _instead(self, model: KnownModel, before: Active, gone: list[str]) -> Active:
-        if before.plan_id.startswith("local-"):
+        await self.routing.give_up(running.active, error)
+        if running.active.plan_id.startswith("local-"):
             return await self._locally(model)
         if not gone and model.content_id in self.applied:
             return await self._carry_out_again(model, *self.applied[model.content_id])

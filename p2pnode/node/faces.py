@@ -49,6 +49,9 @@ class Faces:
             "console_ran": self._console_ran,
             "key_created": self._key_created,
             "key_revoked": self._key_revoked,
+            "approve_peer": self._approve_peer,
+            "refuse_peer": self._refuse_peer,
+            "revoke_peer": self._revoke_peer,
         }
 
     @property
@@ -85,7 +88,7 @@ class Faces:
             "mesh": {
                 "name": node.mesh.mesh_name,
                 "role": node.mesh.my_role,
-                "members": len(self.peers()["peers"]),
+                "members": sum(peer["state"] != "pending" for peer in self.peers()["peers"]),
             },
             "state": node.state,
             "started_ms": node.started_ms,
@@ -146,6 +149,9 @@ class Faces:
                 entry["capability"] = link.status.capability
                 entry["stages"] = link.status.extra.get("stages", [])
                 entry["clock_skew_ms"] = link.status.now_ms - now_ms() if link.is_up else None
+        waiting = self._node.approvals.view()
+        asking = {entry["peer"] for entry in waiting}
+        view["peers"] = [entry for entry in view["peers"] if entry["peer"] not in asking] + waiting
         return view
 
     def models(self) -> JsonObject:
@@ -337,6 +343,17 @@ class Faces:
     async def _forget_peer(self, a: Mapping[str, Any]) -> JsonObject:
         self._node.links.forget(PeerId(str(a["peer"])))
         return await self._node.ledger.do(c.ForgetPeer(peer=str(a["peer"])))
+
+    async def _approve_peer(self, a: Mapping[str, Any]) -> JsonObject:
+        return self._node.approvals.decide(str(a["peer"]), approve=True)
+
+    async def _refuse_peer(self, a: Mapping[str, Any]) -> JsonObject:
+        return self._node.approvals.decide(str(a["peer"]), approve=False)
+
+    async def _revoke_peer(self, a: Mapping[str, Any]) -> JsonObject:
+        peer, reason = PeerId(str(a["peer"])), str(a.get("reason", ""))[:500]
+        await self._node.mesh.revoke(peer, reason or "revoked by its owner")
+        return {"peer": peer, "revoked": True}
 
     async def _revoke_invite(self, a: Mapping[str, Any]) -> JsonObject:
         return await self._node.ledger.do(c.RevokeInvite(invite_id=str(a["invite_id"])))

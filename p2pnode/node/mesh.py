@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from p2pnode import peer_id as ids
 from p2pnode.errors import (
     AdmissionError,
     NotAdmitted,
+    NotFound,
     P2PNodeError,
     RemoteProtocolError,
     RequestError,
@@ -28,7 +29,14 @@ from p2pnode.multiformats import DecodeError
 from p2pnode.node.ledger import Ledger
 from p2pnode.transport import messages
 from p2pnode.transport.invite import Ticket, decode_ticket, encode_ticket, secret_hash
-from p2pnode.transport.membership import Grant, Membership, decode_grant, decode_revocation, make_grant
+from p2pnode.transport.membership import (
+    Grant,
+    Membership,
+    decode_grant,
+    decode_revocation,
+    make_grant,
+    make_revocation,
+)
 from p2pnode.transport.port import Stream, Transport
 from p2pnode.units import PeerId, UnixMs
 
@@ -47,6 +55,10 @@ def key_of(peer_id: str) -> bytes:
     if key is None:
         raise NotAdmitted("members have Ed25519 identities; this peer id only holds a hash of its key")
     return key.public_bytes_raw()
+
+
+Stranger = Callable[[Stream, messages.AnyMessage], Awaitable[messages.AnyMessage]]
+"""Answers what comes on `/p2pnode/admit/1` without a ticket."""
 
 
 class Mesh:
@@ -77,6 +89,9 @@ class Mesh:
         self.my_key = key_of(identity.peer_id)
         self.mesh_name = ""
         self.membership: Membership | None = None
+        self.member_removed: Callable[[PeerId], None] = lambda _: None
+        """Told when a membership ended, so that what is open to it is closed."""
+        self._stranger: Stranger | None = None
         transport.set_gate(self._gate)
         transport.handle(ADMIT, self._serve_admit)
 
@@ -92,6 +107,9 @@ class Mesh:
         for entry in state.peers.peers.values():
             if entry.grant:
                 self.membership.add(decode_grant(entry.grant))
+        for entry in state.peers.peers.values():
+            if entry.revocation:
+                self.membership.revoke(decode_revocation(entry.revocation))
         return True
 
     @property
@@ -153,9 +171,12 @@ class Mesh:
         async with asyncio.timeout(limits.CONTROL_TIMEOUT_S):
             request = await messages.receive_message(stream)
         try:
-            if not isinstance(request, messages.AdmitRequest):
+            if isinstance(request, messages.AdmitRequest):
+                answer: messages.AnyMessage = await self._admit(stream.peer_id, request)
+            elif self._stranger is not None:
+                answer = await self._stranger(stream, request)
+            else:
                 raise RemoteProtocolError("admission begins with an admit message")
-            answer: messages.AnyMessage = await self._admit(stream.peer_id, request)
         except P2PNodeError as error:
             answer = messages.refusal(error)
         await messages.send_message(stream, answer)
@@ -170,13 +191,27 @@ class Mesh:
             raise NotAdmitted(
                 "this ticket is not one of this device", hint="make a new one with: p2pnode invite"
             )
-        name = request.name[: limits.NAME_CHARACTERS_MAX] or peer_id[-6:]
+        return await self.let_in(
+            peer_id, request.name, request.addresses, role=invite.role, invite_id=invite_id
+        )
+
+    def serve_strangers(self, handler: Stranger) -> None:
+        """Who answers devices that come without a ticket."""
+        self._stranger = handler
+
+    async def let_in(
+        self, peer_id: PeerId, name: str, addresses: list[str], *, role: str = "worker", invite_id: str = ""
+    ) -> messages.Admitted:
+        """Grant, record and tell; the caller has decided that the device may."""
+        if self.membership is None:
+            raise WrongMesh("this device is in no mesh yet")
+        name = name[: limits.NAME_CHARACTERS_MAX] or peer_id[-6:]
         grant = make_grant(
             self._identity.sign,
             mesh_key=self.membership.mesh_key,
             subject_key=key_of(peer_id),
             issuer_key=self.my_key,
-            role=invite.role,
+            role=role,
             name=name,
             now_ms=self._now_ms(),
         )
@@ -184,14 +219,14 @@ class Mesh:
             c.AdmitPeer(
                 peer=peer_id,
                 device_name=name,
-                role=invite.role,
+                role=role,
                 admitted_by=self._identity.peer_id,
                 grant=grant.encode(),
                 invite_id=invite_id,
             )
         )
         self.membership.add(grant)
-        self._member_added(peer_id, name, [a for a in request.addresses if a.startswith("/")])
+        self._member_added(peer_id, name, [a for a in addresses if a.startswith("/")])
         return messages.Admitted(
             grant=grant.encode(),
             mesh_name=self.mesh_name,
@@ -230,33 +265,63 @@ class Mesh:
             raise messages.refusal_error(answer)
         if not isinstance(answer, messages.Admitted):
             raise RemoteProtocolError("the inviter answered something else than admission")
-        await self._accept(ticket, inviter, answer)
-        self._member_added(inviter, "", list(ticket.addresses))
+        await self.accept(ticket.mesh_key, ticket.role, inviter, answer, list(ticket.addresses))
         tell(f'admitted as "{self.name}"')
 
-    async def _accept(self, ticket: Ticket, inviter: PeerId, answer: messages.Admitted) -> None:
-        membership = Membership(ticket.mesh_key)
+    def my_addresses(self) -> list[str]:
+        return self._addresses()
+
+    async def accept(
+        self, mesh_key: bytes, role: str, inviter: PeerId, answer: messages.Admitted, addresses: list[str]
+    ) -> None:
+        """Become a member by what the inviter at these addresses answered, if its grants say so."""
+        membership = Membership(mesh_key)
         grants = [decode_grant(data) for data in (*answer.grants[: limits.MESH_MEMBERS_MAX], answer.grant)]
         membership.add_all(grants)
         if membership.role(self.my_key) is None:
             raise NotAdmitted("the inviter's grants do not make this device a member")
         await self._ledger.do(
             c.JoinMesh(
-                mesh_id=peer_of(ticket.mesh_key),
+                mesh_id=peer_of(mesh_key),
                 mesh_name=answer.mesh_name[: limits.NAME_CHARACTERS_MAX],
                 admitted_by=inviter,
                 grant=answer.grant,
-                role=ticket.role,
+                role=role,
             )
         )
         self.membership, self.mesh_name = membership, answer.mesh_name
         for grant in grants:
             if grant.subject_key != self.my_key:
                 await self._record(grant)
+        await self._hear_revocations(answer.revocations)
         for entry in answer.peers[: limits.MESH_MEMBERS_MAX]:
             addresses = [str(a) for a in entry.get("addresses", []) if str(a).startswith("/")]
             if self.is_member(PeerId(str(entry.get("peer")))):
                 self._member_added(PeerId(str(entry["peer"])), "", addresses[: limits.PEER_ADDRESSES_MAX])
+        self._member_added(inviter, "", addresses)
+
+    # --- ending a membership -------------------------------------------------------------------------
+    async def revoke(self, peer_id: PeerId, reason: str) -> None:
+        """A device is a member no longer, here at once and elsewhere with the next status."""
+        if self.membership is None:
+            raise WrongMesh("this device is in no mesh yet")
+        subject_key = key_of(peer_id)
+        grant = self.membership.grant(subject_key)
+        if grant is None or not self.is_member(peer_id):
+            raise NotFound(f"{peer_id} is no member that could be revoked")
+        revocation = make_revocation(
+            self._identity.sign,
+            mesh_key=self.membership.mesh_key,
+            subject_key=subject_key,
+            issuer_key=self.my_key,
+            now_ms=max(self._now_ms(), grant.issued_ms),
+        )
+        self.membership.revoke(revocation)
+        await self._removed(peer_id, reason, revocation.encode())
+
+    async def _removed(self, peer_id: PeerId, reason: str, revocation: bytes) -> None:
+        await self._ledger.do(c.RevokePeer(peer=peer_id, reason=reason, revocation=revocation))
+        self.member_removed(peer_id)
 
     # --- gossip --------------------------------------------------------------------------------------
     async def hear(self, status: messages.Status) -> None:
@@ -269,14 +334,14 @@ class Mesh:
             if (known is None or known.issued_ms < grant.issued_ms) and self.membership.add(grant):
                 await self._record(grant)
                 self._member_added(peer_of(grant.subject_key), grant.name, [])
-        for data in status.revocations[: limits.MESH_MEMBERS_MAX]:
+        await self._hear_revocations(status.revocations)
+
+    async def _hear_revocations(self, revocations: list[bytes]) -> None:
+        assert self.membership is not None
+        for data in revocations[: limits.MESH_MEMBERS_MAX]:
             revocation = decode_revocation(data)
             if self.membership.revoke(revocation):
-                await self._ledger.do(
-                    c.RevokePeer(
-                        peer=peer_of(revocation.subject_key), reason="revoked by its inviter", revocation=data
-                    )
-                )
+                await self._removed(peer_of(revocation.subject_key), "revoked by its inviter", data)
 
     async def _record(self, grant: Grant) -> None:
         await self._ledger.do(

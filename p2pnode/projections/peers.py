@@ -44,6 +44,8 @@ class Peer(msgspec.Struct, array_like=True):
     refused_blobs: int = 0
     stages_lost: int = 0
     measured: Measured | None = None
+    revocation: bytes = b""
+    """Signed by who revoked it: a restarted node must know it again, and pass it on."""
 
 
 class Peers(msgspec.Struct):
@@ -122,12 +124,12 @@ def _peer_admitted(state: Peers, record: Record, event: facts.PeerAdmitted) -> N
     entry = _entry(state, record, event.peer)
     entry.name, entry.role, entry.admitted_by = event.device_name, event.role, event.admitted_by
     entry.grant, entry.invite_id, entry.admitted_ms = event.grant, event.invite_id, record.wall_ms
-    entry.revoked = ""
+    entry.revoked, entry.revocation = "", b""
 
 
 def _peer_revoked(state: Peers, record: Record, event: facts.PeerRevoked) -> None:
     entry = _entry(state, record, event.peer)
-    entry.revoked, entry.online = event.reason or "revoked", False
+    entry.revoked, entry.revocation, entry.online = event.reason or "revoked", event.revocation, False
 
 
 def _peer_seen(state: Peers, record: Record, event: facts.PeerSeen) -> None:

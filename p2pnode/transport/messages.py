@@ -35,6 +35,39 @@ class Admitted(Message, tag="admitted", frozen=True, kw_only=True):
     """[{"key": bytes, "name": str, "addresses": [str]}]"""
 
 
+class Look(Message, tag="look", frozen=True, kw_only=True):
+    """Which mesh are you of?"""
+
+
+class Here(Message, tag="here", frozen=True, kw_only=True):
+    mesh_key: bytes
+    mesh_name: str
+    name: str
+
+
+class Ask(Message, tag="ask", frozen=True, kw_only=True):
+    """Let me in without a ticket; `commitment` is to the nonce that `reveal` shows."""
+
+    name: str
+    version: str
+    commitment: bytes
+    addresses: list[str] = []
+
+
+class Pending(Message, tag="pending", frozen=True, kw_only=True):
+    """The owner will be shown the code; `wait_s` is how long the question stands."""
+
+    mesh_key: bytes
+    mesh_name: str
+    name: str
+    nonce: bytes
+    wait_s: float
+
+
+class Reveal(Message, tag="reveal", frozen=True, kw_only=True):
+    nonce: bytes
+
+
 class Refused(Message, tag="refused", frozen=True, kw_only=True):
     code: str
     message: str
@@ -78,7 +111,20 @@ class Answer(Message, tag="answer", frozen=True, kw_only=True):
     data: dict[str, Any]
 
 
-AnyMessage = AdmitRequest | Admitted | Refused | Status | Call | Progress | Answer
+AnyMessage = (
+    AdmitRequest
+    | Admitted
+    | Look
+    | Here
+    | Ask
+    | Pending
+    | Reveal
+    | Refused
+    | Status
+    | Call
+    | Progress
+    | Answer
+)
 M = TypeVar("M", bound=Message)
 
 _encoder = msgspec.msgpack.Encoder()

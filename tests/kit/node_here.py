@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,10 @@ from tests.kit.net import LOOPBACK
 
 
 @asynccontextmanager
-async def node_here(folder: Path, name: str = "alpha", **wish: Any) -> AsyncIterator[Node]:
-    """Started as the first device of its mesh, stopped cleanly."""
+async def node_here(
+    folder: Path, name: str = "alpha", *, tell: Callable[[str], None] = lambda _: None, **wish: Any
+) -> AsyncIterator[Node]:
+    """Started as the first device of its mesh unless `wish` says otherwise, stopped cleanly."""
     options = JoinOptions(data=folder, name=name, listen=LOOPBACK, mdns=False, threads=1, **wish)
     identity = load_or_create(folder)
     transport = QuicTransport(identity, options.listen, agent=f"p2pnode/{__version__}")
@@ -35,8 +37,8 @@ async def node_here(folder: Path, name: str = "alpha", **wish: Any) -> AsyncIter
         store=ModelStore(folder / "models"),
     )
     await transport.start()
-    await node.start(lambda _: None)
     try:
+        await node.start(tell)
         yield node
     finally:
         await node.stop("the test is over")
