@@ -14,7 +14,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -244,46 +243,58 @@ class Demo:
             raise DemoError("stopping", "; ".join(failures))
 
 
-@contextlib.contextmanager
-def demo_folder(root: Path) -> Iterator[Path]:
-    """A fresh folder for the three devices; yesterday's demo is cleared away."""
-    shutil.rmtree(root, ignore_errors=True)
-    root.mkdir(parents=True)
-    yield root
+def demo_folder(parent: Path) -> Path:
+    """A fresh folder for this demo; those of ended demos are cleared away, a running one keeps its own."""
+    parent.mkdir(parents=True, exist_ok=True)
+    for old in parent.glob("run-*"):
+        if not Path(f"/proc/{old.name.removeprefix('run-')}").exists():
+            shutil.rmtree(old, ignore_errors=True)
+    root = parent / f"run-{os.getpid()}"
+    root.mkdir()
+    return root
 
 
 def run_demo(*, keep: bool, as_json: bool) -> int:
     """0 when everything was shown; else says which step failed and why."""
-    root = Path(os.environ.get("P2PNODE_DEMO_DIR", ".demo")).resolve()
+    try:
+        root = demo_folder(Path(os.environ.get("P2PNODE_DEMO_DIR", ".demo")).resolve())
+    except OSError as error:
+        print(f"demo failed at making its folder: {error}", file=sys.stderr)
+        return 1
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
-    with demo_folder(root):
-        demo = Demo(root, quiet=as_json)
-        code = 0
-        try:
-            demo.run()
-            if keep:
-                demo.say(f"\n  Panel: {demo.devices[0].api.url}    (Ctrl-C stops the three devices)")
-                while True:
-                    signal.pause()
-        except DemoError as failure:
-            print(f"\ndemo failed at {failure}", file=sys.stderr)
-            code = 1
-        except P2PNodeError as error:
-            print(f"\ndemo failed: {error.message}  ({error.hint})", file=sys.stderr)
-            code = 1
-        except KeyboardInterrupt:
-            code = 0 if keep else 130
-            if not keep:
-                demo.say("\n\n  Interrupted: stopping the devices.")
-        finally:
-            try:
-                demo.stop()
-            except DemoError as failure:
-                print(f"\ndemo failed at {failure}", file=sys.stderr)
-                code = code or 1
+    demo = Demo(root, quiet=as_json)
+    code = _show(demo, keep=keep)
     if code == 0:
         demo.say("\n  All three stopped cleanly.")
     if as_json:
         print(json.dumps({"ok": code == 0, **demo.result}))
+    return code
+
+
+def _show(demo: Demo, *, keep: bool) -> int:
+    """Run it to its end, however it ends, and stop every device."""
+    code = 0
+    try:
+        demo.run()
+        if keep:
+            demo.say(f"\n  Panel: {demo.devices[0].api.url}    (Ctrl-C stops the three devices)")
+            while True:
+                signal.pause()
+    except DemoError as failure:
+        print(f"\ndemo failed at {failure}", file=sys.stderr)
+        code = 1
+    except P2PNodeError as error:
+        print(f"\ndemo failed: {error.message}  ({error.hint})", file=sys.stderr)
+        code = 1
+    except KeyboardInterrupt:
+        code = 0 if keep else 130
+        if not keep:
+            demo.say("\n\n  Interrupted: stopping the devices.")
+    finally:
+        try:
+            demo.stop()
+        except DemoError as failure:
+            print(f"\ndemo failed at {failure}", file=sys.stderr)
+            code = code or 1
     return code
