@@ -333,6 +333,13 @@ KV_BYTES_DEFAULT = 48 * 1024 * 1024
 PREFILL_CHUNK_TOKENS = 256
 """Large enough for full speed of the matrix kernels, small enough that decoding sessions wait little."""
 
+PREFILL_CHUNK_TOKENS_MIN = 64
+"""Below it the matrix kernels of llama.cpp lose more than stages working side by side gain."""
+
+PREFILL_CHUNKS_PER_STAGE = 4
+"""Into so many chunks a prompt is cut for each stage after the first: with n chunks over s stages, n of n + s - 1
+turns of a stage are work."""
+
 PREFILL_CHUNKS_IN_FLIGHT = 4
 EMBEDDING_TOKENS_MAX = 512
 RECOVERIES_MAX = 8
@@ -428,7 +435,7 @@ MEASURE_MEMORY_ROUNDS = 4
 MEASURE_DISK_BYTES = 64 * 1024 * 1024
 MEASURE_DISK_READ_BYTES = 1024 * 1024
 MEASURE_KERNEL_SHARE = 0.3
-"""Q4_K kernels of llama.cpp (12.7 GB/s) against plain summing (48 GB/s), two cores: they compute more than they read."""
+"""Q4_K kernels of llama.cpp (12.7 GB/s) against plain summing (48 GB/s): they compute more than they read."""
 
 MEASURE_SECONDS_MIN = 1e-6
 """A clock that did not move must not make a device infinitely fast."""
@@ -436,7 +443,6 @@ MEASURE_SECONDS_MIN = 1e-6
 TENSOR_RTT_MAX_S = 0.002
 """Two all-reduces a layer: beyond 2 ms the network alone costs more than most layers."""
 
-PREFILL_CHUNK_TOKENS = 512
 PREFILL_GAIN_ASSUMED = 4.0
 """Prompt tokens against decoded ones per second on two CPU cores; used until a device has measured it."""
 

@@ -26,13 +26,15 @@ from p2pnode.identity import Identity
 from p2pnode.models.serve import BlobServer
 from p2pnode.models.store import ModelStore, StoredModel
 from p2pnode.network import path_of
+from p2pnode.node.active import Active
 from p2pnode.node.approval import Approvals, ask, ask_nearby
 from p2pnode.node.auto_mode import AutoMode
 from p2pnode.node.books import Books
+from p2pnode.node.bringing import Bringing
 from p2pnode.node.capability import Capability, cores
 from p2pnode.node.catalog import BLOB, Catalog, KnownModel
 from p2pnode.node.embedding import Embedding
-from p2pnode.node.engines import EngineHost
+from p2pnode.node.engines import EngineHost, EnginePool
 from p2pnode.node.federation import Federation, nearest_holder
 from p2pnode.node.hosting import HostedStage, Hosting
 from p2pnode.node.ledger import Ledger
@@ -45,9 +47,12 @@ from p2pnode.node.planning import Planning, PlanRequest, parts_of
 from p2pnode.node.pulling import Pulling
 from p2pnode.node.receipts import Receipts
 from p2pnode.node.requests import Requests, Running
-from p2pnode.node.routing import Active, Routing
+from p2pnode.node.rings import Rings
+from p2pnode.node.routing import Routing
 from p2pnode.node.rpc_tunnel import RpcTunnel
+from p2pnode.node.stage_streams import StageStreams
 from p2pnode.node.tasks import Tasks, describe
+from p2pnode.node.whole import Whole
 from p2pnode.node.witnessing import Witnessing
 from p2pnode.transport import messages
 from p2pnode.transport.discovery import Discovery
@@ -124,25 +129,37 @@ class Node:
         self.hosting = Hosting(
             catalog=self.catalog,
             links=self.links,
-            transport=transport,
-            tasks=self.tasks,
             threads=self.threads,
             new_engine=self._new_engine,
             stored=self._stage_stored,
-            report=self._report,
+        )
+        self.streams = StageStreams(
+            hosting=self.hosting, links=self.links, transport=transport, tasks=self.tasks
         )
         self.omni = OmniStages(hosting=self.hosting, transport=transport)
         self.tunnel = RpcTunnel(transport=transport, links=self.links, threads=self.threads)
+        self.bringing = Bringing(self.catalog, self.threads)
+        engines = EnginePool(self._new_engine)
         self.routing = Routing(
             me=self.me,
-            my_addresses=self.addresses,
-            catalog=self.catalog,
-            links=self.links,
-            hosting=self.hosting,
-            tasks=self.tasks,
-            threads=self.threads,
-            new_engine=self._new_engine,
-            tunnel=self.tunnel,
+            bringing=self.bringing,
+            engines=engines,
+            whole=Whole(
+                me=self.me,
+                name_of=self.links.name_of,
+                bringing=self.bringing,
+                engines=engines,
+                tunnel=self.tunnel,
+            ),
+            rings=Rings(
+                me=self.me,
+                my_addresses=self.addresses,
+                links=self.links,
+                streams=self.streams,
+                tasks=self.tasks,
+                bringing=self.bringing,
+                engines=engines,
+            ),
         )
         self.planning = Planning(
             me=self.me,
@@ -170,7 +187,7 @@ class Node:
             finished=self._learn,
         )
         self.federation = Federation(transport=transport, links=self.links, generate=self.requests.generate)
-        self.embedding = Embedding(self.routing, self._new_engine)
+        self.embedding = Embedding(self.bringing, self._new_engine)
         self.witnessing = Witnessing(ledger=ledger, links=self.links)
         self.auto_mode = AutoMode(self)
         self.pulling = Pulling(self.catalog, options.data, self.say)
@@ -478,8 +495,15 @@ class Node:
                 "data": {"request_id": running.request_id, "reason": error.message, "gone": gone},
             }
         )
-        await self.routing.give_up(running.active, error)
-        if running.active.plan_id.startswith("local-"):
+        self.routing.give_up(running.active, error)
+        active = await self._instead(model, running.active, gone)
+        if active.plan_id != running.active.plan_id:
+            # What the devices that are left had loaded for the old plan serves nobody now.
+            self.tasks.spawn("release", self.routing.release_left(running.active.plan_id))
+        return active
+
+    async def _instead(self, model: KnownModel, before: Active, gone: list[str]) -> Active:
+        if before.plan_id.startswith("local-"):
             return await self._locally(model)
         if not gone and model.content_id in self.applied:
             return await self._carry_out_again(model, *self.applied[model.content_id])
