@@ -82,7 +82,9 @@ class PeerUnreachable(TransportError):
     """Details: `tried`, a list of [address, reason]."""
 
     code, http_status = "peer_unreachable", 504
-    hint_default = "check that the device is on and that UDP is not blocked; p2pnode doctor shows every address tried"
+    hint_default = (
+        "check that the device is on and that UDP is not blocked; p2pnode doctor shows every address tried"
+    )
 
 
 class HandshakeRefused(TransportError):

@@ -31,10 +31,14 @@ def errors_page() -> str:
     kinds = [
         kind
         for kind in vars(errors).values()
-        if isinstance(kind, type) and issubclass(kind, errors.P2PNodeError) and kind is not errors.P2PNodeError
+        if isinstance(kind, type)
+        and issubclass(kind, errors.P2PNodeError)
+        and kind is not errors.P2PNodeError
     ]
     for kind in kinds:
-        meaning = (kind.__doc__ or "").strip().split("\n")[0] if "__doc__" in vars(kind) and kind.__doc__ else ""
+        meaning = (
+            (kind.__doc__ or "").strip().split("\n")[0] if "__doc__" in vars(kind) and kind.__doc__ else ""
+        )
         hint = kind.hint_default.replace("|", "\\|")
         says = " · ".join(part for part in (meaning, f"*{hint}*" if hint else "") if part)
         retry = "yes" if kind.retryable else "no"

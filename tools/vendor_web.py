@@ -1,7 +1,7 @@
 """Refresh or check web/vendor: the panel's libraries as published, with hashes and licences beside them.
 
-    python tools/vendor_web.py            fetch the pinned packages with npm and rewrite web/vendor
-    python tools/vendor_web.py --check    compare web/vendor with its hashes (no network)
+python tools/vendor_web.py            fetch the pinned packages with npm and rewrite web/vendor
+python tools/vendor_web.py --check    compare web/vendor with its hashes (no network)
 """
 
 from __future__ import annotations
@@ -46,7 +46,11 @@ def digest(path: Path) -> str:
 
 def fetch(package: str, version: str, into: Path) -> tarfile.TarFile:
     done = subprocess.run(
-        ["npm", "pack", "--silent", f"{package}@{version}"], cwd=into, check=True, capture_output=True, text=True
+        ["npm", "pack", "--silent", f"{package}@{version}"],
+        cwd=into,
+        check=True,
+        capture_output=True,
+        text=True,
     )
     return tarfile.open(into / done.stdout.strip().splitlines()[-1])
 
