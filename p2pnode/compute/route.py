@@ -169,6 +169,8 @@ class PipelineRoute:
             self._row_s = max(took_s, 0.9 * self._row_s)
         finally:
             self._waiting.pop(sequence, None)
+            if not result.cancel() and not result.cancelled():
+                result.exception()  # it may have come while the frame was still on its way out
         if not feed.sample:
             return None
         return await self._engine.step_sample(self._output_unit, back)

@@ -54,6 +54,7 @@ class StageServer:
         self._observe = observe
         self._room = asyncio.Semaphore(limits.STAGE_FRAMES_IN_FLIGHT_MAX)
         self._tails: dict[int, asyncio.Task[None]] = {}
+        self._running: set[asyncio.Task[None]] = set()
         self.sessions: set[int] = set()
 
     async def serve(self, read: Callable[[], Awaitable[Frame]]) -> None:
@@ -66,7 +67,7 @@ class StageServer:
                         await self._room.acquire()
                         self._start(group, frame)
                 except P2PNodeError:
-                    for task in self._tails.values():
+                    for task in self._running:
                         task.cancel()
         finally:
             for session in list(self.sessions):
@@ -80,31 +81,35 @@ class StageServer:
             self.sessions.add(frame.session)
             work = asyncio.ensure_future(self._engine.step(self._unit_id, frame))
         # ... and its answer waits for the answers before it.
-        self._tails[frame.session] = group.create_task(self._finish(frame, work, before))
+        task = self._tails[frame.session] = group.create_task(self._finish(frame, work, before))
+        self._running.add(task)
+        task.add_done_callback(lambda done: self._over(done, frame.session, work))
+
+    def _over(self, task: asyncio.Task[None], session: int, work: asyncio.Future[Frame] | None) -> None:
+        """Also for a task that was cancelled before its first step."""
+        self._running.discard(task)
+        self._room.release()
+        if work is not None and not work.cancel() and not work.cancelled():
+            work.exception()  # whoever would have told of it is gone
+        if self._tails.get(session) is task:
+            del self._tails[session]
 
     async def _finish(
         self, frame: Frame, work: asyncio.Future[Frame] | None, before: asyncio.Task[None] | None
     ) -> None:
-        try:
-            result = frame
-            if work is not None:
-                try:
-                    result = replace(await work, sequence=frame.sequence, request=frame.request)
-                except P2PNodeError as error:
-                    result = error_frame(frame, error)
-            if before is not None:
-                await asyncio.wait([before])
-            if frame.kind is Kind.FREE:
-                await self._free(frame.session)
-            elif self._observe is not None and work is not None and result.kind is not Kind.ERROR:
-                self._observe(frame, result)
-            await self._send(result)
-        finally:
-            self._room.release()
-            if work is not None and not work.done():
-                work.cancel()
-            if self._tails.get(frame.session) is asyncio.current_task():
-                del self._tails[frame.session]
+        result = frame
+        if work is not None:
+            try:
+                result = replace(await work, sequence=frame.sequence, request=frame.request)
+            except P2PNodeError as error:
+                result = error_frame(frame, error)
+        if before is not None:
+            await asyncio.wait([before])
+        if frame.kind is Kind.FREE:
+            await self._free(frame.session)
+        elif self._observe is not None and work is not None and result.kind is not Kind.ERROR:
+            self._observe(frame, result)
+        await self._send(result)
 
     async def _free(self, session: int) -> None:
         self.sessions.discard(session)

@@ -126,7 +126,9 @@ class Links:
         try:
             while self.links.get(link.peer_id) is link and not link.is_up:
                 try:
-                    self._attach(link, await self._transport.dial(link.addresses, link.peer_id))
+                    connection = await self._transport.dial(link.addresses, link.peer_id)
+                    if not link.is_up:  # mostly the transport has told of it already
+                        self._attach(link, connection)
                     return
                 except P2PNodeError as error:
                     link.failures += 1
@@ -148,7 +150,9 @@ class Links:
                 self._attach(link, connection)
         elif link is not None and link.connection is connection:
             link.connection = self._transport.connection(connection.peer_id)
-            if link.connection is None:
+            if link.connection is not None:
+                self._follow(link, link.connection)  # both had dialled: the other one serves on
+            else:
                 self._something_new()
                 self._on_link(link, False)
                 self.know(link.peer_id)
@@ -159,7 +163,11 @@ class Links:
         if self._closed:
             return
         self._on_link(link, True)
-        self._tasks.spawn(f"status {link.peer_id[-6:]}", self._tell_status(link, connection))
+        self._follow(link, connection)
+
+    def _follow(self, link: Link, connection: Connection) -> None:
+        if not self._closed:
+            self._tasks.spawn(f"status {link.peer_id[-6:]}", self._tell_status(link, connection))
 
     # --- status --------------------------------------------------------------------------------------
     async def _tell_status(self, link: Link, connection: Connection) -> None:
@@ -276,11 +284,15 @@ class Links:
         try:
             while not work.done():
                 getter = asyncio.ensure_future(news.get())
-                await asyncio.wait(
-                    (work, getter), return_when=asyncio.FIRST_COMPLETED, timeout=limits.CONTROL_TIMEOUT_S / 3
-                )
-                data = getter.result() if getter.done() else {}
-                getter.cancel()
+                try:
+                    await asyncio.wait(
+                        (work, getter),
+                        return_when=asyncio.FIRST_COMPLETED,
+                        timeout=limits.CONTROL_TIMEOUT_S / 3,
+                    )
+                    data = getter.result() if getter.done() else {}
+                finally:
+                    getter.cancel()
                 if not work.done():
                     await messages.send_message(stream, messages.Progress(data=data))
             await messages.send_message(stream, work.result())

@@ -53,6 +53,8 @@ class LoopbackStream:
         other._wake()
         while len(other._unread) > limits.LOOPBACK_WINDOW_BYTES and not self._reset:
             await other._changed.wait()
+        if self._reset:
+            raise StreamReset("this stream was reset")
 
     async def read(self, size_max: int) -> bytes:
         while not self._unread:

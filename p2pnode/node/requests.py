@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -127,8 +128,10 @@ class Requests:
             await self._take(running, taken)
             await self._book.accepted(running)
             self.running[request_id] = running
-            async for event in self._run(running, taken):
-                yield event
+            # Closed here and not when garbage is collected: the cells below are free once the stages are.
+            async with aclosing(self._run(running, taken)) as events:
+                async for event in events:
+                    yield event
         finally:
             self.running.pop(request_id, None)
             for cells in taken:
@@ -138,14 +141,15 @@ class Requests:
         await running.active.cells.take(len(running.session.prompt) + running.session.max_tokens)
         taken.append(running.active.cells)
 
-    async def _run(self, running: Running, taken: list[Cells]) -> AsyncIterator[GenerateEvent]:
+    async def _run(self, running: Running, taken: list[Cells]) -> AsyncGenerator[GenerateEvent, None]:
         shown: list[str] = []
         session = running.session
         try:
-            async for event in self._survive(running, taken):
-                if isinstance(event, TextDelta):
-                    shown.append(event.text)
-                yield event
+            async with aclosing(self._survive(running, taken)) as events:
+                async for event in events:
+                    if isinstance(event, TextDelta):
+                        shown.append(event.text)
+                    yield event
         except P2PNodeError as error:
             session.reason = "error"
             await self._book.failed(running, error)
@@ -171,7 +175,7 @@ class Requests:
             stop_sequence=session.stop_sequence,
         )
 
-    async def _survive(self, running: Running, taken: list[Cells]) -> AsyncIterator[GenerateEvent]:
+    async def _survive(self, running: Running, taken: list[Cells]) -> AsyncGenerator[GenerateEvent, None]:
         """The same stream of text whatever happens to the stages, as long as this head lives."""
         session = running.session
         recovery: _Recovery | None = None
@@ -190,14 +194,15 @@ class Requests:
                         yield event
                     return
                 except SURVIVABLE as error:
-                    recovery = _Recovery(session.last_token_s)
-                    await self._move(running, error, taken)
-                    recovery.replanned()
+                    trouble: P2PNodeError = error
                 finally:
-                    running.count_work(rows_before)
                     await generator.aclose()
+                    running.count_work(rows_before)  # by those who did it, before others take over
+                recovery = _Recovery(session.last_token_s)
+                await self._move(running, trouble, taken)
+                recovery.replanned()
         finally:
-            await self._free(running)
+            await self._free(running, running.active)
 
     async def _move(self, running: Running, error: P2PNodeError, taken: list[Cells]) -> None:
         """Another plan under the same session; the sampler stays where it is when its engine lives."""
@@ -212,11 +217,13 @@ class Requests:
         except P2PNodeError as again:
             raise StageLost(f"{error.message}; going on was not possible: {again.message}") from error
         if running.active is not before:
+            if running.active.route.home != before.route.home:
+                await self._free(running, before)  # nobody will sample there again
             await self._take(running, taken)
 
-    async def _free(self, running: Running) -> None:
+    async def _free(self, running: Running, active: Active) -> None:
         try:
-            await asyncio.shield(running.active.route.free(running.session.session))
+            await asyncio.shield(active.route.free(running.session.session))
         except P2PNodeError:
             return  # whoever held it is gone, and with it what it held
 
