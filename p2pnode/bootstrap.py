@@ -48,8 +48,11 @@ Tell = Callable[[str], None]
 class RunningNode:
     """A node with its API, as `join` and the demo run it."""
 
-    def __init__(self, node: Node, server: ApiServer, closing: asyncio.Event, data: Path) -> None:
+    def __init__(
+        self, node: Node, faces: Faces, server: ApiServer, closing: asyncio.Event, data: Path
+    ) -> None:
         self.node = node
+        self._faces = faces
         self.server = server
         self._closing = closing
         self._data = data
@@ -89,14 +92,15 @@ class RunningNode:
                 console=options.console,
                 verify_jwt=oidc_verifier(options.oidc_issuer, options.oidc_audience),
             )
-            await server.start(create_app(Faces(node), security, closing=closing), listener)
+            faces = Faces(node)
+            await server.start(create_app(faces, security, closing=closing), listener)
         except BaseException:
             for step in reversed(undo):
                 result = step()
                 if asyncio.iscoroutine(result):
                     await result
             raise
-        running = cls(node, server, closing, data)
+        running = cls(node, faces, server, closing, data)
         running.write_node_file(token)
         return running
 
@@ -117,6 +121,7 @@ class RunningNode:
         (self._data / NODE_FILE).unlink(missing_ok=True)
         self.node.stopping.set()
         await self.server.stop()
+        await self._faces.modes.close()
         await self.node.stop(reason)
 
 

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
-from quart import Blueprint, Response
+from quart import Blueprint, Response, request
 
-from p2pnode.api.context import ApiContext, caller
+from p2pnode.api.context import ApiContext, body, caller
 from p2pnode.api.envelope import json_response
 from p2pnode.api.infer import answer_infer
-from p2pnode.api.mesh import answer_plan, arguments
+from p2pnode.api.mesh import answer_plan, arguments, query_arguments
 
 _COMMANDS = {
     "/billing/topup": "topup",
     "/pipeline/clear": "pipeline_clear",
-    "/pipeline/forward": "pipeline_forward",
-    "/tensor/allreduce": "tensor_allreduce",
     "/tensor/rpc/start": "tensor_rpc_start",
     "/tensor/rpc/stop": "tensor_rpc_stop",
 }
+
+_BINARY = {"/pipeline/forward": "pipeline_forward", "/tensor/allreduce": "tensor_allreduce"}
+FRAME_TYPE = "application/vnd.p2pnode.frame"
 
 
 def mode_routes(context: ApiContext) -> Blueprint:
@@ -61,6 +62,19 @@ def mode_routes(context: ApiContext) -> Blueprint:
 
         return answer
 
+    def binary(name: str) -> Callable[[], Awaitable[Response]]:
+        """Frames in, a frame out; plan and stage are in the query."""
+
+        async def answer() -> Response:
+            caller("admin")
+            asked = {**query_arguments(request.args), "frame": await body()}
+            done = await node.command(name, asked)
+            return Response(done["frame"], content_type=FRAME_TYPE)
+
+        return answer
+
+    for path, name in _BINARY.items():
+        routes.add_url_rule(path, name, binary(name), methods=["POST"])
     for path, name in _COMMANDS.items():
         routes.add_url_rule(path, name, command(name), methods=["POST"])
     return routes

@@ -17,6 +17,7 @@ from p2pnode.events.types import ConsoleCommandRun
 from p2pnode.facade import GenerateEvent, GenerateRequest, JsonObject
 from p2pnode.node.capability import process_tree_rss_bytes
 from p2pnode.node.core import Node, now_ms
+from p2pnode.node.mode_commands import ModeCommands
 from p2pnode.node.planning import PlanRequest
 from p2pnode.node.queries import LogQueries
 from p2pnode.units import ContentId, PeerId
@@ -30,7 +31,9 @@ class Faces:
     def __init__(self, node: Node) -> None:
         self._node = node
         self._queries = LogQueries(node.ledger)
+        self.modes = ModeCommands(node)
         self._commands: dict[str, Command] = {
+            **self.modes.table(),
             "topup": self._top_up,
             "quota": self._quota,
             "pause": self._pause,
@@ -49,6 +52,7 @@ class Faces:
             "console_ran": self._console_ran,
             "key_created": self._key_created,
             "key_revoked": self._key_revoked,
+            "verify_peer_log": self._verify_peer_log,
             "approve_peer": self._approve_peer,
             "refuse_peer": self._refuse_peer,
             "revoke_peer": self._revoke_peer,
@@ -68,7 +72,7 @@ class Faces:
         broken = [
             a.plan_id
             for a in node.routing.active.values()
-            if a.lost is not None and a.model.content_id in node.applied
+            if a.lost is not None and a.model.content_id in node.choosing.applied
         ]
         return {
             "status": "ok",
@@ -210,13 +214,13 @@ class Faces:
         return self._node.catalog.metadata(self._node.catalog.resolve(name))
 
     async def tokenize(self, model: str, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
-        active = await self._node.choose(GenerateRequest(model=model, prompt=""))
+        active = await self._node.choosing.choose(GenerateRequest(model=model, prompt=""))
         return await active.engine.client.tokenize(
             active.vocabulary_unit, text, add_special=add_special, parse_special=parse_special
         )
 
     async def detokenize(self, model: str, tokens: Sequence[int]) -> str:
-        active = await self._node.choose(GenerateRequest(model=model, prompt=""))
+        active = await self._node.choosing.choose(GenerateRequest(model=model, prompt=""))
         return (await active.engine.client.detokenize(active.vocabulary_unit, list(tokens))).decode(
             "utf-8", "replace"
         )
@@ -263,8 +267,8 @@ class Faces:
             "rejections": [r.as_dict() for r in planned.rejections],
         }
         if asked.apply:
-            active = await node.carry_out(model, made)
-            node.applied[ContentId(model.content_id)] = (made, asked)
+            active = await node.choosing.carry_out(model, made)
+            node.choosing.applied[ContentId(model.content_id)] = (made, asked)
             answer.update(applied=True, plan_id=active.plan_id, probe_ms=round(active.probe_s * 1000, 2))
             by_peer = {(s["peer"], s["layers"][0]): s for s in active.stages}
             for stage in answer["stages"]:
@@ -344,6 +348,9 @@ class Faces:
         self._node.links.forget(PeerId(str(a["peer"])))
         return await self._node.ledger.do(c.ForgetPeer(peer=str(a["peer"])))
 
+    async def _verify_peer_log(self, a: Mapping[str, Any]) -> JsonObject:
+        return await self._node.log_sharing.verify(PeerId(str(a["peer"])))
+
     async def _approve_peer(self, a: Mapping[str, Any]) -> JsonObject:
         return self._node.approvals.decide(str(a["peer"]), approve=True)
 
@@ -361,7 +368,7 @@ class Faces:
     async def _release_plan(self, a: Mapping[str, Any]) -> JsonObject:
         plan_id = str(a["plan_id"])
         node = self._node
-        node.applied = {k: v for k, v in node.applied.items() if v[0].plan_id != plan_id}
+        node.choosing.applied = {k: v for k, v in node.choosing.applied.items() if v[0].plan_id != plan_id}
         await node.routing.release(plan_id, reason="released by its owner")
         if plan_id not in node.ledger.state.plans.plans:
             return {"plan_id": plan_id}  # one that needs no record: this device alone

@@ -13,7 +13,7 @@ import pytest
 from tests.kit.mesh import MeshOfProcesses, NodeProcess, kill_now, mesh_of
 
 DEMO = "p2pnode-demo"
-PROMPT = "Once upon a time there was a fox who"
+MESSAGES = [{"role": "user", "content": "Tell me a story about three small computers."}]
 TOKENS = 160
 
 
@@ -48,7 +48,7 @@ def answer_while(
     head: NodeProcess, after_tokens: int, trouble: Callable[[], None], **wish: Any
 ) -> tuple[str, dict[str, Any]]:
     """The streamed text and its last event; the trouble comes after some tokens."""
-    document = {"model": DEMO, "prompt": PROMPT, "temperature": 0, "max_tokens": TOKENS, **wish}
+    document = {"model": DEMO, "messages": MESSAGES, "temperature": 0, "max_tokens": TOKENS, **wish}
     pieces: list[str] = []
     end: dict[str, Any] = {}
     for event in head.api.stream("/infer/stream", document):
@@ -98,7 +98,7 @@ def test_a_lost_head_frees_the_others(mesh: MeshOfProcesses) -> None:
         "apply": True,
     }
     alpha.api.post("/plan", plan)
-    events = alpha.api.stream("/infer/stream", {"model": DEMO, "prompt": PROMPT, "max_tokens": TOKENS})
+    events = alpha.api.stream("/infer/stream", {"model": DEMO, "messages": MESSAGES, "max_tokens": TOKENS})
     next(events)
     alpha.kill()
     with pytest.raises(Exception, match=r"went away|IncompleteRead|ended") as caught:

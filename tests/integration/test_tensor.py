@@ -40,7 +40,8 @@ def test_a_group_answers_as_one(mesh: MeshOfProcesses, ranks: int) -> None:
 def test_a_lost_rank_does_not_end_the_answer(mesh: MeshOfProcesses) -> None:
     """A follower's engine is killed in the middle: the same text, from whoever is left."""
     alpha, beta = mesh.nodes[:2]
-    document = {"model": DEMO, "prompt": PROMPT, "temperature": 0, "max_tokens": 120}
+    messages = [{"role": "user", "content": PROMPT}]
+    document = {"model": DEMO, "messages": messages, "temperature": 0, "max_tokens": 120}
     undisturbed = alpha.api.post("/infer", {**document, "mode": "local"})["text"]
     apply(alpha, mode="tensor", devices=["alpha", "beta"])
     pieces: list[str] = []

@@ -59,10 +59,13 @@ class NodeProcess:
     def invite(self, **wish: Any) -> str:
         return str(self.api.post("/invites", {"uses": 1, "expires_s": 600, **wish})["ticket"])
 
-    def infer(self, model: str, prompt: str, **wish: Any) -> dict[str, Any]:
+    def infer(self, model: str, prompt: str, *, raw: bool = False, **wish: Any) -> dict[str, Any]:
+        """One greedy answer; `raw` gives the prompt as it is, else it is a person's message in the chat template."""
+        asked = {"prompt": prompt} if raw else {"messages": [{"role": "user", "content": prompt}]}
         answer: dict[str, Any] = self.api.post(
-            "/infer", {"model": model, "prompt": prompt, "temperature": 0, "max_tokens": 24, **wish}
+            "/infer", {"model": model, "temperature": 0, "max_tokens": 48, **asked, **wish}
         )
+        assert raw or answer["usage"]["completion_tokens"] > 5, answer
         return answer
 
     def until(self, what: str, path: str, holds: Any, *, within_s: float = 30.0) -> Any:
