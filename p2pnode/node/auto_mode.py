@@ -54,15 +54,15 @@ class AutoMode:
         self.last_reason = decision.reason
         if decision.action == "activate" and decision.plan is not None:
             model = node.catalog.resolve(decision.plan.content_id)
-            await node.carry_out(model, decision.plan)
-            node.applied[model.content_id] = (decision.plan, PlanRequest(model=model.name))
+            await node.choosing.carry_out(model, decision.plan)
+            node.choosing.applied[model.content_id] = (decision.plan, PlanRequest(model=model.name))
             self._since_s = time.monotonic()
         node.say({"kind": "auto", "data": {"action": decision.action, "reason": decision.reason}})
         return decision.reason
 
     def _current(self, options: list[Option]) -> Current | None:
         node = self._node
-        for content_id, (plan, asked) in node.applied.items():
+        for content_id, (plan, asked) in node.choosing.applied.items():
             active = node.routing.of_model(content_id)
             quality = next((o.quality for o in options if o.plan.content_id == content_id), 0.0)
             return Current(

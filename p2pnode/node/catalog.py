@@ -82,6 +82,10 @@ class Catalog:
                 )
         return sorted(found.values(), key=lambda m: (not m.is_complete_here, m.name != DEMO_NAME, m.name))
 
+    def holds(self, content_id: str) -> bool:
+        """Whether at least its manifest is on this disk."""
+        return any(model.content_id == content_id for model in self.store.models())
+
     def resolve(self, name: str | None) -> KnownModel:
         """By name, content id, or None for the default: the embedded model, else the first that is complete here."""
         models = self.known()

@@ -16,37 +16,35 @@ import structlog
 
 from p2pnode import __version__, limits
 from p2pnode import commands as c
-from p2pnode.compute.calibration import Measured
-from p2pnode.compute.plan import Plan
 from p2pnode.config import JoinOptions
-from p2pnode.errors import P2PNodeError, StageLost
+from p2pnode.errors import P2PNodeError
 from p2pnode.events import types as facts
 from p2pnode.facade import GenerateEvent, GenerateRequest
 from p2pnode.identity import Identity
 from p2pnode.models.serve import BlobServer
 from p2pnode.models.store import ModelStore, StoredModel
-from p2pnode.network import path_of
-from p2pnode.node.active import Active
 from p2pnode.node.approval import Approvals, ask, ask_nearby
 from p2pnode.node.auto_mode import AutoMode
 from p2pnode.node.books import Books
 from p2pnode.node.bringing import Bringing
 from p2pnode.node.capability import Capability, cores
-from p2pnode.node.catalog import BLOB, Catalog, KnownModel
+from p2pnode.node.catalog import BLOB, Catalog
+from p2pnode.node.choosing import Choosing
 from p2pnode.node.embedding import Embedding
 from p2pnode.node.engines import EngineHost, EnginePool
 from p2pnode.node.federation import Federation, nearest_holder
 from p2pnode.node.hosting import HostedStage, Hosting
 from p2pnode.node.ledger import Ledger
-from p2pnode.node.links import Link, Links
+from p2pnode.node.links import Links
 from p2pnode.node.measuring import machine_rates
 from p2pnode.node.mesh import Mesh, key_of, peer_of
 from p2pnode.node.nearby import listen_nearby
 from p2pnode.node.omni import OmniStages
-from p2pnode.node.planning import Planning, PlanRequest, parts_of
+from p2pnode.node.planning import Planning
+from p2pnode.node.presence import Presence
 from p2pnode.node.pulling import Pulling
 from p2pnode.node.receipts import Receipts
-from p2pnode.node.requests import Requests, Running
+from p2pnode.node.requests import Requests
 from p2pnode.node.rings import Rings
 from p2pnode.node.routing import Routing
 from p2pnode.node.rpc_tunnel import RpcTunnel
@@ -54,10 +52,8 @@ from p2pnode.node.stage_streams import StageStreams
 from p2pnode.node.tasks import Tasks, describe
 from p2pnode.node.whole import Whole
 from p2pnode.node.witnessing import Witnessing
-from p2pnode.transport import messages
-from p2pnode.transport.discovery import Discovery
 from p2pnode.transport.port import Transport
-from p2pnode.units import ContentId, PeerId
+from p2pnode.units import PeerId
 
 Tell = Callable[[str], None]
 _log = structlog.get_logger("p2pnode.node")
@@ -103,9 +99,9 @@ class Node:
             transport,
             tasks=self.tasks,
             rng=Random(secrets.randbits(64)),  # noqa: S311 - jitter, not a secret
-            my_status=self._status,
-            on_status=self._on_status,
-            on_link=self._on_link,
+            my_status=lambda: self.presence.status(),
+            on_status=lambda link, status: self.presence.heard(link, status),
+            on_link=lambda link, is_up: self.presence.link_changed(link, is_up),
             is_member=lambda peer: self.mesh.is_member(peer),
         )
         self.mesh = Mesh(
@@ -168,6 +164,35 @@ class Node:
             capability=self.capability.view,
             name=self.name,
         )
+        self.choosing = Choosing(
+            me=self.me,
+            ledger=ledger,
+            catalog=self.catalog,
+            links=self.links,
+            planning=self.planning,
+            routing=self.routing,
+            tasks=self.tasks,
+            memory_max_bytes=options.memory_max_bytes,
+            say=self.say,
+        )
+        self.presence = Presence(
+            name=self.name,
+            ledger=ledger,
+            transport=transport,
+            mesh=self.mesh,
+            links=self.links,
+            catalog=self.catalog,
+            capability=self.capability,
+            hosting=self.hosting,
+            routing=self.routing,
+            tasks=self.tasks,
+            stopping=self.stopping,
+            state=lambda: self.state,
+            addresses=self.addresses,
+            where=self.where,
+            now_ms=now_ms,
+            say=self.say,
+        )
         self.receipts = Receipts(
             me=self.me,
             record=ledger,
@@ -180,21 +205,17 @@ class Node:
             rng=secrets.token_bytes,
         )
         self.requests = Requests(
-            choose=self.choose,
-            choose_again=self.choose_again,
+            choose=self.choosing.choose,
+            choose_again=self.choosing.choose_again,
             book=Books(ledger, self.receipts, self.tasks),
             new_id=lambda: f"req-{secrets.token_hex(8)}",
-            finished=self._learn,
+            finished=self.choosing.learn,
         )
         self.federation = Federation(transport=transport, links=self.links, generate=self.requests.generate)
         self.embedding = Embedding(self.bringing, self._new_engine)
         self.witnessing = Witnessing(ledger=ledger, links=self.links)
         self.auto_mode = AutoMode(self)
         self.pulling = Pulling(self.catalog, options.data, self.say)
-        self.plans_made: dict[str, Plan] = {}
-        self.applied: dict[ContentId, tuple[Plan, PlanRequest]] = {}
-        """Plans somebody applied: carried out again after a loss, on the same devices while they are there."""
-        self.discovery: Discovery | None = None
         self.telemetry: list[Callable[[dict[str, Any]], None]] = []
         transport.handle(BLOB, BlobServer(store).handle)
 
@@ -216,7 +237,7 @@ class Node:
             tell(f'created the mesh "{self.mesh.mesh_name}"')
         await self._offer_models(is_founder=self.mesh.my_role == "founder", tell=tell)
         self._know_members()
-        await self._discover(tell)
+        await self.presence.discover(self.options.mdns, tell)
         self.tasks.spawn("record clock", self._tick())
         self.tasks.spawn("witnesses", self.witnessing.run())
         self.tasks.spawn("auto mode", self.auto_mode.run())
@@ -269,25 +290,6 @@ class Node:
             before, _, peer_text = address.partition("/p2p/")
             self.links.know(PeerId(peer_text), addresses=[before])
 
-    async def _discover(self, tell: Tell) -> None:
-        """mDNS is a convenience: without multicast everything else works and `doctor` says so."""
-        if not self.options.mdns:
-            return
-        self.discovery = Discovery(self.me, self.addresses, self._heard_nearby)
-        try:
-            await self.discovery.start()
-        except P2PNodeError as error:
-            self.discovery = None
-            tell(error.message)
-
-    def _heard_nearby(self, peer_id: PeerId, addresses: list[str]) -> None:
-        if self.mesh.is_member(peer_id) and not self.stopping.is_set():
-            self.links.know(peer_id, addresses=addresses)
-
-    async def _end_discovery(self) -> None:
-        if self.discovery is not None:
-            await self.discovery.close()
-
     async def _measure(self) -> None:
         self.capability.measured.update(await machine_rates(self.options.data, self.threads, now_ms))
         self.capability.measured.update(build=await self.tunnel.build(), can_rpc=True)
@@ -306,7 +308,7 @@ class Node:
         self.stopping.set()
         self.links.close()
         steps = (
-            self._end_discovery,
+            self.presence.end_discovery,
             self.routing.close,
             self.embedding.close,
             self.tunnel.close,
@@ -335,103 +337,13 @@ class Node:
                 async with asyncio.timeout(limits.GOODBYE_S_MAX):
                     await self.hosting.idle.wait()
 
-    # --- what others hear and say --------------------------------------------------------------------
+    # --- the mesh ------------------------------------------------------------------------------------
     def addresses(self) -> list[str]:
         return list(self.transport.listen_multiaddrs)[: limits.TICKET_ADDRESSES_MAX]
 
     def where(self) -> dict[str, list[str]]:
         """Addresses of every other member, as far as known."""
         return {peer: list(link.addresses) for peer, link in self.links.links.items() if link.addresses}
-
-    def _status(self) -> messages.Status:
-        membership = self.mesh.membership
-        rtt_ms = {
-            link.peer_id: round(link.connection.stats().rtt_s * 1000, 3)
-            for link in self.links.links.values()
-            if link.connection is not None and link.is_up
-        }
-        return messages.Status(
-            name=self.name,
-            version=__version__,
-            role=self.mesh.my_role,
-            mesh_key=membership.mesh_key if membership else b"",
-            addresses=self.addresses(),
-            grants=membership.export() if membership else [],
-            revocations=membership.export_revocations() if membership else [],
-            models=self.catalog.announce(),
-            capability=self.capability.view(),
-            state=self.state,
-            now_ms=now_ms(),
-            checkpoint=self.ledger.log.checkpoint() or "",
-            extra={
-                "rtt_ms": rtt_ms,
-                "peers": self.where(),
-                "stages": [self._hosted_view(h) for h in self.hosting.stages.values()],
-            },
-        )
-
-    def _hosted_view(self, hosted: HostedStage) -> dict[str, Any]:
-        return {
-            "plan_id": hosted.order.plan_id,
-            "model": hosted.order.model_name,
-            "layers": list(hosted.layers),
-            "bytes_fetched": hosted.bytes_fetched,
-            "up": hosted.engine.is_up,
-        }
-
-    def _on_status(self, link: Link, status: messages.Status) -> None:
-        for address in status.addresses[: limits.PEER_ADDRESSES_MAX]:
-            if address.startswith("/") and address not in link.addresses and len(link.addresses) < 16:
-                link.addresses.append(address)
-        if status.state != "active":
-            self.routing.lose_peer(link.peer_id, f"{link.name} is {status.state}")
-        if not self.stopping.is_set():
-            self.tasks.spawn("hear status", self._hear(link, status))
-
-    async def _hear(self, link: Link, status: messages.Status) -> None:
-        await self.mesh.hear(status)
-        self._hear_of_others(status)
-        entry = self.ledger.state.peers.peers.get(link.peer_id)
-        if link.connection is not None and (
-            entry is None or not entry.online or entry.version != status.version
-        ):
-            remote = link.connection.remote_multiaddr.split("/")
-            path = path_of(remote[2] if len(remote) > 2 else "")
-            await self.ledger.do(
-                c.RecordPeerSeen(
-                    peer=link.peer_id,
-                    device_name=link.name,
-                    path=path,
-                    address_commitment=self.ledger.log.commit_secret(
-                        f"address of {link.peer_id}", link.connection.remote_multiaddr.encode()
-                    ),
-                    version=status.version[:128],
-                )
-            )
-        for model in status.models:
-            await self._learn_model(str(model.get("manifest", "")), str(model.get("name", ""))[:128], link)
-
-    def _hear_of_others(self, status: messages.Status) -> None:
-        """Members tell where members are; who answers there is checked when dialling."""
-        for peer, addresses in list(dict(status.extra.get("peers", {})).items())[: limits.MESH_MEMBERS_MAX]:
-            peer_id = PeerId(str(peer))
-            link = self.links.links.get(peer_id)
-            if peer_id != self.me and (link is None or not link.is_up) and self.mesh.is_member(peer_id):
-                said = [str(a) for a in addresses if str(a).startswith("/")][: limits.PEER_ADDRESSES_MAX]
-                self.links.know(peer_id, addresses=said)
-
-    async def _learn_model(self, content_id: str, name: str, link: Link) -> None:
-        """Keep the manifest (never the weights) of what others offer, so that it can be planned for at once."""
-        if not content_id or not name or any(m.content_id == content_id for m in self.store.models()):
-            return
-        await self.catalog.manifest(ContentId(content_id), name=name, extra_holders=[link.peer_id])
-
-    def _on_link(self, link: Link, is_up: bool) -> None:
-        if not is_up and not self.stopping.is_set():
-            self.tasks.spawn(
-                "peer lost", self.ledger.do(c.RecordPeerLost(peer=link.peer_id, reason="connection lost"))
-            )
-        self.say({"kind": "link", "data": {"peer": link.peer_id, "name": link.name, "up": is_up}})
 
     def _member_added(self, peer: PeerId, name: str, addresses: list[str]) -> None:
         self.links.know(peer, name=name, addresses=addresses)
@@ -449,163 +361,9 @@ class Node:
     def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateEvent]:
         """Here when this device can, else whole by the nearest device that holds the model."""
         model = self.catalog.resolve(request.model)
-        is_mine = (
-            model.is_complete_here
-            or self.routing.of_model(model.content_id)
-            or model.content_id in self.applied
-        )
-        if request.mode != "auto" or is_mine or not model.holders:
+        if request.mode != "auto" or self.choosing.is_mine(model) or not model.holders:
             return self.requests.generate(request)
         return self.federation.ask(nearest_holder(self.links, model.holders), request)
-
-    # --- plans ---------------------------------------------------------------------------------------
-    async def choose(self, request: GenerateRequest) -> Active:
-        """The plan a request runs on: the one applied for its model, else this device alone, else a new plan."""
-        model = self.catalog.resolve(request.model)
-        if request.mode == "local":
-            return await self._locally(model)
-        applied = self.applied.get(model.content_id)
-        active = self.routing.of_model(model.content_id, None if request.mode == "auto" else request.mode)
-        if active is not None and (active.mode != "local" or applied is None):
-            return active
-        if applied is not None:
-            try:
-                return await self._carry_out_again(model, *applied)
-            except P2PNodeError as error:
-                if not model.is_complete_here:
-                    raise StageLost(
-                        f"the plan for {model.name} cannot be carried out: {error.message}"
-                    ) from error
-                self.say({"kind": "fallback", "data": {"model": model.name, "reason": error.message}})
-                return await self._locally(model)
-        if request.mode == "auto" and model.is_complete_here:
-            return await self._locally(model)
-        return await self.activate(model, PlanRequest(model=model.name, mode=request.mode))  # type: ignore[arg-type]
-
-    async def _locally(self, model: KnownModel) -> Active:
-        return await self.routing.local(model, lambda data: self.say({"kind": "loading", "data": data}))
-
-    async def choose_again(self, running: Running, error: P2PNodeError) -> Active:
-        """Where a running request goes on: without the devices that do not answer now, here alone if that is best."""
-        model = running.active.model
-        gone = await self._silent(running.active)
-        self.say(
-            {
-                "kind": "stage_lost",
-                "data": {"request_id": running.request_id, "reason": error.message, "gone": gone},
-            }
-        )
-        self.routing.give_up(running.active, error)
-        active = await self._instead(model, running.active, gone)
-        if active.plan_id != running.active.plan_id:
-            # What the devices that are left had loaded for the old plan serves nobody now.
-            self.tasks.spawn("release", self.routing.release_left(running.active.plan_id))
-        return active
-
-    async def _instead(self, model: KnownModel, before: Active, gone: list[str]) -> Active:
-        if before.plan_id.startswith("local-"):
-            return await self._locally(model)
-        if not gone and model.content_id in self.applied:
-            return await self._carry_out_again(model, *self.applied[model.content_id])
-        wish = PlanRequest(model=model.name, mode="auto", exclude=gone)
-        made = (await self.planning.make(wish, model)).plan
-        if made.mode == "local":
-            return await self.routing.alone(model, lambda data: self.say({"kind": "loading", "data": data}))
-        return await self.carry_out(model, made)
-
-    async def _silent(self, active: Active) -> list[str]:
-        """Devices of a plan that do not answer a ping now."""
-
-        async def answers(peer: str) -> bool:
-            link = self.links.links.get(PeerId(peer))
-            if peer == self.me:
-                return True
-            if link is None or link.connection is None or not link.is_up:
-                return False
-            if link.status is not None and link.status.state != "active":
-                return False
-            try:
-                await link.connection.ping(timeout_s=limits.SILENCE_PING_S)
-            except (P2PNodeError, TimeoutError):
-                return False
-            return True
-
-        peers = sorted({str(stage["peer"]) for stage in active.stages})
-        found = await asyncio.gather(*(answers(peer) for peer in peers))
-        return [peer for peer, is_there in zip(peers, found, strict=True) if not is_there]
-
-    async def _carry_out_again(self, model: KnownModel, made: Plan, request: PlanRequest) -> Active:
-        up = {link.peer_id for link in self.links.links.values() if link.is_up} | {self.me}
-        if set(made.peers) <= up:
-            return await self.carry_out(model, made)
-        return await self.activate(model, request)
-
-    async def activate(self, model: KnownModel, request: PlanRequest) -> Active:
-        """Plan and carry out."""
-        made = (await self.planning.make(request, model)).plan
-        active = await self.carry_out(model, made)
-        if model.content_id in self.applied:
-            self.applied[model.content_id] = (made, request)
-        return active
-
-    async def carry_out(self, model: KnownModel, made: Plan) -> Active:
-        """Record a plan, prepare its devices, probe it; what failed is said to whoever watches."""
-        if made.mode == "local":
-            return await self._locally(model)
-        started_s = time.monotonic()
-        await self._propose(made, model)
-        self.plans_made[made.plan_id] = made
-        try:
-            active = await self._build(model, made)
-        except P2PNodeError as error:
-            self.say({"kind": "plan_failed", "data": {"plan_id": made.plan_id, "reason": error.message}})
-            raise
-        plan = self.ledger.state.plans.plans.get(made.plan_id)
-        if plan is None or plan.state == "proposed":
-            await self.ledger.do(
-                c.ActivatePlan(plan_id=made.plan_id, duration_ms=int((time.monotonic() - started_s) * 1000))
-            )
-        self.links.status_changed()
-        return active
-
-    async def _build(self, model: KnownModel, made: Plan) -> Active:
-        def say(data: dict[str, Any]) -> None:
-            self.say({"kind": "loading", "data": data})
-
-        if made.mode == "streamed":
-            return await self.routing.streamed(model, self._resident_bytes(model), say)
-        if made.mode == "tensor_rpc":
-            workers = [PeerId(peer) for peer in made.peers if peer != self.me]
-            return await self.routing.rpc(made.plan_id, model, workers, say)
-        return await self.routing.pipeline(made.plan_id, model, parts_of(made), say)
-
-    def _resident_bytes(self, model: KnownModel) -> int:
-        """What `--memory-max` leaves, or half of the model where nothing was said."""
-        half = int(model.summary.get("size_bytes") or 0) // 2
-        return min(self.options.memory_max_bytes or half, half)
-
-    async def _propose(self, made: Plan, model: KnownModel) -> None:
-        if made.plan_id in self.ledger.state.plans.plans:
-            return
-        await self.ledger.do(
-            c.ProposePlan(
-                plan=facts.PlanProposed(
-                    plan_id=made.plan_id,
-                    model=model.content_id,
-                    mode=made.mode,
-                    stages=tuple((stage.peer, stage.layer_first, stage.layer_end) for stage in made.stages),
-                    tokens_per_s_milli=int(made.prediction.tokens_per_s * 1000),
-                    why="; ".join(made.reasons)[:500],
-                )
-            )
-        )
-
-    def _learn(self, running: Running) -> None:
-        """Prediction beside measurement: the next plan believes what this request showed."""
-        made, session = self.plans_made.get(running.active.plan_id), running.session
-        if made is not None and not running.recoveries and len(session.generated) > 1:
-            per_token_s = session.decode_s / (len(session.generated) - 1)
-            self.planning.learn(made, Measured(session.prefill_s, per_token_s, len(session.generated)))
 
     # --- small things --------------------------------------------------------------------------------
     def say(self, item: dict[str, Any]) -> None:

@@ -1,0 +1,212 @@
+"""Which plan a request runs on, plans carried out, and where a request goes on that lost its devices."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+from p2pnode import commands as c
+from p2pnode import limits
+from p2pnode.compute.calibration import Measured
+from p2pnode.compute.plan import Plan
+from p2pnode.errors import P2PNodeError, StageLost
+from p2pnode.events import types as facts
+from p2pnode.facade import GenerateRequest
+from p2pnode.node.active import Active
+from p2pnode.node.catalog import Catalog, KnownModel
+from p2pnode.node.ledger import Ledger
+from p2pnode.node.links import Links
+from p2pnode.node.planning import Planning, PlanRequest, parts_of
+from p2pnode.node.requests import Running
+from p2pnode.node.routing import Routing
+from p2pnode.node.tasks import Tasks
+from p2pnode.units import ContentId, PeerId
+
+
+class Choosing:
+    def __init__(
+        self,
+        *,
+        me: PeerId,
+        ledger: Ledger,
+        catalog: Catalog,
+        links: Links,
+        planning: Planning,
+        routing: Routing,
+        tasks: Tasks,
+        memory_max_bytes: int | None,
+        say: Callable[[dict[str, Any]], None],
+    ) -> None:
+        self._me = me
+        self._ledger = ledger
+        self._catalog = catalog
+        self._links = links
+        self._planning = planning
+        self._routing = routing
+        self._tasks = tasks
+        self._memory_max_bytes = memory_max_bytes
+        self._say = say
+        self._made: dict[str, Plan] = {}
+        """Predictions of the newest plans, to be held against what is measured."""
+        self.applied: dict[ContentId, tuple[Plan, PlanRequest]] = {}
+        """Plans somebody applied: carried out again after a loss, on the same devices while they are there."""
+
+    def is_mine(self, model: KnownModel) -> bool:
+        """Whether this device leads the work on a model itself."""
+        return (
+            model.is_complete_here
+            or self._routing.of_model(model.content_id) is not None
+            or model.content_id in self.applied
+        )
+
+    async def choose(self, request: GenerateRequest) -> Active:
+        """The plan a request runs on: the one applied for its model, else this device alone, else a new plan."""
+        model = self._catalog.resolve(request.model)
+        if request.mode == "local":
+            return await self._locally(model)
+        applied = self.applied.get(model.content_id)
+        active = self._routing.of_model(model.content_id, None if request.mode == "auto" else request.mode)
+        if active is not None and (active.mode != "local" or applied is None):
+            return active
+        if applied is not None:
+            try:
+                return await self._carry_out_again(model, *applied)
+            except P2PNodeError as error:
+                if not model.is_complete_here:
+                    raise StageLost(
+                        f"the plan for {model.name} cannot be carried out: {error.message}"
+                    ) from error
+                self._say({"kind": "fallback", "data": {"model": model.name, "reason": error.message}})
+                return await self._locally(model)
+        if request.mode == "auto" and model.is_complete_here:
+            return await self._locally(model)
+        return await self.activate(model, PlanRequest(model=model.name, mode=request.mode))  # type: ignore[arg-type]
+
+    async def _locally(self, model: KnownModel) -> Active:
+        return await self._routing.local(model, lambda data: self._say({"kind": "loading", "data": data}))
+
+    async def choose_again(self, running: Running, error: P2PNodeError) -> Active:
+        """Where a running request goes on: without the devices that do not answer now, here alone if that is best."""
+        model = running.active.model
+        gone = await self._silent(running.active)
+        self._say(
+            {
+                "kind": "stage_lost",
+                "data": {"request_id": running.request_id, "reason": error.message, "gone": gone},
+            }
+        )
+        self._routing.give_up(running.active, error)
+        active = await self._instead(model, running.active, gone)
+        if active.plan_id != running.active.plan_id:
+            # What the devices that are left had loaded for the old plan serves nobody now.
+            self._tasks.spawn("release", self._routing.release_left(running.active.plan_id))
+        return active
+
+    async def _instead(self, model: KnownModel, before: Active, gone: list[str]) -> Active:
+        if before.plan_id.startswith("local-"):
+            return await self._locally(model)
+        if not gone and model.content_id in self.applied:
+            return await self._carry_out_again(model, *self.applied[model.content_id])
+        wish = PlanRequest(model=model.name, mode="auto", exclude=gone)
+        made = (await self._planning.make(wish, model)).plan
+        if made.mode == "local":
+            return await self._routing.alone(model, lambda data: self._say({"kind": "loading", "data": data}))
+        return await self.carry_out(model, made)
+
+    async def _silent(self, active: Active) -> list[str]:
+        """Devices of a plan that do not answer a ping now."""
+
+        async def answers(peer: str) -> bool:
+            link = self._links.links.get(PeerId(peer))
+            if peer == self._me:
+                return True
+            if link is None or link.connection is None or not link.is_up:
+                return False
+            if link.status is not None and link.status.state != "active":
+                return False
+            try:
+                await link.connection.ping(timeout_s=limits.SILENCE_PING_S)
+            except (P2PNodeError, TimeoutError):
+                return False
+            return True
+
+        peers = sorted({str(stage["peer"]) for stage in active.stages})
+        found = await asyncio.gather(*(answers(peer) for peer in peers))
+        return [peer for peer, is_there in zip(peers, found, strict=True) if not is_there]
+
+    async def _carry_out_again(self, model: KnownModel, made: Plan, request: PlanRequest) -> Active:
+        up = {link.peer_id for link in self._links.links.values() if link.is_up} | {self._me}
+        if set(made.peers) <= up:
+            return await self.carry_out(model, made)
+        return await self.activate(model, request)
+
+    async def activate(self, model: KnownModel, request: PlanRequest) -> Active:
+        """Plan and carry out."""
+        made = (await self._planning.make(request, model)).plan
+        active = await self.carry_out(model, made)
+        if model.content_id in self.applied:
+            self.applied[model.content_id] = (made, request)
+        return active
+
+    async def carry_out(self, model: KnownModel, made: Plan) -> Active:
+        """Record a plan, prepare its devices, probe it; what failed is said to whoever watches."""
+        if made.mode == "local":
+            return await self._locally(model)
+        started_s = time.monotonic()
+        await self._propose(made, model)
+        self._made[made.plan_id] = made
+        while len(self._made) > limits.PLANS_KEPT_MAX:
+            del self._made[next(iter(self._made))]
+        try:
+            active = await self._build(model, made)
+        except P2PNodeError as error:
+            self._say({"kind": "plan_failed", "data": {"plan_id": made.plan_id, "reason": error.message}})
+            raise
+        plan = self._ledger.state.plans.plans.get(made.plan_id)
+        if plan is None or plan.state == "proposed":
+            await self._ledger.do(
+                c.ActivatePlan(plan_id=made.plan_id, duration_ms=int((time.monotonic() - started_s) * 1000))
+            )
+        self._links.status_changed()
+        return active
+
+    async def _build(self, model: KnownModel, made: Plan) -> Active:
+        def say(data: dict[str, Any]) -> None:
+            self._say({"kind": "loading", "data": data})
+
+        if made.mode == "streamed":
+            return await self._routing.streamed(model, self._resident_bytes(model), say)
+        if made.mode == "tensor_rpc":
+            workers = [PeerId(peer) for peer in made.peers if peer != self._me]
+            return await self._routing.rpc(made.plan_id, model, workers, say)
+        return await self._routing.pipeline(made.plan_id, model, parts_of(made), say)
+
+    def _resident_bytes(self, model: KnownModel) -> int:
+        """What `--memory-max` leaves, or half of the model where nothing was said."""
+        half = int(model.summary.get("size_bytes") or 0) // 2
+        return min(self._memory_max_bytes or half, half)
+
+    async def _propose(self, made: Plan, model: KnownModel) -> None:
+        if made.plan_id in self._ledger.state.plans.plans:
+            return
+        await self._ledger.do(
+            c.ProposePlan(
+                plan=facts.PlanProposed(
+                    plan_id=made.plan_id,
+                    model=model.content_id,
+                    mode=made.mode,
+                    stages=tuple((stage.peer, stage.layer_first, stage.layer_end) for stage in made.stages),
+                    tokens_per_s_milli=int(made.prediction.tokens_per_s * 1000),
+                    why="; ".join(made.reasons)[:500],
+                )
+            )
+        )
+
+    def learn(self, running: Running) -> None:
+        """Prediction beside measurement: the next plan believes what this request showed."""
+        made, session = self._made.get(running.active.plan_id), running.session
+        if made is not None and not running.recoveries and len(session.generated) > 1:
+            per_token_s = session.decode_s / (len(session.generated) - 1)
+            self._planning.learn(made, Measured(session.prefill_s, per_token_s, len(session.generated)))

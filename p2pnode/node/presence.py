@@ -1,0 +1,177 @@
+"""What this device tells the other members of itself, and what it makes of what they tell."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from p2pnode import __version__, limits
+from p2pnode import commands as c
+from p2pnode.errors import P2PNodeError
+from p2pnode.network import path_of
+from p2pnode.node.capability import Capability
+from p2pnode.node.catalog import Catalog
+from p2pnode.node.hosting import HostedStage, Hosting
+from p2pnode.node.ledger import Ledger
+from p2pnode.node.links import Link, Links
+from p2pnode.node.mesh import Mesh
+from p2pnode.node.routing import Routing
+from p2pnode.node.tasks import Tasks
+from p2pnode.transport import messages
+from p2pnode.transport.discovery import Discovery
+from p2pnode.transport.port import Transport
+from p2pnode.units import ContentId, PeerId
+
+Tell = Callable[[str], None]
+
+
+class Presence:
+    def __init__(
+        self,
+        *,
+        name: str,
+        ledger: Ledger,
+        transport: Transport,
+        mesh: Mesh,
+        links: Links,
+        catalog: Catalog,
+        capability: Capability,
+        hosting: Hosting,
+        routing: Routing,
+        tasks: Tasks,
+        stopping: asyncio.Event,
+        state: Callable[[], str],
+        addresses: Callable[[], list[str]],
+        where: Callable[[], dict[str, list[str]]],
+        now_ms: Callable[[], int],
+        say: Callable[[dict[str, Any]], None],
+    ) -> None:
+        self._me = transport.peer_id
+        self._name = name
+        self._ledger = ledger
+        self._mesh = mesh
+        self._links = links
+        self._catalog = catalog
+        self._capability = capability
+        self._hosting = hosting
+        self._routing = routing
+        self._tasks = tasks
+        self._stopping = stopping
+        self._state = state
+        self._addresses = addresses
+        self._where = where
+        self._now_ms = now_ms
+        self._say = say
+        self._discovery: Discovery | None = None
+
+    # --- nearby --------------------------------------------------------------------------------------
+    async def discover(self, is_wanted: bool, tell: Tell) -> None:
+        """mDNS is a convenience: without multicast everything else works and `doctor` says so."""
+        if not is_wanted:
+            return
+        self._discovery = Discovery(self._me, self._addresses, self._heard_nearby)
+        try:
+            await self._discovery.start()
+        except P2PNodeError as error:
+            self._discovery = None
+            tell(error.message)
+
+    def _heard_nearby(self, peer_id: PeerId, addresses: list[str]) -> None:
+        if self._mesh.is_member(peer_id) and not self._stopping.is_set():
+            self._links.know(peer_id, addresses=addresses)
+
+    async def end_discovery(self) -> None:
+        if self._discovery is not None:
+            await self._discovery.close()
+
+    # --- saying and hearing --------------------------------------------------------------------------
+    def status(self) -> messages.Status:
+        membership = self._mesh.membership
+        rtt_ms = {
+            link.peer_id: round(link.connection.stats().rtt_s * 1000, 3)
+            for link in self._links.links.values()
+            if link.connection is not None and link.is_up
+        }
+        return messages.Status(
+            name=self._name,
+            version=__version__,
+            role=self._mesh.my_role,
+            mesh_key=membership.mesh_key if membership else b"",
+            addresses=self._addresses(),
+            grants=membership.export() if membership else [],
+            revocations=membership.export_revocations() if membership else [],
+            models=self._catalog.announce(),
+            capability=self._capability.view(),
+            state=self._state(),
+            now_ms=self._now_ms(),
+            checkpoint=self._ledger.log.checkpoint() or "",
+            extra={
+                "rtt_ms": rtt_ms,
+                "peers": self._where(),
+                "stages": [self._hosted_view(h) for h in self._hosting.stages.values()],
+            },
+        )
+
+    def _hosted_view(self, hosted: HostedStage) -> dict[str, Any]:
+        return {
+            "plan_id": hosted.order.plan_id,
+            "model": hosted.order.model_name,
+            "layers": list(hosted.layers),
+            "bytes_fetched": hosted.bytes_fetched,
+            "up": hosted.engine.is_up,
+        }
+
+    def heard(self, link: Link, status: messages.Status) -> None:
+        for address in status.addresses[: limits.PEER_ADDRESSES_MAX]:
+            if address.startswith("/") and address not in link.addresses and len(link.addresses) < 16:
+                link.addresses.append(address)
+        if status.state != "active":
+            self._routing.lose_peer(link.peer_id, f"{link.name} is {status.state}")
+        if not self._stopping.is_set():
+            self._tasks.spawn("hear status", self._hear(link, status))
+
+    async def _hear(self, link: Link, status: messages.Status) -> None:
+        await self._mesh.hear(status)
+        self._hear_of_others(status)
+        entry = self._ledger.state.peers.peers.get(link.peer_id)
+        if link.connection is not None and (
+            entry is None or not entry.online or entry.version != status.version
+        ):
+            remote = link.connection.remote_multiaddr.split("/")
+            path = path_of(remote[2] if len(remote) > 2 else "")
+            await self._ledger.do(
+                c.RecordPeerSeen(
+                    peer=link.peer_id,
+                    device_name=link.name,
+                    path=path,
+                    address_commitment=self._ledger.log.commit_secret(
+                        f"address of {link.peer_id}", link.connection.remote_multiaddr.encode()
+                    ),
+                    version=status.version[:128],
+                )
+            )
+        for model in status.models:
+            await self._learn_model(str(model.get("manifest", "")), str(model.get("name", ""))[:128], link)
+
+    def _hear_of_others(self, status: messages.Status) -> None:
+        """Members tell where members are; who answers there is checked when dialling."""
+        for peer, addresses in list(dict(status.extra.get("peers", {})).items())[: limits.MESH_MEMBERS_MAX]:
+            peer_id = PeerId(str(peer))
+            link = self._links.links.get(peer_id)
+            if peer_id != self._me and (link is None or not link.is_up) and self._mesh.is_member(peer_id):
+                said = [str(a) for a in addresses if str(a).startswith("/")][: limits.PEER_ADDRESSES_MAX]
+                self._links.know(peer_id, addresses=said)
+
+    async def _learn_model(self, content_id: str, name: str, link: Link) -> None:
+        """Keep the manifest (never the weights) of what others offer, so that it can be planned for at once."""
+        if not content_id or not name or self._catalog.holds(content_id):
+            return
+        await self._catalog.manifest(ContentId(content_id), name=name, extra_holders=[link.peer_id])
+
+    def link_changed(self, link: Link, is_up: bool) -> None:
+        if not is_up and not self._stopping.is_set():
+            self._tasks.spawn(
+                "peer lost", self._ledger.do(c.RecordPeerLost(peer=link.peer_id, reason="connection lost"))
+            )
+        self._say({"kind": "link", "data": {"peer": link.peer_id, "name": link.name, "up": is_up}})
