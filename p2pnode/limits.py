@@ -132,6 +132,13 @@ LOG_QUEUE_MAX = 4096
 LOG_READ_EVENTS_MAX = 10_000
 """Events in one answer to a reader."""
 
+LOG_SHARE_ENTRIES_MAX = 256
+LOG_SHARE_BYTES_MAX = 512 * 1024
+"""Entries of one answer to a member: half of what a control message may have, and one entry has at most 64 KiB."""
+
+LOG_SHARE_READERS_MAX = 8
+"""Questions of members read at once; more are told to come again."""
+
 LOG_PUBLISH_MS_MIN = 1_000
 """Between two writes of the published checkpoint, when blocks fill faster than that."""
 

@@ -8,6 +8,7 @@ import click
 
 from p2pnode.cli.device_commands import say
 from p2pnode.cli.output import connect, node_options, one_line, print_json, print_table, short
+from p2pnode.endpoint import Endpoint
 from p2pnode.errors import NotFound
 
 
@@ -36,12 +37,32 @@ def refuse(device: str, data: Path | None, api: str | None, as_json: bool) -> No
 def revoke(device: str, reason: str, data: Path | None, api: str | None, as_json: bool) -> None:
     """End the membership of a DEVICE (name or peer id): every member refuses it from then on."""
     node = connect(data, api)
+    peer = peer_named(node, device)
+    answer = node.post("/command/revoke_peer", {"peer": peer, "reason": reason})
+    say(answer, f"{device} is a member no longer", as_json=as_json)
+
+
+@click.command("verify-peer")
+@click.argument("device")
+@node_options
+def verify_peer(device: str, data: Path | None, api: str | None, as_json: bool) -> None:
+    """Fetch the record of another DEVICE (name or peer id) through this node, and check all of it."""
+    node = connect(data, api)
+    answer = node.post("/command/verify_peer_log", {"peer": peer_named(node, device)})
+    say(
+        answer,
+        f"{device}: {answer['size']} entries are what was signed, root {answer['root'][:16]}",
+        as_json=as_json,
+    )
+
+
+def peer_named(node: Endpoint, device: str) -> str:
+    """Peer id of a device given by name or id; NotFound says how many there are."""
     found = [row["peer"] for row in node.get("/peers")["peers"] if device in (row["peer"], row.get("name"))]
     if len(found) != 1:
         problem = "there is no device" if not found else f"{len(found)} devices are called"
         raise NotFound(f"{problem} {one_line(device)!r}", hint="p2pnode peers --json shows the peer ids")
-    answer = node.post("/command/revoke_peer", {"peer": found[0], "reason": reason})
-    say(answer, f"{device} is a member no longer", as_json=as_json)
+    return str(found[0])
 
 
 def list_nearby(*, as_json: bool) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from p2pnode.cli import log_render as render
+from p2pnode.cli.admission import verify_peer
 from p2pnode.cli.log_folder import folder_options, open_reader, own_peer
 from p2pnode.cli.log_record_commands import (
     accept_rollback,
@@ -173,5 +174,15 @@ def _wait_a_moment() -> None:
     threading.Event().wait(0.5)
 
 
-for command in (replay, rebuild, export, witnesses, receipt, forget, accept_rollback, rotate_keys):
+for command in (
+    verify_peer,
+    replay,
+    rebuild,
+    export,
+    witnesses,
+    receipt,
+    forget,
+    accept_rollback,
+    rotate_keys,
+):
     log.add_command(command)

@@ -36,6 +36,7 @@ from p2pnode.node.federation import Federation, nearest_holder
 from p2pnode.node.hosting import HostedStage, Hosting
 from p2pnode.node.ledger import Ledger
 from p2pnode.node.links import Links
+from p2pnode.node.log_sharing import LogSharing
 from p2pnode.node.measuring import machine_rates
 from p2pnode.node.mesh import Mesh, key_of, peer_of
 from p2pnode.node.nearby import listen_nearby
@@ -213,6 +214,7 @@ class Node:
         )
         self.federation = Federation(transport=transport, links=self.links, generate=self.requests.generate)
         self.embedding = Embedding(self.bringing, self._new_engine)
+        self.log_sharing = LogSharing(ledger=ledger, links=self.links, transport=transport)
         self.witnessing = Witnessing(ledger=ledger, links=self.links)
         self.auto_mode = AutoMode(self)
         self.pulling = Pulling(self.catalog, options.data, self.say)

@@ -29,6 +29,7 @@ PRIVATE = {
     "/p2pnode/rpc/1",
     "/p2pnode/infer/1",
     "/omni/tensor-xfer/1",
+    "/p2pnode/log/1",
 }
 """At least these are for members alone."""
 
