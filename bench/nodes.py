@@ -80,11 +80,16 @@ class Node:
     def release(self, plan_id: str) -> None:
         self.api.post("/command/release_plan", {"plan_id": plan_id})
 
+    def events(self, *types: str) -> list[dict[str, Any]]:
+        """The newest entries of these types in this device's record."""
+        entries = self.api.get("/log/entries", {"limit": 1000})["entries"]
+        return [entry for entry in entries if entry["type"] in types]
+
     def stop(self) -> None:
         """Politely, and if that takes too long, not."""
         if self.is_running:
-            self.process.send_signal(signal.SIGCONT)
             self.process.send_signal(signal.SIGTERM)
+            self.process.send_signal(signal.SIGCONT)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(STOP_S_MAX)
         self.kill()
@@ -163,9 +168,10 @@ class Answer:
         return [b - a for a, b in zip(self.at_s, self.at_s[1:], strict=False)]
 
 
-def ask(node: Node, wish: Mapping[str, Any]) -> Answer:
-    """`POST /v1/completions`, streamed; the prompt may be token ids."""
-    answer = Answer(started_s=time.perf_counter())
+def ask(node: Node, wish: Mapping[str, Any], answer: Answer | None = None) -> Answer:
+    """`POST /v1/completions`, streamed; the prompt may be token ids. `answer` grows while it comes."""
+    answer = answer or Answer()
+    answer.started_s = time.perf_counter()
     for event in node.api.stream("/v1/completions", {"stream": True, "temperature": 0, **wish}):
         for choice in event.get("choices", ()):
             if choice["text"]:
