@@ -54,7 +54,12 @@ def test_order_of_arrival_does_not_matter(order: list[int]) -> None:
     mesh, grants = Membership(founder.key), chain()
     for index in order:
         mesh.add(grants[index])
-    assert [mesh.role(d.key) for d in (founder, kitchen, study, guest)] == ["founder", "worker", "worker", "client"]
+    assert [mesh.role(d.key) for d in (founder, kitchen, study, guest)] == [
+        "founder",
+        "worker",
+        "worker",
+        "client",
+    ]
     assert mesh.role(stranger.key) is None
     assert set(mesh.members()) == {founder.key, kitchen.key, study.key, guest.key}
     assert [decode_grant(data) for data in mesh.export()] == sorted(
@@ -76,10 +81,36 @@ def test_wrong_mesh_and_wrong_signature_are_refused() -> None:
         mesh.add(stranger.grants(kitchen, mesh=stranger))
     good = founder.grants(kitchen, mesh=founder)
     for forged in (
-        Grant(good.mesh_key, good.subject_key, good.issuer_key, "client", good.name, good.issued_ms, good.signature),
-        Grant(good.mesh_key, stranger.key, good.issuer_key, good.role, good.name, good.issued_ms, good.signature),
-        Grant(good.mesh_key, good.subject_key, stranger.key, good.role, good.name, good.issued_ms, good.signature),
-        Grant(good.mesh_key, good.subject_key, b"\xff" * 32, good.role, good.name, good.issued_ms, good.signature),
+        Grant(
+            good.mesh_key,
+            good.subject_key,
+            good.issuer_key,
+            "client",
+            good.name,
+            good.issued_ms,
+            good.signature,
+        ),
+        Grant(
+            good.mesh_key, stranger.key, good.issuer_key, good.role, good.name, good.issued_ms, good.signature
+        ),
+        Grant(
+            good.mesh_key,
+            good.subject_key,
+            stranger.key,
+            good.role,
+            good.name,
+            good.issued_ms,
+            good.signature,
+        ),
+        Grant(
+            good.mesh_key,
+            good.subject_key,
+            b"\xff" * 32,
+            good.role,
+            good.name,
+            good.issued_ms,
+            good.signature,
+        ),
     ):
         with pytest.raises(NotAdmitted, match="does not verify"):
             mesh.add(forged)
