@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from p2pnode import limits
 from p2pnode.compute.gguf import ModelIndex, open_model
 from p2pnode.errors import BadModelFile, ModelUnknown, P2PNodeError
 from p2pnode.models import cid
@@ -56,11 +57,17 @@ class Catalog:
                 "name": m.name,
                 "manifest": m.content_id,
                 "complete": m.is_complete,
+                "held": self._held(m.content_id),
                 **m.manifest.summary(),
                 "chat_template": None,
             }
             for m in self.store.models()
         ]
+
+    def _held(self, content_id: ContentId) -> dict[str, Any]:
+        """Whole layers on this disk; of a scattered model the first ranges are enough to plan with."""
+        held = self.store.holdings(content_id)
+        return {"layers": [list(r) for r in held.layers[: limits.HELD_RANGES_MAX]], "ends": held.ends}
 
     def known(self) -> list[KnownModel]:
         found: dict[ContentId, KnownModel] = {}
@@ -72,7 +79,9 @@ class Catalog:
             assert link.status is not None
             for entry in link.status.models:
                 key = ContentId(str(entry.get("manifest", "")))
-                summary = {k: v for k, v in entry.items() if k not in ("name", "manifest", "complete")}
+                summary = {
+                    k: v for k, v in entry.items() if k not in ("name", "manifest", "complete", "held")
+                }
                 mine = found.get(key) or KnownModel(
                     str(entry.get("name", ""))[:128], key, summary, False, False
                 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +19,7 @@ from p2pnode.node.active import Active
 from p2pnode.node.catalog import Catalog, KnownModel
 from p2pnode.node.ledger import Ledger
 from p2pnode.node.links import Links
-from p2pnode.node.planning import Planning, PlanRequest, parts_of
+from p2pnode.node.planning import Planning, PlanRequest, parts_of, spare_blocks
 from p2pnode.node.requests import Running
 from p2pnode.node.routing import Routing
 from p2pnode.node.tasks import Tasks
@@ -109,11 +110,19 @@ class Choosing:
             return await self._locally(model)
         if not gone and model.content_id in self.applied:
             return await self._carry_out_again(model, *self.applied[model.content_id])
-        wish = PlanRequest(model=model.name, mode="auto", exclude=gone)
-        made = (await self._planning.make(wish, model)).plan
+        made = await self._plan_without(model, self._made.get(before.plan_id), gone)
         if made.mode == "local":
             return await self._routing.alone(model, lambda data: self._say({"kind": "loading", "data": data}))
         return await self.carry_out(model, made)
+
+    async def _plan_without(self, model: KnownModel, before: Plan | None, gone: list[str]) -> Plan:
+        """The spares that the plan named, if they can; else whatever is best now."""
+        blocks = spare_blocks(before, gone) if before is not None and gone else None
+        if blocks is not None:
+            with contextlib.suppress(P2PNodeError):
+                wish = PlanRequest(model=model.name, exclude=gone, blocks=blocks)
+                return (await self._planning.make(wish, model)).plan
+        return (await self._planning.make(PlanRequest(model=model.name, exclude=gone), model)).plan
 
     async def _silent(self, active: Active) -> list[str]:
         """Devices of a plan that do not answer a ping now."""

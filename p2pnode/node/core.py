@@ -54,7 +54,7 @@ from p2pnode.node.tasks import Tasks, describe
 from p2pnode.node.whole import Whole
 from p2pnode.node.witnessing import Witnessing
 from p2pnode.transport.port import Transport
-from p2pnode.units import PeerId
+from p2pnode.units import ContentId, PeerId
 
 Tell = Callable[[str], None]
 _log = structlog.get_logger("p2pnode.node")
@@ -217,7 +217,7 @@ class Node:
         self.log_sharing = LogSharing(ledger=ledger, links=self.links, transport=transport)
         self.witnessing = Witnessing(ledger=ledger, links=self.links)
         self.auto_mode = AutoMode(self)
-        self.pulling = Pulling(self.catalog, options.data, self.say)
+        self.pulling = Pulling(self.catalog, self.say)
         self.telemetry: list[Callable[[dict[str, Any]], None]] = []
         transport.handle(BLOB, BlobServer(store).handle)
 
@@ -256,6 +256,7 @@ class Node:
         await ask_nearby(self.mesh, self.transport, await listen_nearby(self.me), tell)
 
     async def _offer_models(self, *, is_founder: bool, tell: Tell) -> None:
+        await asyncio.to_thread(self.store.collect)  # what a crash left behind
         demo = demo_model_path()
         if is_founder and demo is not None:
             await self.offer(await asyncio.to_thread(self.store.add_demo, demo))
@@ -300,8 +301,14 @@ class Node:
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(limits.TICK_S)
+            self._pin_used()
             await self.ledger.log.tick()
             await self.ledger.do(c.ExpireHolds())
+
+    def _pin_used(self) -> None:
+        """Models that serve now are never dropped to make room for others."""
+        used = {active.model.content_id for active in self.routing.active.values()}
+        self.store.pin(used | {ContentId(hosted.order.model) for hosted in self.hosting.stages.values()})
 
     async def stop(self, reason: str) -> None:
         """Frees engines and streams, seals the record, closes the socket."""
@@ -390,6 +397,7 @@ class Node:
         self.say({"kind": f"engine_{what}", "data": {"purpose": purpose, **details}})
 
     async def _stage_stored(self, hosted: HostedStage) -> None:
+        self._pin_used()
         if hosted.bytes_fetched == 0:
             return
         await self.ledger.do(

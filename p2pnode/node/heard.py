@@ -20,6 +20,7 @@ def check_status(status: Status) -> Status:
     for model in status.models:
         if not all(isinstance(model.get(key, ""), str) for key in ("manifest", "name")):
             raise _wrong("a model's manifest and name are text")
+        _check_held(model.get("held", {}))
     peers, rtt_ms = _map(status, "peers"), _map(status, "rtt_ms")
     if not all(isinstance(a, list) and all(isinstance(x, str) for x in a) for a in peers.values()):
         raise _wrong("addresses of peers are lists of text")
@@ -28,6 +29,21 @@ def check_status(status: Status) -> Status:
     if not isinstance(status.extra.get("stages", []), list):
         raise _wrong("stages are a list")
     return status
+
+
+def _check_held(held: object) -> None:
+    if not isinstance(held, dict) or not isinstance(held.get("layers", []), list):
+        raise _wrong("what is held of a model is layers and ends")
+    ranges = held.get("layers", [])
+    if len(ranges) > limits.HELD_RANGES_MAX or not all(map(_is_range, ranges)):
+        raise _wrong(f"held layers are at most {limits.HELD_RANGES_MAX} ranges [first, end)")
+
+
+def _is_range(value: object) -> bool:
+    if not isinstance(value, list) or len(value) != 2 or not all(type(x) is int for x in value):
+        return False
+    first, end = value
+    return bool(0 <= first < end <= limits.MODEL_LAYERS_MAX)
 
 
 def _map(status: Status, name: str) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -18,6 +18,7 @@ from p2pnode.compute.plan import Plan
 from p2pnode.compute.planner import Planned, Wish, WishedMode, plan
 from p2pnode.compute.shape import shape_of
 from p2pnode.errors import RequestError
+from p2pnode.models.stored import Holdings
 from p2pnode.node.active import StagePart
 from p2pnode.node.catalog import Catalog, KnownModel
 from p2pnode.node.links import Links
@@ -25,6 +26,9 @@ from p2pnode.units import PeerId
 
 RATE_ASSUMED_BYTES_PER_S = 8e9
 """Weights a laptop of the last ten years reads per second, until the device itself was measured."""
+
+AUTO_MODES = frozenset({"local", "pipeline", "tensor", "hybrid", "streamed"})
+"""What this node carries out without being asked by name; llama.cpp's own RPC is for who wants just that."""
 
 
 class PlanRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -39,6 +43,10 @@ class PlanRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     why: bool = False
     context: int | None = None
     exclude: list[str] = []
+    memory_max: dict[str, int] = {}
+    """Bytes of memory each device may use for this plan."""
+    pins: dict[str, tuple[int, int]] = {}
+    """Layers a device must compute."""
     blocks: list[tuple[str, int, int]] | None = None
     max_rtt_ms: float | None = None
     """Devices of a tensor group may be this far apart."""
@@ -70,9 +78,8 @@ class Planning:
 
     def mesh(self, model: KnownModel) -> Mesh:
         """Every reachable member that computes, with what it last said of itself."""
-        own = self._device(
-            self._me, self._name, self._capability(), "active", is_holder=model.is_complete_here
-        )
+        here = self._catalog.store.holdings(model.content_id) if model.is_local else Holdings((), False)
+        own = self._device(self._me, self._name, self._capability(), "active", held=here)
         devices: dict[str, Device] = {self._me: own}
         links: dict[tuple[str, str], Link] = {}
         for link in self._links.links.values():
@@ -83,9 +90,12 @@ class Planning:
                 or link.status.role == "client"
             ):
                 continue
-            is_holder = link.peer_id in model.holders
             devices[link.peer_id] = self._device(
-                link.peer_id, link.name, link.status.capability, link.status.state, is_holder=is_holder
+                link.peer_id,
+                link.name,
+                link.status.capability,
+                link.status.state,
+                held=_held_by(link.status.models, model.content_id),
             )
             stats = link.connection.stats()
             rate = float(link.status.capability.get("link_bytes_per_s", 0)) or 30e6
@@ -98,9 +108,7 @@ class Planning:
         """Believe a device a little more or less after each request."""
         self.calibration = self.calibration.updated(made, measured)
 
-    def _device(
-        self, peer: str, name: str, said: Mapping[str, Any], state: str, *, is_holder: bool
-    ) -> Device:
+    def _device(self, peer: str, name: str, said: Mapping[str, Any], state: str, *, held: Holdings) -> Device:
         def number(key: str, otherwise: float) -> float:
             value = said.get(key)
             return float(value) if isinstance(value, int | float) and value >= 0 else otherwise
@@ -113,8 +121,8 @@ class Planning:
             decode_bytes_per_s=number("decode_bytes_per_s", RATE_ASSUMED_BYTES_PER_S),
             prefill_bytes_per_s=number("prefill_bytes_per_s", 0.0),
             disk_free_bytes=int(number("disk_free_bytes", 0)) or None,
-            held_layers=frozenset(range(10_000)) if is_holder else frozenset(),
-            holds_ends=is_holder,
+            held_layers=frozenset(layer for first, end in held.layers for layer in range(first, end)),
+            holds_ends=held.ends,
             is_paused=state != "active",
             on_battery=bool(said.get("on_battery")),
             is_metered=bool(said.get("is_metered")),
@@ -137,6 +145,9 @@ class Planning:
             devices=tuple(request.devices) if request.devices else None,
             strategy="memory" if request.strategy == "memory" else "speed",
             excluded=frozenset(request.exclude),
+            memory_max_bytes=dict(request.memory_max),
+            pins=dict(request.pins),
+            auto_modes=AUTO_MODES,
             blocks=tuple(request.blocks) if request.blocks else None,
             tensor_rtt_max_s=self._rtt_max_s(request),
         )
@@ -163,6 +174,29 @@ def _timed(mesh: Mesh) -> Mesh:
     return Mesh(
         mesh.devices, {**links, **mesh.links, **{(b, a): link for (a, b), link in mesh.links.items()}}
     )
+
+
+def _held_by(said: Sequence[Mapping[str, Any]], content_id: str) -> Holdings:
+    """What a device says it holds of a model; its form was checked when it was heard."""
+    entry = next((m for m in said if m.get("manifest") == content_id), None)
+    if entry is None:
+        return Holdings((), False)
+    if entry.get("complete") and "held" not in entry:  # an older version says no more
+        return Holdings(((0, limits.MODEL_LAYERS_MAX),), True)
+    held = entry.get("held", {})
+    return Holdings(tuple((first, end) for first, end in held.get("layers", [])), held.get("ends") is True)
+
+
+def spare_blocks(made: Plan, gone: Collection[str]) -> list[tuple[str, int, int]] | None:
+    """The same cuts with spares where devices are gone; None when a spare is missing or a group is concerned."""
+    spares = {spare.stage: spare.peer for spare in made.spares if spare.peer not in gone}
+    blocks: list[tuple[str, int, int]] = []
+    for number, stage in enumerate(made.stages):
+        peer = stage.peer if stage.peer not in gone else spares.get(number)
+        if peer is None or len(stage.ranks) > 1:
+            return None
+        blocks.append((peer, stage.layer_first, stage.layer_end))
+    return blocks
 
 
 def parts_of(made: Plan) -> list[StagePart]:

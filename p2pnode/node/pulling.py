@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from p2pnode.models.hub import ENDPOINT_DEFAULT, Hub
@@ -17,9 +16,8 @@ Say = Callable[[dict[str, Any]], None]
 
 
 class Pulling:
-    def __init__(self, catalog: Catalog, data_dir: Path, say: Say) -> None:
+    def __init__(self, catalog: Catalog, say: Say) -> None:
         self._catalog = catalog
-        self._folder = data_dir / "hub"
         self._say = say
 
     async def pull(self, source: str) -> tuple[StoredModel, int]:
@@ -49,7 +47,9 @@ class Pulling:
 
         try:
             files = await asyncio.to_thread(hub.resolve, reference)
-            folder = self._folder / reference.repo.replace("/", "--")
+            store = self._catalog.store
+            folder = store.pulled_folder(reference.repo)
+            await asyncio.to_thread(store.check_room, sum(file.size for file in files))
             paths = await asyncio.to_thread(hub.pull, files, folder, progress)
         except asyncio.CancelledError:
             hub.stop.set()  # the thread ends at its next piece; what came is kept
