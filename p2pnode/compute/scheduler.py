@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 
 from p2pnode import limits
@@ -115,9 +116,10 @@ async def generate(
     session.prefilled = 0
     started_s = clock()
     sampled: Sampled | None = None
-    async for progress, result in _prefill(route, session, known):
-        sampled = result
-        yield progress
+    async with aclosing(_prefill(route, session, known)) as prefill:
+        async for progress, result in prefill:
+            sampled = result
+            yield progress
     session.prefill_s += clock() - started_s
     started_s = clock() - session.decode_s
     while True:
@@ -155,7 +157,7 @@ def chunk_tokens(prompt_tokens: int, stages: int) -> int:
 
 async def _prefill(
     route: Route, session: Session, tokens: Sequence[int]
-) -> AsyncIterator[tuple[PrefillProgress, Sampled | None]]:
+) -> AsyncGenerator[tuple[PrefillProgress, Sampled | None], None]:
     """Chunks under way side by side, so that every stage of a ring works; the last one is sampled."""
     size = chunk_tokens(len(tokens), route.stages)
     chunks = [tokens[i : i + size] for i in range(0, len(tokens), size)]

@@ -1,0 +1,65 @@
+"""An engine behind its port, without a model: rows are the tokens again, and the next token is the last one plus 1."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from p2pnode.compute.engine_protocol import Sampled, SampledToken, Timings
+from p2pnode.errors import P2PNodeError
+from p2pnode.facade import SamplingParams
+from p2pnode.frame import Frame
+
+
+def sampled(token: int, *, is_eog: bool = False) -> Sampled:
+    return Sampled((SampledToken(token, bytes([token % 256]), is_eog),), Timings())
+
+
+class FakeEngine:
+    """Remembers what it was asked; `gate` holds steps back, `failure` fails them, `eog` ends answers."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Any, ...]] = []
+        self.gate: asyncio.Event | None = None
+        self.failure: P2PNodeError | None = None
+        self.eog: int | None = None
+        self.alive = True
+        self.given_up = 0
+        self.on_step: Callable[[Frame], None] = lambda frame: None
+
+    async def _wait(self, frame: Frame) -> None:
+        self.on_step(frame)
+        if self.gate is not None:
+            await self.gate.wait()
+        if self.failure is not None:
+            raise self.failure
+
+    async def step(self, unit_id: int, frame: Frame) -> Frame:
+        self.calls.append(("step", unit_id, frame.session, frame.position_first))
+        await self._wait(frame)
+        return replace(frame, sequence=0)  # an engine knows nothing of sequences
+
+    async def step_sample(self, unit_id: int, frame: Frame) -> Sampled:
+        self.calls.append(("sample", unit_id, frame.session, frame.position_first))
+        await self._wait(frame)
+        token = struct.unpack_from("<i", frame.payload, 4 * (frame.rows - 1))[0] + 1
+        return sampled(token, is_eog=token == self.eog)
+
+    async def open_session(
+        self, unit_id: int, session: int, params: SamplingParams, prompt_tokens: Sequence[int]
+    ) -> None:
+        self.calls.append(("open", unit_id, session, tuple(prompt_tokens)))
+
+    async def free_session(self, unit_id: int, session: int) -> None:
+        self.calls.append(("free", unit_id, session))
+        if self.failure is not None:
+            raise self.failure
+
+    def give_up_exchange(self) -> None:
+        self.given_up += 1
+
+    def named(self, name: str) -> list[tuple[Any, ...]]:
+        return [call for call in self.calls if call[0] == name]

@@ -1,0 +1,164 @@
+"""The head's end of a ring: what comes back, in which order, and what is said when nothing does."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+
+from p2pnode import limits
+from p2pnode.compute.route import Feed, PipelineRoute
+from p2pnode.compute.stage import error_frame
+from p2pnode.errors import ComputeError, EngineUnavailable, StageLost
+from p2pnode.frame import Frame, Kind
+from tests.kit.fake_engine import FakeEngine
+from tests.unit.compute.test_scheduler import settle
+
+FIRST, OUTPUT = 1, 2
+
+
+class Ring:
+    """A route whose frames lie here until they are sent back."""
+
+    def __init__(self, *, first: int | None = None) -> None:
+        self.engine = FakeEngine()
+        self.out: list[Frame] = []
+        self.broken = False
+        self.route = PipelineRoute(self.engine, first_unit=first, output_unit=OUTPUT, send=self.send)
+
+    async def send(self, frame: Frame) -> None:
+        if self.broken:
+            raise StageLost("the way is broken")
+        self.out.append(frame)
+
+    def feed(self, session: int, token: int = 5, *, epoch: int = 0) -> asyncio.Future[object]:
+        return asyncio.ensure_future(self.route.feed(Feed(session, epoch, 0, [token], sample=True)))
+
+
+def token_of(result: object) -> int:
+    return result.token  # type: ignore[attr-defined,no-any-return]  # a Sampled
+
+
+async def test_results_are_matched_by_sequence() -> None:
+    ring = Ring()
+    one, other = ring.feed(1, 10), ring.feed(2, 20)
+    await settle()
+    for frame in reversed(ring.out):
+        ring.route.arrived(frame)
+    assert (token_of(await one), token_of(await other)) == (11, 21)
+    assert ring.route.waiting == 0
+
+
+async def test_chunks_of_one_session_leave_in_order() -> None:
+    """The first unit is slow with the first chunk: the second one waits for its turn."""
+    ring = Ring(first=FIRST)
+    ring.engine.gate = asyncio.Event()
+    feeds = [
+        asyncio.ensure_future(ring.route.feed(Feed(1, 0, position, [5], sample=False))) for position in (0, 1)
+    ]
+    await settle()
+    assert ring.engine.named("step") == [("step", FIRST, 1, 0)]
+    ring.engine.gate.set()
+    await settle()
+    assert [frame.position_first for frame in ring.out] == [0, 1]
+    assert [frame.sequence for frame in ring.out] == [1, 2]
+    for frame in ring.out:
+        ring.route.arrived(frame)
+    assert await asyncio.gather(*feeds) == [None, None]
+
+
+async def test_late_frames_are_nobodys() -> None:
+    """Of an older epoch, of no feed at all, of a freed session."""
+    ring = Ring()
+    feed = ring.feed(1, epoch=3)
+    await settle()
+    (frame,) = ring.out
+    ring.route.arrived(replace(frame, epoch=2))
+    ring.route.arrived(replace(frame, sequence=99))
+    ring.route.arrived(replace(frame, kind=Kind.FREE, rows=0, columns=0, payload=b""))
+    assert not feed.done()
+    ring.route.arrived(frame)
+    ring.route.arrived(frame)  # twice is once
+    assert token_of(await feed) == 6
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [(EngineUnavailable("it died"), StageLost), (ComputeError("bad rows"), ComputeError)],
+)
+async def test_error_frames_become_conditions(error: ComputeError, expected: type[ComputeError]) -> None:
+    ring = Ring()
+    feed = ring.feed(1)
+    await settle()
+    ring.route.arrived(error_frame(ring.out[0], error))
+    with pytest.raises(expected, match=error.message) as caught:
+        await feed
+    assert type(caught.value) is expected
+
+
+async def test_a_lost_ring_fails_what_is_under_way_and_what_comes() -> None:
+    ring = Ring()
+    feed = ring.feed(1)
+    await settle()
+    ring.route.lost(StageLost("first reason"))
+    ring.route.lost(StageLost("second reason"))
+    with pytest.raises(StageLost, match="first reason"):
+        await feed
+    with pytest.raises(StageLost, match="first reason"):
+        await ring.feed(1)
+
+
+async def test_silence_is_a_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    ring = Ring()
+    monkeypatch.setattr(limits, "STAGE_ANSWER_S_MAX", 0.01)
+    with pytest.raises(StageLost, match="no rows came back"):
+        await ring.feed(1)
+    assert ring.route.waiting == 0
+
+
+async def test_a_loss_while_the_frame_is_on_its_way_out_is_told_once() -> None:
+    """No exception is left that nobody looks at."""
+    ring = Ring(first=FIRST)
+    ring.engine.gate = asyncio.Event()
+    feed = ring.feed(1)
+    await settle()
+    ring.route.lost(StageLost("gone"))
+    ring.broken = True
+    ring.engine.gate.set()
+    with pytest.raises(StageLost, match="broken"):
+        await feed
+
+
+async def test_free_goes_along_the_ring_behind_the_frames() -> None:
+    ring = Ring(first=FIRST)
+    feed = ring.feed(7, epoch=2)
+    await settle()
+    ring.route.arrived(ring.out[0])
+    await feed
+    await ring.route.free(7)
+    assert ring.engine.named("free") == [("free", OUTPUT, 7), ("free", FIRST, 7)]
+    assert (ring.out[-1].kind, ring.out[-1].session, ring.out[-1].epoch) == (Kind.FREE, 7, 2)
+
+
+async def test_free_reaches_the_stages_when_the_heads_engine_is_gone() -> None:
+    ring = Ring()
+    ring.engine.failure = EngineUnavailable("it died")
+    with pytest.raises(EngineUnavailable):
+        await ring.route.free(7)
+    assert ring.out[-1].kind is Kind.FREE
+
+
+async def test_a_lost_ring_is_told_nothing() -> None:
+    ring = Ring()
+    ring.route.lost(StageLost("gone"))
+    await ring.route.free(7)
+    assert ring.out == []
+
+
+async def test_without_other_devices_the_rows_come_from_here() -> None:
+    engine = FakeEngine()
+    route = PipelineRoute(engine, first_unit=FIRST, output_unit=OUTPUT, send=None)
+    assert token_of(await route.feed(Feed(1, 0, 0, [4], sample=True))) == 5
+    await route.free(1)
+    assert [call[0] for call in engine.calls] == ["step", "sample", "free", "free"]

@@ -1,0 +1,220 @@
+"""Admission, and a session's walk from prompt to last token over routes that are not really there."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Sequence
+
+import pytest
+
+from p2pnode import limits
+from p2pnode.compute.engine_protocol import Sampled
+from p2pnode.compute.route import Feed, LocalRoute
+from p2pnode.compute.scheduler import Cells, Session, generate
+from p2pnode.errors import Busy, ContextFull, StageLost
+from p2pnode.facade import PrefillProgress, SamplingParams, TextDelta
+from tests.kit.fake_engine import FakeEngine
+
+A = ord("a")
+
+
+async def settle() -> None:
+    """Let everything that can go on go on."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+# --- admission -------------------------------------------------------------------------------------
+async def test_cells_are_given_first_come_first_served() -> None:
+    """A small wish does not overtake a large one that waits: nobody starves."""
+    cells = Cells(cells=10, sessions=4)
+    await cells.take(8)
+    order: list[str] = []
+
+    async def take(name: str, count: int) -> None:
+        await cells.take(count)
+        order.append(name)
+
+    waiting = [asyncio.ensure_future(take("large", 9)), asyncio.ensure_future(take("small", 1))]
+    await settle()
+    assert (order, cells.queued) == ([], 2)
+    cells.give_back(8)
+    await asyncio.gather(*waiting)
+    assert order == ["large", "small"]
+    assert (cells.cells_free, cells.sessions_free) == (0, 2)
+
+
+async def test_sessions_are_bounded_like_cells() -> None:
+    cells = Cells(cells=100, sessions=1)
+    await cells.take(1)
+    second = asyncio.ensure_future(cells.take(1))
+    await settle()
+    assert not second.done()
+    cells.give_back(1)
+    await second
+
+
+async def test_what_never_fits_is_refused_at_once() -> None:
+    with pytest.raises(ContextFull):
+        await Cells(cells=10, sessions=1).take(11)
+
+
+async def test_the_queue_is_bounded() -> None:
+    cells = Cells(cells=1, sessions=1)
+    await cells.take(1)
+    waiting = [asyncio.ensure_future(cells.take(1)) for _ in range(limits.SESSIONS_QUEUED_MAX)]
+    await settle()
+    with pytest.raises(Busy):
+        await cells.take(1)
+    for one in waiting:
+        one.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+    assert cells.queued == 0
+
+
+async def test_a_cancelled_wish_makes_way() -> None:
+    cells = Cells(cells=10, sessions=4)
+    await cells.take(5)
+    large, small = asyncio.ensure_future(cells.take(9)), asyncio.ensure_future(cells.take(5))
+    await settle()
+    large.cancel()
+    await small
+    assert cells.cells_free == 0
+    with pytest.raises(asyncio.CancelledError):
+        await large
+
+
+async def test_a_wish_cancelled_as_it_is_granted_gives_back() -> None:
+    cells = Cells(cells=10, sessions=4)
+    await cells.take(10)
+    late = asyncio.ensure_future(cells.take(4))
+    await settle()
+    cells.give_back(10)  # granted, but it has not run yet
+    late.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await late
+    assert (cells.cells_free, cells.sessions_free) == (10, 4)
+
+
+# --- a session's walk ------------------------------------------------------------------------------
+def session(prompt: Sequence[int] = (A - 1,), max_tokens: int = 5, **fields: object) -> Session:
+    return Session(1, list(prompt), SamplingParams(), max_tokens, **fields)  # type: ignore[arg-type]
+
+
+async def run(route: LocalRoute, one: Session) -> str:
+    clock = itertools.count().__next__
+    return "".join([e.text async for e in generate(route, one, clock=clock) if isinstance(e, TextDelta)])
+
+
+async def test_the_length_ends_it() -> None:
+    one = session()
+    assert await run(LocalRoute(FakeEngine(), 1), one) == "abcde"
+    assert (one.reason, one.position) == ("length", 6)
+
+
+async def test_the_end_of_the_text_ends_it() -> None:
+    engine, one = FakeEngine(), session()
+    engine.eog = A + 2
+    assert await run(LocalRoute(engine, 1), one) == "ab"
+    assert (one.reason, one.stop_sequence) == ("stop", None)
+
+
+async def test_a_stop_sequence_is_never_shown() -> None:
+    one = session(max_tokens=20, stop=("de",))
+    assert await run(LocalRoute(FakeEngine(), 1), one) == "abc"
+    assert (one.reason, one.stop_sequence) == ("stop", "de")
+
+
+class LosingRoute(LocalRoute):
+    """Breaks after some tokens."""
+
+    def __init__(self, engine: FakeEngine, feeds: int) -> None:
+        super().__init__(engine, 1)
+        self.feeds = feeds
+
+    async def feed(self, feed: Feed) -> Sampled | None:
+        if self.feeds == 0:
+            raise StageLost("gone")
+        self.feeds -= 1
+        return await super().feed(feed)
+
+
+async def test_after_a_loss_the_sampler_stays_at_home() -> None:
+    """The same engine is not opened again: its sampler goes on; all known tokens are fed anew."""
+    engine, one = FakeEngine(), session()
+    with pytest.raises(StageLost):
+        await run(LosingRoute(engine, 3), one)
+    assert len(one.generated) == 3
+    one.epoch += 1
+    assert await run(LocalRoute(engine, 1), one) == "de"
+    assert len(engine.named("open")) == 1
+    assert one.generated == [A, A + 1, A + 2, A + 3, A + 4]
+
+
+async def test_another_home_learns_what_is_known() -> None:
+    first, second, one = FakeEngine(), FakeEngine(), session()
+    with pytest.raises(StageLost):
+        await run(LosingRoute(first, 2), one)
+    assert await run(LocalRoute(second, 1), one) == "cde"
+    assert second.named("open") == [("open", 1, 1, (A - 1, A, A + 1))]
+
+
+class SlowRoute(LocalRoute):
+    """Holds every chunk until told."""
+
+    def __init__(self, engine: FakeEngine) -> None:
+        super().__init__(engine, 1)
+        self.chunks: list[tuple[int, int, bool]] = []
+        self.go = asyncio.Event()
+        self.cancelled = 0
+
+    async def feed(self, feed: Feed) -> Sampled | None:
+        self.chunks.append((feed.position_first, len(feed.tokens), feed.sample))
+        try:
+            await self.go.wait()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        return await super().feed(feed)
+
+
+async def test_chunks_of_a_prompt_are_under_way_side_by_side_and_in_order() -> None:
+    size, route = limits.PREFILL_CHUNK_TOKENS, SlowRoute(FakeEngine())
+    prompt = [A - 1] * (size * 6 + 1)
+    events = generate(route, session(prompt, 1), clock=itertools.count().__next__)
+    first = asyncio.ensure_future(anext(events))
+    await settle()
+    assert route.chunks == [(i * size, size, False) for i in range(limits.PREFILL_CHUNKS_IN_FLIGHT)]
+    route.go.set()
+    progress = [await first, *[e async for e in events]]
+    done = [e.tokens_done for e in progress if isinstance(e, PrefillProgress)]
+    assert done == [*range(size, len(prompt), size), len(prompt)]
+    assert route.chunks[-1] == (size * 6, 1, True)
+    assert [sample for _, _, sample in route.chunks].count(True) == 1
+
+
+async def test_a_prompt_that_is_given_up_leaves_no_chunk_behind() -> None:
+    route = SlowRoute(FakeEngine())
+    prompt = [A] * (limits.PREFILL_CHUNK_TOKENS * 6)
+    events = generate(route, session(prompt, 1), clock=itertools.count().__next__)
+    first = asyncio.ensure_future(anext(events))
+    await settle()
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    assert route.cancelled == len(route.chunks) == limits.PREFILL_CHUNKS_IN_FLIGHT
+
+
+async def test_a_prompt_closed_between_chunks_ends_the_rest_at_once() -> None:
+    """`aclose` returns when nothing is under way any more, not when garbage is collected."""
+    route = SlowRoute(FakeEngine())
+    prompt = [A] * (limits.PREFILL_CHUNK_TOKENS * 6)
+    events = generate(route, session(prompt, 1), clock=itertools.count().__next__)
+    first = asyncio.ensure_future(anext(events))
+    await settle()
+    route.go.set()
+    await first
+    route.go.clear()
+    await events.aclose()
+    assert asyncio.all_tasks() == {asyncio.current_task()}

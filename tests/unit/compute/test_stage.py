@@ -1,0 +1,161 @@
+"""A stage: order within a session, errors as frames, sessions freed with their stream, work bounded."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from p2pnode import limits
+from p2pnode.compute.stage import StageServer, free_frame
+from p2pnode.errors import ComputeError, StreamReset
+from p2pnode.frame import Frame, Kind
+from tests.kit.engine_units import tokens_frame
+from tests.kit.fake_engine import FakeEngine
+from tests.unit.compute.test_scheduler import settle
+
+
+class Stage:
+    """A stage between two queues."""
+
+    def __init__(self) -> None:
+        self.engine = FakeEngine()
+        self.sent: list[Frame] = []
+        self.observed: list[int] = []
+        self.send_gate: asyncio.Event | None = None
+        self.send_failure: StreamReset | None = None
+        self.inbound: asyncio.Queue[Frame | None] = asyncio.Queue()
+        self.read = 0
+        self.server = StageServer(
+            self.engine, 1, self.send, lambda received, sent: self.observed.append(received.sequence)
+        )
+        self.serving = asyncio.ensure_future(self.server.serve(self.next))
+
+    async def send(self, frame: Frame) -> None:
+        if self.send_gate is not None:
+            await self.send_gate.wait()
+        if self.send_failure is not None:
+            raise self.send_failure
+        self.sent.append(frame)
+
+    async def next(self) -> Frame:
+        frame = await self.inbound.get()
+        if frame is None:
+            raise StreamReset("the stream ended")
+        self.read += 1
+        return frame
+
+    def put(self, *frames: Frame | None) -> None:
+        for frame in frames:
+            self.inbound.put_nowait(frame)
+
+    async def end(self) -> None:
+        self.put(None)
+        await self.serving
+
+
+async def test_frames_of_a_session_stay_in_order_and_are_observed_so() -> None:
+    """The first answer comes last out of the engine, and still leaves first; another session passes by."""
+    stage = Stage()
+    gates = {1: asyncio.Event(), 2: asyncio.Event(), 3: asyncio.Event()}
+
+    async def step(unit_id: int, frame: Frame) -> Frame:
+        await gates[frame.sequence].wait()
+        return frame
+
+    stage.engine.step = step  # type: ignore[method-assign]
+    stage.put(
+        tokens_frame([1], 0, session=1, sequence=1),
+        tokens_frame([2], 1, session=1, sequence=2),
+        tokens_frame([3], 0, session=2, sequence=3),
+    )
+    await settle()
+    gates[2].set()
+    gates[3].set()
+    await settle()
+    assert [frame.sequence for frame in stage.sent] == [3]
+    gates[1].set()
+    await settle()
+    assert [frame.sequence for frame in stage.sent] == [3, 1, 2]
+    assert stage.observed == [3, 1, 2]
+    await stage.end()
+
+
+async def test_what_cannot_be_computed_travels_as_an_error() -> None:
+    stage = Stage()
+    stage.engine.failure = ComputeError("no memory")
+    stage.put(tokens_frame([1], sequence=4))
+    await settle()
+    (frame,) = stage.sent
+    assert (frame.kind, frame.sequence, frame.meta["code"]) == (Kind.ERROR, 4, ComputeError.code)
+    assert stage.observed == []
+    await stage.end()
+
+
+async def test_free_waits_for_what_came_before_it() -> None:
+    stage = Stage()
+    stage.engine.gate = asyncio.Event()
+    stage.put(tokens_frame([1], session=5), free_frame(5, 0))
+    await settle()
+    assert stage.engine.named("free") == []
+    stage.engine.gate.set()
+    await settle()
+    assert [frame.kind for frame in stage.sent] == [Kind.TOKENS, Kind.FREE]
+    assert stage.server.sessions == set()
+    await stage.end()
+
+
+async def test_the_end_of_the_stream_frees_every_session() -> None:
+    stage = Stage()
+    stage.put(tokens_frame([1], session=5), tokens_frame([1], session=6))
+    await settle()
+    await stage.end()
+    assert sorted(stage.engine.named("free")) == [("free", 1, 5), ("free", 1, 6)]
+
+
+async def test_a_stream_that_ends_ends_its_work() -> None:
+    """Nothing waits for an engine that takes long, and nothing is left under way."""
+    stage = Stage()
+    stage.engine.gate = asyncio.Event()
+    stage.put(*(tokens_frame([1], position, session=5) for position in range(3)))
+    await settle()
+    before = len(asyncio.all_tasks())
+    await stage.end()
+    await settle()
+    assert stage.sent == []
+    assert len(asyncio.all_tasks()) < before - 2
+
+
+async def test_frames_that_came_with_the_end_do_not_hold_it_up() -> None:
+    """Tasks cancelled before their first step give back what they were given, too."""
+    stage = Stage()
+    stage.engine.gate = asyncio.Event()
+    stage.put(tokens_frame([1], session=5), tokens_frame([2], 1, session=5), None)
+    async with asyncio.timeout(5):
+        await stage.serving
+    await settle()
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_work_under_way_is_bounded() -> None:
+    """Behind a slow onward stream the stage stops reading: the one before it feels that."""
+    stage = Stage()
+    stage.send_gate = asyncio.Event()
+    stage.put(*(tokens_frame([1], n, session=1) for n in range(limits.STAGE_FRAMES_IN_FLIGHT_MAX + 10)))
+    await settle()
+    assert stage.read == limits.STAGE_FRAMES_IN_FLIGHT_MAX + 1
+    stage.send_gate.set()
+    for _ in range(20):
+        await settle()
+    assert len(stage.sent) == limits.STAGE_FRAMES_IN_FLIGHT_MAX + 10
+    await stage.end()
+
+
+async def test_a_broken_way_on_ends_the_stage() -> None:
+    stage = Stage()
+    stage.send_failure = StreamReset("the next one went")
+    stage.put(tokens_frame([1], session=5))
+    with pytest.raises(BaseExceptionGroup) as caught:
+        await stage.serving
+    assert caught.value.subgroup(StreamReset) is not None
+    assert stage.engine.named("free") == [("free", 1, 5)]
