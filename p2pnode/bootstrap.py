@@ -79,6 +79,7 @@ class RunningNode:
             transport = QuicTransport(identity, options.listen, agent=f"p2pnode/{__version__}")
             store = await asyncio.to_thread(ModelStore, data / "models")
             node = Node(options=options, identity=identity, ledger=ledger, transport=transport, store=store)
+            transport.identify.observe(node.reach.identified)
             await transport.start()
             undo.append(transport.close)
             undo.append(lambda: node.ledger.do(StopNode(reason="the start failed")))

@@ -49,6 +49,8 @@ class JoinOptions:
     """Most memory the engine may take; None: decided from what is free."""
     mdns: bool = True
     """Whether to announce and look for members on the local network."""
+    port_mapping: bool = False
+    """Whether to ask the home router (UPnP) to forward this node's UDP port."""
     allowed_hosts: tuple[str, ...] = ()
     """Host names the API answers to besides loopback and its own address."""
     console: bool = False
@@ -169,6 +171,7 @@ CONVERTERS: Mapping[str, Callable[[Any], Any]] = {
     "threads": _positive,
     "memory_max_bytes": _size,
     "mdns": _boolean,
+    "port_mapping": _boolean,
     "allowed_hosts": _many(_text),
     "console": _boolean,
     "oidc_issuer": _text,

@@ -75,6 +75,16 @@ DATAGRAM_BYTES_MAX = 16_384
 
 SOCKET_BUFFER_BYTES = 4 * 1024 * 1024
 
+OBSERVERS_MAX = 64
+OBSERVERS_AGREEING_MIN = 2
+"""One peer's word about our address may be a mistake or a lie; two in different places seldom share one."""
+
+OBSERVED_ADDRESSES_MAX = 2
+PORT_MAPPING_LEASE_S = 3600
+"""What many routers grant at most; renewed at half of it."""
+
+PORT_MAPPING_DISCOVER_S = 2.0
+PORT_MAPPING_TRIES = 8
 LISTEN_ADDRESSES_MAX = 32
 MDNS_ADDRESSES_MAX = 16
 MDNS_PEERS_MAX = 256

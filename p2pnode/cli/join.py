@@ -48,6 +48,7 @@ import click
 @click.option("--threads", type=int, metavar="N", help="Compute threads [default: physical cores].")
 @click.option("--memory-max", "memory_max_bytes", metavar="SIZE", help="Most memory for models, e.g. 6G.")
 @click.option("--no-mdns", is_flag=True, help="Do not announce or look for members on the local network.")
+@click.option("--port-mapping", is_flag=True, help="Ask the router (UPnP) to forward this node's UDP port.")
 @click.option(
     "--allow-host", "allowed_hosts", multiple=True, metavar="NAME", help="Host name the API also answers to."
 )
@@ -60,6 +61,7 @@ def join(
     ask: bool,
     nearby: bool,
     no_mdns: bool,
+    port_mapping: bool,
     console: bool,
     as_json: bool,
     **flags: Any,
@@ -82,6 +84,7 @@ def join(
         "mdns": False if no_mdns else None,
         "console": True if console else None,
         "ask": True if ask else None,
+        "port_mapping": True if port_mapping else None,
     }
     resolved = load_options(flags, config_file=config_file)
     return run_node(resolved.options)

@@ -44,6 +44,7 @@ from p2pnode.node.omni import OmniStages
 from p2pnode.node.planning import Planning
 from p2pnode.node.presence import Presence
 from p2pnode.node.pulling import Pulling
+from p2pnode.node.reach import Reach
 from p2pnode.node.receipts import Receipts
 from p2pnode.node.requests import Requests
 from p2pnode.node.rings import Rings
@@ -95,6 +96,11 @@ class Node:
         self.tasks = Tasks(self._report)
         self.capability = Capability(
             options.data, threads=self.threads, memory_max_bytes=options.memory_max_bytes
+        )
+        self.reach = Reach(
+            bound=lambda: self.transport.listen_multiaddrs,
+            is_member=lambda peer: self.mesh.is_member(peer),
+            changed=lambda: self.links.status_changed(),
         )
         self.links = Links(
             transport,
@@ -240,6 +246,8 @@ class Node:
         await self._offer_models(is_founder=self.mesh.my_role == "founder", tell=tell)
         self._know_members()
         await self.presence.discover(self.options.mdns, tell)
+        if self.options.port_mapping:
+            self.tasks.spawn("port mapping", self.reach.keep_mapped(tell))
         self.tasks.spawn("record clock", self._tick())
         self.tasks.spawn("witnesses", self.witnessing.run())
         self.tasks.spawn("auto mode", self.auto_mode.run())
@@ -348,7 +356,7 @@ class Node:
 
     # --- the mesh ------------------------------------------------------------------------------------
     def addresses(self) -> list[str]:
-        return list(self.transport.listen_multiaddrs)[: limits.TICKET_ADDRESSES_MAX]
+        return self.reach.addresses()
 
     def where(self) -> dict[str, list[str]]:
         """Addresses of every other member, as far as known."""

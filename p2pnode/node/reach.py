@@ -1,0 +1,67 @@
+"""Under which addresses others may reach this device: bound, observed by several members, mapped by the router."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from p2pnode import limits
+from p2pnode.errors import TransportError
+from p2pnode.node.approval import host_of
+from p2pnode.transport import multiaddr, port_mapping
+from p2pnode.transport.identify import Identify
+from p2pnode.transport.observed import ObservedAddresses
+from p2pnode.transport.port import Connection
+from p2pnode.units import PeerId
+
+
+class Reach:
+    def __init__(
+        self,
+        *,
+        bound: Callable[[], Sequence[str]],
+        is_member: Callable[[PeerId], bool],
+        changed: Callable[[], None],
+    ) -> None:
+        self._bound = bound
+        self._is_member = is_member
+        self._changed = changed
+        self.observed = ObservedAddresses()
+        self._mapping: port_mapping.PortMapping | None = None
+
+    def addresses(self) -> list[str]:
+        """Bound ones first; those from outside always have room."""
+        bound = list(self._bound())
+        outside = self.observed.agreed(bound)
+        if self._mapping is not None and self._mapping.address not in (*bound, *outside):
+            outside.append(self._mapping.address)
+        return [*bound[: limits.TICKET_ADDRESSES_MAX - len(outside)], *outside]
+
+    def identified(self, connection: Connection, message: Identify) -> None:
+        """A peer told how it sees this node; strangers are not believed."""
+        if message.observed_multiaddr is None or not self._is_member(connection.peer_id):
+            return
+        before = self.addresses()
+        self.observed.heard(connection.peer_id, host_of(connection), message.observed_multiaddr)
+        if self.addresses() != before:
+            self._changed()
+
+    async def keep_mapped(self, tell: Callable[[str], None]) -> None:
+        """Map the first bound port and renew it for as long as this runs; without a router one clear word."""
+        bound = list(self._bound())
+        if not bound:
+            return
+        port = multiaddr.quic_address(bound[0]).port
+        try:
+            while True:
+                try:
+                    self._mapping = await asyncio.to_thread(port_mapping.map_port, port)
+                except TransportError as error:
+                    tell(f"{error.message} ({error.hint})" if error.hint else error.message)
+                    return
+                self._changed()
+                await asyncio.sleep(limits.PORT_MAPPING_LEASE_S / 2)
+        finally:
+            mapping, self._mapping = self._mapping, None
+            if mapping is not None:
+                await asyncio.to_thread(port_mapping.end_mapping, mapping)
