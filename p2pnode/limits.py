@@ -364,6 +364,9 @@ GOODBYE_S_MAX = 3.0
 """How long a leaving device keeps serving, so that others can move what runs on it."""
 
 SILENCE_PING_S = 1.5
+STAGE_ASK_AFTER_S = 0.75
+"""Rows that are so much later than usual make the head ask whether the stages' devices are still there."""
+
 STAGE_SILENCE_S_MIN = 4.0
 """A stage that answered in milliseconds and then not for seconds sleeps or is gone."""
 

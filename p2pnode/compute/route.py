@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from p2pnode import limits
 from p2pnode.compute.engine_protocol import Sampled
@@ -18,6 +18,9 @@ from p2pnode.compute.stage import SendFrame, free_frame
 from p2pnode.errors import ComputeError, P2PNodeError, StageLost
 from p2pnode.facade import SamplingParams
 from p2pnode.frame import DType, Frame, Kind, pack_tokens
+
+AskStages = Callable[[], Awaitable[None]]
+"""Whether the devices of all stages answer; raises StageLost for one that does not."""
 
 
 class HeadEngine(Protocol):
@@ -114,7 +117,9 @@ class PipelineRoute:
         output_unit: int,
         send: SendFrame | None,
         stages: int = 1,
+        ask: AskStages | None = None,
     ) -> None:
+        self._ask = ask
         self.stages = stages
         self._engine = engine
         self._first_unit = first_unit
@@ -158,13 +163,8 @@ class PipelineRoute:
                     result.set_result(frame)
                 else:
                     await self._send(frame)
-            patience_s = self._patience_s(len(feed.tokens))
             started_s = time.monotonic()
-            try:
-                async with asyncio.timeout(patience_s):
-                    back = await result
-            except TimeoutError:
-                raise StageLost(f"no rows came back within {patience_s:.1f} s") from None
+            back = await self._await_rows(result, len(feed.tokens))
             took_s = (time.monotonic() - started_s) / max(1, len(feed.tokens))
             self._row_s = max(took_s, 0.9 * self._row_s)
         finally:
@@ -174,6 +174,27 @@ class PipelineRoute:
         if not feed.sample:
             return None
         return await self._engine.step_sample(self._output_unit, back)
+
+    async def _await_rows(self, result: asyncio.Future[Frame], rows: int) -> Frame:
+        """A device that computes for long still answers when asked whether it is there; one that is gone does not."""
+        patience_s = self._patience_s(rows)
+        deadline_s = time.monotonic() + patience_s
+        pause_s = limits.STAGE_ASK_AFTER_S + 5 * rows * self._row_s
+        while (left_s := deadline_s - time.monotonic()) > 0:
+            await asyncio.wait([result], timeout=min(left_s, pause_s) if self._ask else left_s)
+            if not result.done() and self._ask is not None:
+                asking = asyncio.ensure_future(self._ask())
+                both: list[asyncio.Future[Any]] = [result, asking]
+                try:
+                    await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+                    if not result.done():
+                        await asking
+                finally:
+                    asking.cancel()
+                    await asyncio.gather(asking, return_exceptions=True)
+            if result.done():
+                return result.result()
+        raise StageLost(f"no rows came back within {patience_s:.1f} s")
 
     def _patience_s(self, rows: int) -> float:
         """How long silence may last: generous against the slowest row seen, short against a device that sleeps."""

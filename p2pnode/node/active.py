@@ -59,10 +59,12 @@ class Active:
     close: list[Callable[[], Any]] = field(default_factory=list)
     release: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
     """What other devices do for this plan beside stages; ended with it."""
+    units: tuple[int, ...] = ()
+    """Of the engine here; another plan of the model may take their place."""
 
     @property
     def is_usable(self) -> bool:
-        return self.lost is None and self.engine.is_up
+        return self.lost is None and self.engine.is_up and self.engine.has(self.units)
 
     def lose(self, error: P2PNodeError) -> None:
         """Everything under way on it fails with this; the first reason stands."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 from p2pnode import limits
 from p2pnode.compute.engine_client import EngineClient
@@ -58,6 +58,10 @@ class EngineHost:
         if name not in self.infos:
             raise EngineUnavailable(f"the engine for {self.purpose} has not loaded {name} yet")
         return self.infos[name].unit_id
+
+    def has(self, units: Sequence[int]) -> bool:
+        """Whether all of these units are loaded now."""
+        return {info.unit_id for info in self.infos.values()}.issuperset(units)
 
     async def ensure(self, name: str, spec: UnitSpec, on_progress: LoadProgress | None = None) -> UnitInfo:
         """Start the process if there is none, load the unit if it is not there as asked."""

@@ -110,6 +110,7 @@ class Rings:
             output_unit=output,
             send=OutboundFrames(ring.forward).send if ring else None,
             stages=len(remote) + (first_part is not None),
+            ask=lambda: self._ask_all({peer for peer, _ in orders}),
         )
         active = Active(
             plan_id=plan_id,
@@ -117,6 +118,7 @@ class Rings:
             mode=mode_of(remote, mine_first=first_part is not None),
             stages=stages,
             route=route,
+            units=(output,) if first is None else (first, output),
             engine=engine,
             vocabulary_unit=output,
             cells=Cells(cells=options.context_tokens, sessions=options.sessions),
@@ -291,6 +293,21 @@ class Rings:
         except TimeoutError:
             raise StageLost("the plan did not answer its probe in time") from None
         active.probe_s = time.perf_counter() - started_s
+
+    async def _ask_all(self, peers: set[PeerId]) -> None:
+        """Devices that do not answer are hung up on, so that whoever plans next knows at once."""
+        await asyncio.gather(*(self._ask_one(peer) for peer in sorted(peers) if peer != self._me))
+
+    async def _ask_one(self, peer: PeerId) -> None:
+        link = self._links.links.get(peer)
+        if link is None or link.connection is None or not link.is_up:
+            raise StageLost(f"{self._name_of(peer)} is not connected", peer=peer)
+        try:
+            await link.connection.ping(timeout_s=limits.SILENCE_PING_S)
+        except (P2PNodeError, TimeoutError):
+            if link.connection is not None:
+                await link.connection.close(0, "no answer to a ping")
+            raise StageLost(f"{self._name_of(peer)} does not answer", peer=peer) from None
 
     # --- ending --------------------------------------------------------------------------------------
     async def release(self, plan_id: str, peers: set[PeerId]) -> None:

@@ -37,7 +37,7 @@ class Routing:
         found = [
             a
             for a in self.active.values()
-            if a.model.content_id == content_id and a.lost is None and (mode is None or a.mode == mode)
+            if a.model.content_id == content_id and a.is_usable and (mode is None or a.mode == mode)
         ]
         return max(found, key=lambda a: (a.mode != "local", a.plan_id), default=None)
 
@@ -76,8 +76,11 @@ class Routing:
             if active is not None:
                 if active.is_usable:
                     return active
-                active.end(StageLost("the engine of this plan is not running"))
+                active.end(StageLost("what this plan had loaded here is gone"))
             self.active[plan_id] = active = await build()
+            for other in self.active.values():
+                if other.engine is active.engine and other.engine.is_up and not other.is_usable:
+                    other.end(StageLost("another plan took the place of its layers on this device"))
             self._left.pop(plan_id, None)  # the same devices: what they kept serves again
             return active
 

@@ -162,3 +162,36 @@ async def test_without_other_devices_the_rows_come_from_here() -> None:
     assert token_of(await route.feed(Feed(1, 0, 0, [4], sample=True))) == 5
     await route.free(1)
     assert [call[0] for call in engine.calls] == ["step", "sample", "free", "free"]
+
+
+async def test_silence_asks_whether_the_stages_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that answers is waited for, one that does not is lost at once."""
+    monkeypatch.setattr(limits, "STAGE_ASK_AFTER_S", 0.0)
+    ring, asked = Ring(), 0
+
+    async def ask() -> None:
+        nonlocal asked
+        asked += 1
+        if asked == 3:
+            raise StageLost("gamma does not answer")
+
+    ring.route = PipelineRoute(
+        ring.engine, first_unit=None, output_unit=OUTPUT, send=ring.send, stages=2, ask=ask
+    )
+    with pytest.raises(StageLost, match="gamma"):
+        await ring.feed(1)
+    assert asked == 3
+
+
+async def test_rows_that_come_while_asking_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "STAGE_ASK_AFTER_S", 0.0)
+    ring = Ring()
+
+    async def ask() -> None:
+        ring.route.arrived(ring.out[0])
+        await asyncio.Event().wait()
+
+    ring.route = PipelineRoute(
+        ring.engine, first_unit=None, output_unit=OUTPUT, send=ring.send, stages=2, ask=ask
+    )
+    assert token_of(await ring.feed(1, 10)) == 11
