@@ -118,11 +118,16 @@ class Choosing:
     async def _plan_without(self, model: KnownModel, before: Plan | None, gone: list[str]) -> Plan:
         """The spares that the plan named, if they can; else whatever is best now."""
         blocks = spare_blocks(before, gone) if before is not None and gone else None
+        gone = [peer for peer in gone if self._is_up(peer)]  # the planner knows of no others
         if blocks is not None:
             with contextlib.suppress(P2PNodeError):
                 wish = PlanRequest(model=model.name, exclude=gone, blocks=blocks)
                 return (await self._planning.make(wish, model)).plan
         return (await self._planning.make(PlanRequest(model=model.name, exclude=gone), model)).plan
+
+    def _is_up(self, peer: str) -> bool:
+        link = self._links.links.get(PeerId(peer))
+        return link is not None and link.is_up
 
     async def _silent(self, active: Active) -> list[str]:
         """Devices of a plan that do not answer a ping now."""
