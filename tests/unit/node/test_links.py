@@ -1,0 +1,181 @@
+"""Links over the memory network: statuses, calls with progress, refusals and silences."""
+
+from __future__ import annotations
+
+import asyncio
+from random import Random
+from typing import Any
+
+import pytest
+
+from p2pnode import limits
+from p2pnode.errors import Busy, NotFound, PeerTimeout, PeerUnreachable, RemoteProtocolError
+from p2pnode.node.links import Link, Links
+from p2pnode.node.tasks import Tasks
+from p2pnode.transport.memory import MemoryNetwork, MemoryTransport
+from p2pnode.transport.messages import Status
+from p2pnode.units import PeerId
+from tests.kit.net import identity, running, until
+
+
+class Device:
+    """Links of one device, with what they told it."""
+
+    def __init__(self, network: MemoryNetwork, name: str) -> None:
+        self.name = name
+        self.transport: MemoryTransport = network.transport(identity(name))
+        self.reports: list[BaseException] = []
+        self.tasks = Tasks(lambda what, error: self.reports.append(error))
+        self.heard: list[str] = []
+        self.changes: list[bool] = []
+        self.links = Links(
+            self.transport,
+            tasks=self.tasks,
+            rng=Random(1),
+            my_status=self.status,
+            on_status=lambda link, status: self.heard.append(status.name),
+            on_link=lambda link, is_up: self.changes.append(is_up),
+            is_member=lambda peer: True,
+        )
+
+    @property
+    def peer_id(self) -> PeerId:
+        return self.transport.peer_id
+
+    def status(self) -> Status:
+        return Status(
+            name=self.name, version="1", role="worker", mesh_key=b"", addresses=[], grants=[], revocations=[],
+            models=[], capability={}, state="active", now_ms=1, checkpoint="", extra={},
+        )  # fmt: skip
+
+    def know(self, other: Device) -> Link:
+        return self.links.know(other.peer_id, addresses=list(other.transport.listen_multiaddrs))
+
+    async def close(self) -> None:
+        self.links.close()
+        await self.tasks.close()
+
+
+@pytest.fixture
+async def two() -> Any:
+    network = MemoryNetwork(seed=3)
+    one, other = Device(network, "one"), Device(network, "other")
+    async with running(one.transport, other.transport):
+        link = one.know(other)
+        await until(lambda: bool(one.heard and other.heard))
+        yield one, other, link
+        await one.close()
+        await other.close()
+    assert one.reports == other.reports == []
+
+
+async def test_a_link_comes_up_once_on_each_side(two: Any) -> None:
+    """The one that dialled does not follow its connection twice."""
+    one, other, link = two
+    assert (one.changes, other.changes) == ([True], [True])
+    assert link.name == "other"
+    followers = [t for t in asyncio.all_tasks() if t.get_name().startswith("status ")]
+    assert len(followers) == 2
+    one.links.status_changed()
+    heard = len(other.heard)
+    await until(lambda: len(other.heard) > heard)
+
+
+async def test_a_lost_link_is_told_and_dialled_again(two: Any) -> None:
+    one, other, link = two
+    await link.connection.close()
+    assert one.changes == [True, False]
+    await until(lambda: link.is_up and one.changes == [True, False, True])
+    assert other.changes[:2] == [True, False]
+
+
+async def test_a_refused_status_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device that was let in a moment ago may not be known there yet."""
+    monkeypatch.setattr(limits, "REDIAL_DELAY_S_MIN", 0.001)
+    monkeypatch.setattr(limits, "STATUS_INTERVAL_S", 0.01)
+    network = MemoryNetwork(seed=3)
+    one, other = Device(network, "one"), Device(network, "other")
+    members: set[PeerId] = set()
+    other.transport.set_gate(lambda peer, protocol: peer in members)
+    one.transport.set_gate(lambda peer, protocol: False)
+    async with running(one.transport, other.transport):
+        link = one.know(other)
+        await until(lambda: bool(link.tried))
+        assert one.heard == []
+        members.add(one.peer_id)
+        await until(lambda: bool(one.heard))
+        assert link.tried == []
+        await one.close()
+        await other.close()
+
+
+async def test_a_call_brings_its_answer_its_progress_and_its_refusal(two: Any) -> None:
+    one, other, _ = two
+
+    async def work(peer: PeerId, arguments: dict[str, Any], progress: Any) -> dict[str, Any]:
+        if "refuse" in arguments:
+            raise Busy("not now", hint="later")
+        progress({"done": 1})
+        await until(lambda: len(seen) == 1)
+        return {"from": peer, **arguments}
+
+    seen: list[dict[str, Any]] = []
+    other.links.serve("work", work)
+    assert await one.links.call(other.peer_id, "work", {"a": 1}, on_progress=seen.append) == {
+        "from": one.peer_id,
+        "a": 1,
+    }
+    assert seen == [{"done": 1}]
+    with pytest.raises(Busy, match="not now"):
+        await one.links.call(other.peer_id, "work", {"refuse": True})
+    with pytest.raises(RemoteProtocolError, match="no method"):
+        await one.links.call(other.peer_id, "unheard of", {})
+
+
+async def test_a_call_to_oneself_needs_no_wire(two: Any) -> None:
+    one, _, _ = two
+
+    async def work(peer: PeerId, arguments: dict[str, Any], progress: Any) -> dict[str, Any]:
+        raise NotFound(f"asked by {peer[-4:]}")
+
+    one.links.serve("work", work)
+    with pytest.raises(NotFound, match=one.peer_id[-4:]):
+        await one.links.call(one.peer_id, "work", {})
+
+
+async def test_a_silent_call_ends_on_both_sides(two: Any) -> None:
+    """The asker has a limit; the work that nobody waits for is cancelled once that is noticed."""
+    one, other, link = two
+    ended: list[bool] = []
+
+    async def work(peer: PeerId, arguments: dict[str, Any], progress: Any) -> dict[str, Any]:
+        try:
+            while True:
+                await asyncio.sleep(0.005)
+                progress({"still": "here"})
+        finally:
+            ended.append(True)
+
+    async def silent(peer: PeerId, arguments: dict[str, Any], progress: Any) -> dict[str, Any]:
+        await asyncio.Event().wait()
+        return {}
+
+    other.links.serve("work", work)
+    other.links.serve("silent", silent)
+    with pytest.raises(PeerTimeout, match="other did not answer silent within"):
+        await one.links.call(other.peer_id, "silent", {}, timeout_s=0.02)
+    asking = asyncio.ensure_future(one.links.call(other.peer_id, "work", {}))
+    await until(lambda: any(t.get_name() == "serve work" for t in asyncio.all_tasks()))
+    asking.cancel()
+    await until(lambda: ended == [True])
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+
+
+async def test_who_is_not_there_cannot_be_called(two: Any) -> None:
+    one, _, link = two
+    with pytest.raises(PeerUnreachable):
+        await one.links.call(PeerId("12D3KooWnobody"), "work", {})
+    one.links.forget(link.peer_id)
+    with pytest.raises(PeerUnreachable):
+        await one.links.call(link.peer_id, "work", {})
