@@ -95,7 +95,7 @@ class Planning:
                 link.name,
                 link.status.capability,
                 link.status.state,
-                held=_held_by(link.status.models, model.content_id),
+                held=held_by(link.status.models, model.content_id),
             )
             stats = link.connection.stats()
             rate = float(link.status.capability.get("link_bytes_per_s", 0)) or 30e6
@@ -176,7 +176,7 @@ def _timed(mesh: Mesh) -> Mesh:
     )
 
 
-def _held_by(said: Sequence[Mapping[str, Any]], content_id: str) -> Holdings:
+def held_by(said: Sequence[Mapping[str, Any]], content_id: str) -> Holdings:
     """What a device says it holds of a model; its form was checked when it was heard."""
     entry = next((m for m in said if m.get("manifest") == content_id), None)
     if entry is None:

@@ -145,7 +145,7 @@ async def test_a_call_to_oneself_needs_no_wire(two: Any) -> None:
 
 async def test_a_silent_call_ends_on_both_sides(two: Any) -> None:
     """The asker has a limit; the work that nobody waits for is cancelled once that is noticed."""
-    one, other, link = two
+    one, other, _ = two
     ended: list[bool] = []
 
     async def work(peer: PeerId, arguments: dict[str, Any], progress: Any) -> dict[str, Any]:

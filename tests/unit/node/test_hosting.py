@@ -1,0 +1,176 @@
+"""Stages held for heads: loaded once, kept or replaced, and no engine left behind on any way out."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any, cast
+
+import msgspec
+import pytest
+
+from p2pnode import limits
+from p2pnode.errors import ComputeError, NotFound, RemoteProtocolError, RequestError
+from p2pnode.node import hosting as module
+from p2pnode.node.hosting import HostedStage, Hosting
+from p2pnode.node.orders import StageOrder
+from tests.kit.fake_engine import FakeEngine
+from tests.kit.net import until
+
+
+class Engine:
+    """An engine host without a process."""
+
+    def __init__(self, world: World, purpose: str) -> None:
+        self.world, self.purpose = world, purpose
+        self.client = FakeEngine()
+        self.is_up, self.closed = True, False
+        self.infos = {"stage": SimpleNamespace(model_bytes=1, columns=2, session_tokens=3)}
+
+    async def ensure(self, name: str, spec: object, progress: object) -> None:
+        self.world.loads += 1
+        await self.world.gate.wait()
+        if self.world.failure is not None:
+            raise self.world.failure
+
+    async def revived(self) -> bool:
+        return self.is_up
+
+    async def close(self) -> None:
+        self.closed = True
+
+
+class World:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.engines: list[Engine] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.failure: ComputeError | None = None
+        self.loads = 0
+        self.stored: list[HostedStage] = []
+        self.methods: dict[str, Any] = {}
+        monkeypatch.setattr(module, "part_of_stage", lambda *_, **__: SimpleNamespace(embedding=False))
+        monkeypatch.setattr(module, "wanted_tensors", lambda *_: ["t"])
+        monkeypatch.setattr(module, "unit_spec", lambda *_, **__: "spec")
+        self.hosting = Hosting(
+            catalog=cast(Any, self),
+            links=cast(Any, SimpleNamespace(serve=self.methods.__setitem__)),
+            threads=1,
+            new_engine=cast(Any, self.new_engine),
+            stored=self.store,
+        )
+
+    def new_engine(self, purpose: str) -> Engine:
+        self.engines.append(Engine(self, purpose))
+        return self.engines[-1]
+
+    async def store(self, hosted: HostedStage) -> None:
+        self.stored.append(hosted)
+
+    # --- the catalog's part
+    async def manifest(self, *_: object, **__: object) -> Any:
+        return SimpleNamespace(tensors={"t": SimpleNamespace(size=9)})
+
+    async def index(self, *_: object, **__: object) -> Any:
+        return None, []
+
+    async def fetch(self, *_: object, **__: object) -> Any:
+        return SimpleNamespace(bytes_on_wire=10)
+
+    def model_id(self, content_id: str) -> bytes:
+        return b""
+
+    async def ask(self, method: str, arguments: dict[str, Any], peer: str = "head") -> Any:
+        return await self.methods[method](peer, arguments, lambda data: None)
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> World:
+    return World(monkeypatch)
+
+
+def order(plan_id: str = "p", **changes: Any) -> dict[str, Any]:
+    made = StageOrder(
+        plan_id=plan_id, stage=1, model="c", model_name="m", layer_first=0, layer_end=4, is_last=True,
+        context_tokens=256, sessions=2, head="head", next_peer="head", next_stage=-1,
+    )  # fmt: skip
+    document: dict[str, Any] = msgspec.to_builtins(made)
+    return {**document, **changes}
+
+
+async def test_the_same_order_twice_is_one_load(world: World) -> None:
+    """Also when the second one comes while the first is loading."""
+    world.gate.clear()
+    both = [asyncio.ensure_future(world.ask("stage.prepare", order())) for _ in range(2)]
+    await until(lambda: world.loads == 1)
+    world.gate.set()
+    first, second = await asyncio.gather(*both)
+    assert first == second
+    assert first["bytes_fetched"] == 10
+    assert first["bytes_wanted"] == 9
+    assert len(world.engines) == len(world.stored) == 1
+
+
+async def test_another_order_takes_the_place(world: World) -> None:
+    await world.ask("stage.prepare", order())
+    await world.ask("stage.prepare", order(layer_end=5))
+    assert [engine.closed for engine in world.engines] == [True, False]
+
+
+async def test_an_engine_that_stays_dead_is_replaced_and_ended(world: World) -> None:
+    await world.ask("stage.prepare", order())
+    world.engines[0].is_up = False
+    await world.ask("stage.prepare", order())
+    assert [engine.closed for engine in world.engines] == [True, False]
+    assert len(world.hosting.stages) == 1
+
+
+async def test_a_load_that_fails_or_is_given_up_leaves_no_engine(world: World) -> None:
+    world.failure = ComputeError("no memory")
+    with pytest.raises(ComputeError):
+        await world.ask("stage.prepare", order())
+    world.failure = None
+    world.gate.clear()
+    asking = asyncio.ensure_future(world.ask("stage.prepare", order()))
+    await until(lambda: world.loads == 2)
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    assert [engine.closed for engine in world.engines] == [True, True]
+    assert world.hosting.stages == {}
+
+
+async def test_loads_under_way_count(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "HOSTED_STAGES_MAX", 1)
+    world.gate.clear()
+    first = asyncio.ensure_future(world.ask("stage.prepare", order("p")))
+    await until(lambda: world.loads == 1)
+    with pytest.raises(RequestError, match="holds"):
+        await world.ask("stage.prepare", order("q"))
+    world.gate.set()
+    await first
+
+
+async def test_only_the_head_decides_about_its_stages(world: World) -> None:
+    with pytest.raises(RequestError):
+        await world.ask("stage.prepare", order(), peer="stranger")
+    with pytest.raises(RemoteProtocolError):
+        await world.ask("stage.prepare", {"plan_id": 5})
+    await world.ask("stage.prepare", order())
+    assert await world.ask("stage.release", {"plan_id": "p"}, peer="stranger") == {"released": 0}
+    with pytest.raises(NotFound):
+        await world.ask("stage.link", {"plan_id": "p", "slot": 1, "ends": []}, peer="stranger")
+    with pytest.raises(RemoteProtocolError):
+        await world.ask("stage.link", {"plan_id": "p", "slot": 1, "ends": "all"})
+    assert await world.ask("stage.release", {"plan_id": "p"}) == {"released": 1}
+    assert world.engines[0].closed
+
+
+async def test_idle_is_when_no_ring_runs_even_for_a_stage_already_released(world: World) -> None:
+    await world.ask("stage.prepare", order())
+    (hosted,) = world.hosting.stages.values()
+    world.hosting.served(hosted, +1)
+    await world.hosting.close()
+    assert not world.hosting.idle.is_set()
+    world.hosting.served(hosted, -1)
+    assert world.hosting.idle.is_set()
