@@ -350,13 +350,6 @@ KV_BYTES_DEFAULT = 48 * 1024 * 1024
 PREFILL_CHUNK_TOKENS = 256
 """Large enough for full speed of the matrix kernels, small enough that decoding sessions wait little."""
 
-PREFILL_CHUNK_TOKENS_MIN = 64
-"""Below it the matrix kernels of llama.cpp lose more than stages working side by side gain."""
-
-PREFILL_CHUNKS_PER_STAGE = 4
-"""Into so many chunks a prompt is cut for each stage after the first: with n chunks over s stages, n of n + s - 1
-turns of a stage are work."""
-
 PREFILL_CHUNKS_IN_FLIGHT = 4
 EMBEDDING_TOKENS_MAX = 512
 RECOVERIES_MAX = 8
@@ -570,6 +563,9 @@ WITNESSES_WANTED = 3
 LIVE_ITEMS_WAITING_MAX = 512
 HOSTED_STAGES_MAX = 32
 HELD_RANGES_MAX = 64
+HOSTED_ALONE_S_MAX = 120.0
+"""A head that is away for longer starts its plans anew: its stages give their memory back."""
+
 PLAN_STAGES_MAX = 1024
 LOOPBACK_WINDOW_BYTES = 4 * 1024 * 1024
 TROUBLE_GRACE_S = 0.2

@@ -147,19 +147,15 @@ async def generate(
         yield TextDelta(rest, len(session.generated))
 
 
-def chunk_tokens(prompt_tokens: int, stages: int) -> int:
-    """Tokens of one chunk of a prompt: whole batches on one stage, smaller ones where stages can overlap."""
-    if stages < 2:
-        return limits.PREFILL_CHUNK_TOKENS
-    even = -(-prompt_tokens // (limits.PREFILL_CHUNKS_PER_STAGE * (stages - 1)))
-    return min(limits.PREFILL_CHUNK_TOKENS, max(limits.PREFILL_CHUNK_TOKENS_MIN, even))
-
-
 async def _prefill(
     route: Route, session: Session, tokens: Sequence[int]
 ) -> AsyncGenerator[tuple[PrefillProgress, Sampled | None], None]:
-    """Chunks under way side by side, so that every stage of a ring works; the last one is sampled."""
-    size = chunk_tokens(len(tokens), route.stages)
+    """Chunks under way side by side, so that every stage of a ring works; the last one is sampled.
+
+    They are of one size on every route: kernels round differently for other batch shapes, and the text must not
+    depend on how many devices computed it.
+    """
+    size = limits.PREFILL_CHUNK_TOKENS
     chunks = [tokens[i : i + size] for i in range(0, len(tokens), size)]
     in_flight = max(limits.PREFILL_CHUNKS_IN_FLIGHT, route.stages + 1)
     under_way: deque[tuple[int, asyncio.Task[Sampled | None]]] = deque()

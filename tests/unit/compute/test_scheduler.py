@@ -11,7 +11,7 @@ import pytest
 from p2pnode import limits
 from p2pnode.compute.engine_protocol import Sampled
 from p2pnode.compute.route import Feed, LocalRoute
-from p2pnode.compute.scheduler import Cells, Session, chunk_tokens, generate
+from p2pnode.compute.scheduler import Cells, Session, generate
 from p2pnode.errors import Busy, ContextFull, StageLost
 from p2pnode.facade import PrefillProgress, SamplingParams, TextDelta
 from tests.kit.fake_engine import FakeEngine
@@ -218,11 +218,3 @@ async def test_a_prompt_closed_between_chunks_ends_the_rest_at_once() -> None:
     route.go.clear()
     await events.aclose()
     assert asyncio.all_tasks() == {asyncio.current_task()}
-
-
-@pytest.mark.parametrize(
-    ("prompt", "stages", "tokens"),
-    [(10_000, 1, 256), (512, 2, 128), (512, 4, 64), (16, 2, 64), (10_000, 2, 256), (600, 3, 75)],
-)
-def test_more_stages_take_smaller_chunks(prompt: int, stages: int, tokens: int) -> None:
-    assert chunk_tokens(prompt, stages) == tokens
