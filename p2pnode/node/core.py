@@ -310,8 +310,13 @@ class Node:
         while True:
             await asyncio.sleep(limits.TICK_S)
             self._pin_used()
+            await self.hosting.end_orphans(self._is_there, asyncio.get_running_loop().time())
             await self.ledger.log.tick()
             await self.ledger.do(c.ExpireHolds())
+
+    def _is_there(self, peer: str) -> bool:
+        link = self.links.links.get(PeerId(peer))
+        return peer == self.me or (link is not None and link.is_up)
 
     def _pin_used(self) -> None:
         """Models that serve now are never dropped to make room for others."""

@@ -33,6 +33,8 @@ class HostedStage:
     bytes_fetched: int
     bytes_wanted: int
     servers: int = 0
+    alone_since_s: float | None = None
+    """When its head was first found to be away."""
     ports: list[int] = field(default_factory=list)
     """Lanes to the other ranks."""
 
@@ -165,6 +167,16 @@ class Hosting:
         for key in keys:
             await self._drop(key)
         return {"released": len(keys)}
+
+    async def end_orphans(self, is_there: Callable[[str], bool], now_s: float) -> None:
+        """Nobody else would ever release the stages of a head that does not come back."""
+        for key, hosted in list(self.stages.items()):
+            if hosted.servers or is_there(hosted.order.head):
+                hosted.alone_since_s = None
+            elif hosted.alone_since_s is None:
+                hosted.alone_since_s = now_s
+            elif now_s - hosted.alone_since_s > limits.HOSTED_ALONE_S_MAX:
+                await self._drop(key)
 
     def served(self, hosted: HostedStage, change: int) -> None:
         """A ring through a stage begins (+1) or ends (-1)."""

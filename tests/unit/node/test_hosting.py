@@ -174,3 +174,21 @@ async def test_idle_is_when_no_ring_runs_even_for_a_stage_already_released(world
     assert not world.hosting.idle.is_set()
     world.hosting.served(hosted, -1)
     assert world.hosting.idle.is_set()
+
+
+async def test_stages_of_a_head_that_stays_away_are_given_back(world: World) -> None:
+    """Not at once, not while a ring still runs, and not when it came back in between."""
+    await world.ask("stage.prepare", order())
+    (hosted,) = world.hosting.stages.values()
+    late = limits.HOSTED_ALONE_S_MAX + 1
+    await world.hosting.end_orphans(lambda peer: False, 0.0)
+    await world.hosting.end_orphans(lambda peer: peer == "head", late)
+    await world.hosting.end_orphans(lambda peer: False, late)
+    world.hosting.served(hosted, +1)
+    await world.hosting.end_orphans(lambda peer: False, 2 * late)
+    world.hosting.served(hosted, -1)
+    await world.hosting.end_orphans(lambda peer: False, 3 * late)
+    assert not world.engines[0].closed
+    await world.hosting.end_orphans(lambda peer: False, 4 * late)
+    assert world.engines[0].closed
+    assert world.hosting.stages == {}
