@@ -566,9 +566,6 @@ HELD_RANGES_MAX = 64
 HOSTED_ALONE_S_MAX = 120.0
 """A head that is away for longer starts its plans anew: its stages give their memory back."""
 
-HOSTED_ALONE_S_MAX = 120.0
-"""A head that is away for longer starts its plans anew: its stages give their memory back."""
-
 PLAN_STAGES_MAX = 1024
 LOOPBACK_WINDOW_BYTES = 4 * 1024 * 1024
 TROUBLE_GRACE_S = 0.2
