@@ -168,7 +168,7 @@ def reduce_everywhere(
     """Run each rank in a thread of its own."""
     results: list[list[np.ndarray]] = [[] for _ in groups]
     failures: list[BaseException] = []
-    finished = threading.Barrier(len(groups))
+    finished: set[int] = set()
 
     def run(rank: int) -> None:
         try:
@@ -177,12 +177,11 @@ def reduce_everywhere(
                 mine = value.copy()
                 group.reduce(mine)
                 results[rank].append(mine)
-            while finished.n_waiting < len(groups) - 1 and rank == 0:
-                group.service()
-            finished.wait(20)
+            finished.add(rank)
+            while len(finished) < len(groups) and not failures:
+                group.service()  # whoever is done first still owes the others what got lost
         except BaseException as exc:
             failures.append(exc)
-            finished.abort()
 
     threads = [threading.Thread(target=run, args=(rank,)) for rank in range(len(groups))]
     for thread in threads:
