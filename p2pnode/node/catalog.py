@@ -40,11 +40,17 @@ class Catalog:
     """Looks models up by name and brings their bytes here; thread work is handed off, never blocking the loop."""
 
     def __init__(
-        self, store: ModelStore, links: Links, *, report: Callable[[str, P2PNodeError], None]
+        self,
+        store: ModelStore,
+        links: Links,
+        *,
+        report: Callable[[str, P2PNodeError], None],
+        default_name: Callable[[], str],
     ) -> None:
         self.store = store
         self._links = links
         self._report = report
+        self._default_name = default_name
         self._indexes: dict[tuple[ContentId, bool], ModelIndex] = {}
         self._metadata: dict[ContentId, dict[str, Any]] = {}
         self.bytes_fetched: dict[ContentId, int] = {}
@@ -96,10 +102,11 @@ class Catalog:
         return any(model.content_id == content_id for model in self.store.models())
 
     def resolve(self, name: str | None) -> KnownModel:
-        """By name, content id, or None for the default: the embedded model, else the first that is complete here."""
+        """By name or content id; None is the operator's default, else the first that is complete here."""
         models = self.known()
         if name is None:
-            models.sort(key=lambda m: (m.name != DEMO_NAME, not m.is_complete_here))
+            default = self._default_name()
+            models.sort(key=lambda m: (default not in (m.name, m.content_id), not m.is_complete_here))
             if models:
                 return models[0]
             raise ModelUnknown(

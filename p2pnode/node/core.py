@@ -54,6 +54,7 @@ from p2pnode.node.stage_streams import StageStreams
 from p2pnode.node.tasks import Tasks, describe
 from p2pnode.node.whole import Whole
 from p2pnode.node.witnessing import Witnessing
+from p2pnode.projections.views import default_model
 from p2pnode.transport.port import Transport
 from p2pnode.units import ContentId, PeerId
 
@@ -128,7 +129,12 @@ class Node:
             now_ms=now_ms,
             changed=lambda: self.say({"kind": "approvals", "data": {"waiting": len(self.approvals.waiting)}}),
         )
-        self.catalog = Catalog(store, self.links, report=self._blob_refused)
+        self.catalog = Catalog(
+            store,
+            self.links,
+            report=self._blob_refused,
+            default_name=lambda: default_model(ledger.state),
+        )
         self.hosting = Hosting(
             catalog=self.catalog,
             links=self.links,
