@@ -23,7 +23,7 @@ from statistics import median
 from typing import Any
 
 from nodes import ROOT, Answer, Mesh, Node, ask, ask_side_by_side, machine, mesh_of, random_model
-from parts import CONTEXT, Line, measure
+from parts import CONTEXT, Line, Ranks, measure
 
 from p2pnode.compute.engine_client import EngineClient
 from p2pnode.compute.engine_protocol import UnitSpec
@@ -65,13 +65,11 @@ WAYS = (
 def rates(answer: Answer) -> Row:
     """What one stream had; `best` at the fastest tenth of its steps."""
     steps = sorted(answer.steps_s)
-    end = answer.end
-    row = {
-        "prefill": PROMPT / end["prefill_s"],
+    return {
+        "prefill": PROMPT / answer.end["prefill_s"],
         "decode": 1 / median(steps),
         "best": 1 / steps[len(steps) // 10],
     }
-    return row | {f"{name}_ms": value for name, value in (end.get("breakdown_ms") or {}).items()}
 
 
 def joint_rate(answers: Sequence[Answer]) -> float:
@@ -146,6 +144,37 @@ async def rpc(model: Path, split: str, threads: int) -> Row:
         for server in servers:
             await server.close()
     return {"prefill": found.prefill, "decode": found.decode, "best": found.decode_best}
+
+
+async def breakdown(model: Path, threads: int, found: Sequence[Found]) -> dict[str, Row]:
+    """The same engines without nodes say what a step is made of; what nodes add is the difference."""
+    index, _ = open_model(model)
+    parts: dict[str, Row] = {}
+    for one in found:
+        way = one.way
+        each = max(1, threads // way.share)
+        if way.kind == "tensor":
+            ranks = await Ranks.shards(index, model, way.devices)
+            await ranks.link("lane")
+            line: Line = ranks
+        elif way.kind in ("local", "pipeline"):
+            line = await Line.load(index, model, way.devices, each)
+        else:
+            continue
+        try:
+            await measure(line, 64, 4)
+            measured = await measure(line, PROMPT, COUNT)
+        finally:
+            await line.close()
+        row, count = measured.row(), len(measured.steps_s)
+        compute_ms = row["compute_ms"]
+        step_ms = 1e3 / measured.decode
+        spent = {"compute": compute_ms, "tap": row["tap_ms"], "sample": measured.sample_ns / count / 1e6}
+        spent["hand_over"] = max(0.0, sum(measured.steps_s) / count * 1e3 - sum(spent.values()))
+        scale = step_ms / max(1e-9, sum(spent.values()))
+        parts[way.name] = {name: round(value * scale, 3) for name, value in spent.items()}
+        parts[way.name]["nodes_and_wire"] = round(1e3 / one.middle()["decode"] - step_ms, 3)
+    return parts
 
 
 # --- the run ---------------------------------------------------------------------------------------
@@ -253,7 +282,7 @@ def table(found: Sequence[Found], report: dict[str, Any]) -> list[str]:
             row = one.middle()
             cells = [f"{row[f'streams_{n}']:.1f}" if f"streams_{n}" in row else "–" for n in (1, 4, 8)]
             lines.append(f"| {one.way.name} | {' | '.join(cells)} |")
-    lines += _breakdown(found)
+    lines += _breakdown(report["breakdown_ms"])
     lines += ["", "| promised | at least | found | |", "|---|---:|---:|---|"]
     for goal in report["targets"]:
         word = "held" if goal["held"] else "**missed**"
@@ -261,17 +290,15 @@ def table(found: Sequence[Found], report: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _breakdown(found: Sequence[Found]) -> list[str]:
-    """Where a decoded token's time went, for the ways that say."""
-    told = [one for one in found if "compute_ms" in one.rows[0]]
-    if not told:
+def _breakdown(parts: dict[str, Row]) -> list[str]:
+    """Where a decoded token's time went."""
+    if not parts:
         return []
-    names = [key for key in told[0].rows[0] if key.endswith("_ms")]
-    head = " | ".join(name.removesuffix("_ms").replace("_", " ") for name in names)
+    names = ("compute", "tap", "sample", "hand_over", "nodes_and_wire")
+    head = " | ".join(name.replace("_", " ") for name in names)
     lines = ["", f"| ms of a decoded token | {head} |", "|---|" + "---:|" * len(names)]
-    for one in told:
-        row = one.middle()
-        lines.append(f"| {one.way.name} | {' | '.join(f'{row[name]:.2f}' for name in names)} |")
+    for way, row in parts.items():
+        lines.append(f"| {way} | {' | '.join(f'{row[name]:.2f}' for name in names)} |")
     return lines
 
 
@@ -309,6 +336,7 @@ def main() -> None:
         "seconds": round(time.perf_counter() - started, 1),
         "raw": {key: round(median(row[key] for row in raws), 2) for key in raws[0]},
         "targets": targets(found),
+        "breakdown_ms": asyncio.run(breakdown(model, args.threads, found)),
         "ways": {one.way.name: one.as_json() for one in found},
     }
     lines = table(found, report)

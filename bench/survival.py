@@ -58,6 +58,8 @@ class Run:
     outcome: str = ""
     resumed_ms: int | None = None
     detected_ms: int | None = None
+    differs_at: int | None = None
+    """First piece that is not the undisturbed one's."""
 
     @property
     def is_good(self) -> bool:
@@ -119,7 +121,7 @@ def recovery_times(head: Node, known: set[int]) -> dict[str, int]:
     return times
 
 
-def one_run(mesh: Mesh, number: int, rng: random.Random, known: set[int], only: str) -> Run:
+def one_run(mesh: Mesh, number: int, rng: random.Random, known: set[int], only: str, *, greedy: bool) -> Run:
     head = mesh.head
     others = rng.sample(mesh.nodes[1:], 2)
     action, victim = rng.choice(ACTIONS), rng.choice(others)
@@ -127,6 +129,8 @@ def one_run(mesh: Mesh, number: int, rng: random.Random, known: set[int], only: 
     sampling: dict[str, float] = rng.choice(
         [{"temperature": 0}, {"temperature": 0.8, "seed": rng.randrange(1, 10_000)}]
     )
+    if greedy:
+        sampling = {"temperature": 0}
     share = rng.random()
     names = [head.name, *(node.name for node in others)]
     head.apply(model=MODEL, mode="pipeline", stages=3, devices=names)
@@ -158,6 +162,8 @@ def one_run(mesh: Mesh, number: int, rng: random.Random, known: set[int], only: 
     elif answer.error is not None:
         run.outcome = f"error: {answer.error}"
     elif "".join(answer.text) != "".join(whole.text):
+        pairs = enumerate(zip(answer.text, whole.text, strict=False))
+        run.differs_at = next((n for n, (mine, theirs) in pairs if mine != theirs), len(answer.text))
         run.outcome = "another text"
     else:
         run.outcome = "equal" if times else "equal, finished before the loss was felt"
@@ -200,6 +206,7 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=1, help="number of the first run")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", choices=ACTIONS, default="")
+    parser.add_argument("--greedy", action="store_true", help="never sample")
     parser.add_argument("--json", type=Path, default=ROOT / "bench" / "results" / "survival.json")
     args = parser.parse_args()
     about, started = machine(), time.perf_counter()
@@ -209,12 +216,15 @@ def main() -> int:
         known: set[int] = set()
         with mesh_of(NAMES) as mesh:
             while len(runs) < args.runs:
-                run = one_run(mesh, number, random.Random(f"{args.seed}:{number}"), known, args.only)
+                run = one_run(
+                    mesh, number, random.Random(f"{args.seed}:{number}"), known, args.only, greedy=args.greedy
+                )
                 runs.append(run)
                 number += 1
                 resumed = f"{run.resumed_ms} ms" if run.resumed_ms is not None else "–"
                 print(f"{run.number:3} {run.action:7} {run.victim:6} after {run.after_pieces:3} of {run.pieces:3}: "
-                      f"{run.outcome}, resumed {resumed}", flush=True)  # fmt: skip
+                      f"{run.outcome}{'' if run.differs_at is None else f' from piece {run.differs_at}'}, "
+                      f"resumed {resumed}", flush=True)  # fmt: skip
                 if not run.is_good:
                     break  # whatever state it left behind must not spoil the next runs
     report = {
