@@ -41,7 +41,9 @@ fmt: setup
 	@$(BIN)/ruff check --fix -q . ; $(BIN)/ruff format -q .
 
 bench: setup
-	@for b in bench/*.py; do echo "== $$b"; $(BIN)/python $$b || exit 1; done
+	@$(BIN)/python -m pip install -q -c constraints.txt -e ".[bench]"
+	@for b in transport record planner api_streams compute survival; do \
+		echo "== bench/$$b.py"; $(BIN)/python bench/$$b.py || exit 1; done
 
 interop: setup
 	@$(BIN)/python tests/interop/run.py

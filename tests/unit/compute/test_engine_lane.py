@@ -134,7 +134,7 @@ class Relay:
             end.connect(side.getsockname())
             side.connect(end.getsockname())
         self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._carry, args=(n,)) for n in range(2)]
+        self._threads = [threading.Thread(target=self._carry, args=(n,), daemon=True) for n in range(2)]
         for thread in self._threads:
             thread.start()
 
@@ -183,7 +183,7 @@ def reduce_everywhere(
         except BaseException as exc:
             failures.append(exc)
 
-    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(len(groups))]
+    threads = [threading.Thread(target=run, args=(rank,), daemon=True) for rank in range(len(groups))]
     for thread in threads:
         thread.start()
     for thread in threads:
