@@ -13,6 +13,9 @@ CLOCK_SKEW_MS_MAX = 5 * 60 * 1000
 HANDSHAKE_TIMEOUT_S = 10.0
 """A QUIC handshake is two round trips; on a phone link with loss that stays below this."""
 
+CERTIFICATE_BYTES_MAX = 8192
+"""Ours has about 480 bytes, one with an RSA host key about 2,000."""
+
 DIAL_TIMEOUT_S = 15.0
 """One dial with all its addresses: a handshake, and the stagger between addresses."""
 

@@ -29,7 +29,6 @@ from aioquic.quic.packet import (
 from aioquic.quic.packet_builder import QuicDeliveryState, QuicPacketBuilder
 from aioquic.quic.recovery import QuicPacketSpace
 from aioquic.quic.stream import QuicStream
-from cryptography import x509
 
 from p2pnode import limits
 from p2pnode.transport import quic_congestion
@@ -71,7 +70,6 @@ PRIVATE_NAMES = {
     ),
     "aioquic.tls.Context": (
         "_peer_certificate",
-        "_peer_certificate_chain",
         "_request_client_certificate",
         "_server_handle_certificate",
         "_set_peer_certificate",
@@ -135,9 +133,9 @@ class QuicCore(QuicConnection):
         server_handle_certificate = context._server_handle_certificate
 
         def verify_peer_certificate(message: tls.Certificate) -> None:
+            # Verified before aioquic parses it: what aioquic does not catch would end as a crash, not a refusal.
+            self._verify([certificate for certificate, _extensions in message.certificates])
             set_peer_certificate(message)
-            assert context._peer_certificate is not None
-            self._verify([context._peer_certificate, *context._peer_certificate_chain])
 
         def require_client_certificate(buffer: Buffer) -> None:
             server_handle_certificate(buffer)
@@ -148,7 +146,7 @@ class QuicCore(QuicConnection):
         context._set_peer_certificate = verify_peer_certificate  # type: ignore[method-assign,assignment]
         context._server_handle_certificate = require_client_certificate  # type: ignore[method-assign,assignment]
 
-    def _verify(self, chain: list[x509.Certificate]) -> None:
+    def _verify(self, chain: list[bytes]) -> None:
         now = datetime.datetime.fromtimestamp(self.credentials.unix_time(), datetime.UTC)
         try:
             peer = verify_certificates(chain, now)

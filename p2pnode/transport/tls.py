@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from p2pnode import limits
 from p2pnode.identity import Identity
 from p2pnode.multiformats import DecodeError
 from p2pnode.peer_id import PUBLIC_KEY_BYTES_MAX, peer_id_of, verify_signature
@@ -22,9 +23,6 @@ from p2pnode.units import PeerId
 
 EXTENSION_OID = x509.ObjectIdentifier("1.3.6.1.4.1.53594.1.1")
 SIGNATURE_PREFIX = b"libp2p-tls-handshake:"
-CERTIFICATE_BYTES_MAX = 8192
-"""Ours has about 480 bytes, one with an RSA host key about 2,000."""
-
 _SIGNATURE_BYTES_MAX = 1024
 _KNOWN_CRITICAL = frozenset({"2.5.29.15", "2.5.29.19", "2.5.29.37"})
 """Key usage, basic constraints, extended key usage: harmless in a self-signed certificate."""
@@ -115,28 +113,36 @@ def make_certificate(
     )
 
 
-def verify_certificates(chain: Sequence[x509.Certificate], now: datetime.datetime) -> PeerCertificate:
-    """Who the sender of exactly one certificate is; CertificateError says why nobody."""
+def verify_certificates(chain: Sequence[bytes], now: datetime.datetime) -> PeerCertificate:
+    """Who the sender of exactly one certificate (DER) is; CertificateError says why nobody."""
     if len(chain) != 1:
         raise CertificateError(f"expected exactly one certificate, got {len(chain)}")
-    certificate = chain[0]
+    if len(chain[0]) > limits.CERTIFICATE_BYTES_MAX:
+        raise CertificateError(f"the certificate has {len(chain[0])} bytes, which is too large")
     try:
-        if not certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc:
-            raise CertificateError("the certificate is expired or not yet valid; check the clocks")
-        proof = _extension(certificate)
-        certificate.verify_directly_issued_by(certificate)
-        public_key, signature = decode_signed_key(proof)
-        if not verify_signature(
-            public_key, signature, SIGNATURE_PREFIX + _subject_public_key_info(certificate)
-        ):
-            raise CertificateError("the host key did not sign this certificate's key")
-        return PeerCertificate(peer_id_of(public_key), public_key)
+        return _verify(x509.load_der_x509_certificate(chain[0]), now)
+    except CertificateError:
+        raise
     except DecodeError as error:
         raise CertificateError(f"the host key is malformed: {error}") from error
     except InvalidSignature as error:
         raise CertificateError("the certificate is not signed by its own key") from error
-    except (ValueError, TypeError, UnsupportedAlgorithm, x509.DuplicateExtension) as error:
-        raise CertificateError(f"the certificate is malformed: {error}") from error
+    except Exception as error:
+        # cryptography parses lazily, and what it raises on bytes of a stranger is no closed list: ValueError,
+        # TypeError, UnsupportedAlgorithm, and x509's InvalidVersion, DuplicateExtension and
+        # UnsupportedGeneralNameType, which have only Exception in common.
+        raise CertificateError(f"the certificate is malformed: {str(error)[:200]}") from error
+
+
+def _verify(certificate: x509.Certificate, now: datetime.datetime) -> PeerCertificate:
+    if not certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc:
+        raise CertificateError("the certificate is expired or not yet valid; check the clocks")
+    proof = _extension(certificate)
+    certificate.verify_directly_issued_by(certificate)
+    public_key, signature = decode_signed_key(proof)
+    if not verify_signature(public_key, signature, SIGNATURE_PREFIX + _subject_public_key_info(certificate)):
+        raise CertificateError("the host key did not sign this certificate's key")
+    return PeerCertificate(peer_id_of(public_key), public_key)
 
 
 def _extension(certificate: x509.Certificate) -> bytes:
