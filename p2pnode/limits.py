@@ -354,13 +354,16 @@ PREFILL_CHUNK_TOKENS = 256
 """Large enough for full speed of the matrix kernels, small enough that decoding sessions wait little."""
 
 PREFILL_CHUNKS_IN_FLIGHT = 4
+REFILL_ROWS_IN_FLIGHT = 32
+"""Single rows sent again after a loss: enough that no stage waits for the others, half of what a stage holds."""
+
 EMBEDDING_TOKENS_MAX = 512
 RECOVERIES_MAX = 8
 GOODBYE_S_MAX = 3.0
 """How long a leaving device keeps serving, so that others can move what runs on it."""
 
 SILENCE_PING_S = 1.5
-STAGE_ASK_AFTER_S = 0.75
+STAGE_ASK_AFTER_S = 0.5
 """Rows that are so much later than usual make the head ask whether the stages' devices are still there."""
 
 STAGE_SILENCE_S_MIN = 4.0

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
@@ -108,15 +108,15 @@ async def generate(
     route: Route, session: Session, *, clock: Clock
 ) -> AsyncGenerator[TextDelta | PrefillProgress, None]:
     """Run one session to its end, or go on with one that lost its route; what it came to stands in `session`."""
-    known = [*session.prompt, *session.generated]
-    if session.home is None or session.home != route.home:
-        await route.open(session.session, session.params, known)
+    is_moved = session.home is None or session.home != route.home
+    if is_moved:
+        await route.open(session.session, session.params, session.prompt)
         session.home = route.home
     assembler = session.assembler = session.assembler or TextAssembler(session.stop)
     session.prefilled = 0
     started_s = clock()
     sampled: Sampled | None = None
-    async with aclosing(_prefill(route, session, known)) as prefill:
+    async with aclosing(_fill(route, session, sample_again=is_moved)) as prefill:
         async for progress, result in prefill:
             sampled = result
             yield progress
@@ -147,32 +147,53 @@ async def generate(
         yield TextDelta(rest, len(session.generated))
 
 
-async def _prefill(
-    route: Route, session: Session, tokens: Sequence[int]
-) -> AsyncGenerator[tuple[PrefillProgress, Sampled | None], None]:
-    """Chunks under way side by side, so that every stage of a ring works; the last one is sampled.
+def _feeds(session: Session, *, sample_again: bool) -> Iterator[Feed]:
+    """What brings a route to where the session stands, in the batches that brought the first one there.
 
-    They are of one size on every route: kernels round differently for other batch shapes, and the text must not
-    depend on how many devices computed it.
+    Kernels round differently for other batch shapes, and a text must depend neither on how many devices computed
+    it nor on what happened to them: a prompt comes in chunks of one size, what was chosen comes row by row. A
+    sampler that is new chooses everything once more: so its random numbers, penalties and grammar stand where
+    those of the lost one stood.
     """
-    size = limits.PREFILL_CHUNK_TOKENS
-    chunks = [tokens[i : i + size] for i in range(0, len(tokens), size)]
-    in_flight = max(limits.PREFILL_CHUNKS_IN_FLIGHT, route.stages + 1)
-    under_way: deque[tuple[int, asyncio.Task[Sampled | None]]] = deque()
+    size, prompt = limits.PREFILL_CHUNK_TOKENS, session.prompt
+    batches = [prompt[i : i + size] for i in range(0, len(prompt), size)]
+    batches += [[token] for token in session.generated]
     position = 0
+    for left, batch in zip(range(len(batches) - 1, -1, -1), batches, strict=True):
+        is_chosen_after = position + len(batch) >= len(prompt)
+        is_last_chunk = left == 0
+        sample = is_last_chunk or (sample_again and is_chosen_after)
+        yield Feed(
+            session.session, session.epoch, position, batch, sample=sample, is_last_chunk=is_last_chunk
+        )
+        position += len(batch)
+
+
+async def _fill(
+    route: Route, session: Session, *, sample_again: bool
+) -> AsyncGenerator[tuple[PrefillProgress, Sampled | None], None]:
+    """Feeds under way side by side, so that every stage of a ring works; what the last one chose is news."""
+    chunks_max = max(limits.PREFILL_CHUNKS_IN_FLIGHT, route.stages + 1)
+    total = session.position
+    under_way: deque[tuple[int, asyncio.Task[Sampled | None]]] = deque()
+
+    def has_room(rows: int) -> bool:
+        waiting = rows + sum(count for count, _ in under_way)
+        return len(under_way) < chunks_max or waiting <= limits.REFILL_ROWS_IN_FLIGHT
+
+    async def take() -> tuple[PrefillProgress, Sampled | None]:
+        count, task = under_way.popleft()
+        result = await task
+        session.prefilled += count
+        return PrefillProgress(session.prefilled, total, session.cached), result
+
     try:
-        for number, chunk in enumerate(chunks):
-            is_last = number == len(chunks) - 1
-            feed = Feed(
-                session.session, session.epoch, position, chunk, sample=is_last, is_last_chunk=is_last
-            )
-            under_way.append((len(chunk), asyncio.ensure_future(route.feed(feed))))
-            position += len(chunk)
-            while len(under_way) >= in_flight or (is_last and under_way):
-                count, task = under_way.popleft()
-                result = await task
-                session.prefilled += count
-                yield PrefillProgress(session.prefilled, len(tokens), session.cached), result
+        for feed in _feeds(session, sample_again=sample_again):
+            while not has_room(len(feed.tokens)):
+                yield await take()
+            under_way.append((len(feed.tokens), asyncio.ensure_future(route.feed(feed))))
+        while under_way:
+            yield await take()
     finally:
         for _, task in under_way:
             task.cancel()

@@ -152,12 +152,66 @@ async def test_after_a_loss_the_sampler_stays_at_home() -> None:
     assert one.generated == [A, A + 1, A + 2, A + 3, A + 4]
 
 
-async def test_another_home_learns_what_is_known() -> None:
+class ShapesRoute(LocalRoute):
+    """Remembers the batches it was fed, and how many rows were under way at most."""
+
+    def __init__(self, engine: FakeEngine, stages: int = 1) -> None:
+        super().__init__(engine, 1)
+        self.stages = stages
+        self.batches: list[tuple[int, int, bool]] = []
+        self.rows = self.rows_max = 0
+
+    async def feed(self, feed: Feed) -> Sampled | None:
+        self.batches.append((feed.position_first, len(feed.tokens), feed.sample))
+        self.rows += len(feed.tokens)
+        self.rows_max = max(self.rows_max, self.rows)
+        await asyncio.sleep(0)
+        try:
+            return await super().feed(feed)
+        finally:
+            self.rows -= len(feed.tokens)
+
+
+async def test_another_home_chooses_once_more() -> None:
+    """A new sampler sees the prompt and chooses every known token again: its draws stand where the lost one's stood."""
     first, second, one = FakeEngine(), FakeEngine(), session()
     with pytest.raises(StageLost):
         await run(LosingRoute(first, 2), one)
-    assert await run(LocalRoute(second, 1), one) == "cde"
-    assert second.named("open") == [("open", 1, 1, (A - 1, A, A + 1))]
+    route = ShapesRoute(second)
+    assert await run(route, one) == "cde"
+    assert second.named("open") == [("open", 1, 1, (A - 1,))]
+    assert route.batches[:3] == [(0, 1, True), (1, 1, True), (2, 1, True)]
+
+
+async def test_after_a_loss_batches_have_the_shapes_they_had() -> None:
+    """Chunks of the prompt, then single rows, many of them under way at once: other shapes would round differently."""
+    size, engine = limits.PREFILL_CHUNK_TOKENS, FakeEngine()
+    one = session([A - 1] * (size + 3), 60)
+    engine.eog = None
+    with pytest.raises(StageLost):
+        await run(LosingRoute(engine, 52), one)
+    known = len(one.generated)
+    route = ShapesRoute(engine)
+    await run(route, one)
+    assert known == 51
+    expected = [(0, size, False), (size, 3, False)]
+    expected += [(size + 3 + n, 1, n == known - 1) for n in range(known)]
+    assert route.batches[: len(expected)] == expected
+    assert one.position == size + 3 + 60
+
+
+async def test_single_rows_under_way_are_bounded() -> None:
+    engine, one = FakeEngine(), session(max_tokens=200)
+    with pytest.raises(StageLost):
+        await run(LosingRoute(engine, 150), one)
+    engine.gate = asyncio.Event()
+    route = ShapesRoute(engine)
+    going_on = asyncio.ensure_future(run(route, one))
+    await settle()
+    assert route.rows == limits.REFILL_ROWS_IN_FLIGHT
+    engine.gate.set()
+    await going_on
+    assert route.rows_max == limits.REFILL_ROWS_IN_FLIGHT
 
 
 class SlowRoute(LocalRoute):
