@@ -14,6 +14,7 @@ from typing import Any
 from p2pnode import limits
 from p2pnode.errors import P2PNodeError, PeerTimeout, PeerUnreachable, RemoteProtocolError
 from p2pnode.node.heard import check_status
+from p2pnode.node.redial import Redial, Wait, wait_for_event
 from p2pnode.node.tasks import Tasks, describe
 from p2pnode.transport import messages
 from p2pnode.transport.port import Connection, Stream, Transport
@@ -31,13 +32,15 @@ class Link:
     """What this node knows of one other device right now; nothing here is a fact of the record."""
 
     peer_id: PeerId
+    redial: Redial
     name: str = ""
     addresses: list[str] = field(default_factory=list)
     connection: Connection | None = None
     status: messages.Status | None = None
     status_at_s: float = 0.0
     tried: list[list[str]] = field(default_factory=list)
-    failures: int = 0
+    reached_by: set[PeerId] = field(default_factory=set)
+    """Members that said last that they are connected to it."""
     dialing: bool = False
 
     @property
@@ -58,7 +61,9 @@ class Links:
         on_status: Callable[[Link, messages.Status], None],
         on_link: Callable[[Link, bool], None],
         is_member: Callable[[PeerId], bool],
+        wait: Wait = wait_for_event,
     ) -> None:
+        self._wait = wait
         self._transport = transport
         self._tasks = tasks
         self._rng = rng
@@ -76,20 +81,47 @@ class Links:
         transport.handle(CONTROL, self._serve_control)
 
     # --- members and their addresses -----------------------------------------------------------------
-    def know(self, peer_id: PeerId, *, name: str = "", addresses: list[str] | None = None) -> Link:
-        """Remember a member and keep trying to reach it."""
-        link = self.links.setdefault(peer_id, Link(peer_id))
+    def know(
+        self,
+        peer_id: PeerId,
+        *,
+        name: str = "",
+        addresses: list[str] | None = None,
+        is_there: bool | None = None,
+    ) -> Link:
+        """Remember a member and keep trying to reach it.
+
+        A pause before the next dial ends when an address is new, or when something says that the member
+        `is_there`; False for addresses that are no sign of that.
+        """
+        link = self.links.get(peer_id)
+        if link is None:
+            link = self.links[peer_id] = Link(peer_id, Redial(self._rng, self._wait))
         link.name = name or link.name
-        for address in addresses or []:
-            if address not in link.addresses:
-                link.addresses.insert(0, address)
+        fresh = [address for address in addresses or [] if address not in link.addresses]
+        for address in fresh:
+            link.addresses.insert(0, address)
         del link.addresses[limits.PEER_ADDRESSES_MAX :]
         if not link.is_up and (connection := self._transport.connection(peer_id)) is not None:
             self._attach(link, connection)
+        if not link.is_up and (bool(fresh) if is_there is None else is_there):
+            link.redial.news()
         if not link.is_up and link.addresses and not link.dialing and not self._closed:
             link.dialing = True
             self._tasks.spawn(f"dial {peer_id[-6:]}", self._keep_dialing(link))
         return link
+
+    def heard_of(self, observer: PeerId, peer_id: PeerId, addresses: list[str], *, is_up_there: bool) -> None:
+        """`observer` told where another member is, and whether it is connected to it.
+
+        Said again and again, this is news once: an observer behind the same router reaches what this node cannot.
+        """
+        link = self.know(peer_id, addresses=addresses, is_there=None if is_up_there else False)
+        if is_up_there and observer not in link.reached_by:
+            link.reached_by.add(observer)
+            self.know(peer_id, is_there=True)
+        elif not is_up_there:
+            link.reached_by.discard(observer)
 
     @property
     def me(self) -> PeerId:
@@ -127,17 +159,14 @@ class Links:
             while self.links.get(link.peer_id) is link and not link.is_up:
                 try:
                     connection = await self._transport.dial(link.addresses, link.peer_id)
-                    if not link.is_up:  # mostly the transport has told of it already
-                        self._attach(link, connection)
-                    return
                 except P2PNodeError as error:
-                    link.failures += 1
                     link.tried = error.details.get("tried", [["", error.message]])
-                ceiling_s = min(
-                    limits.REDIAL_DELAY_S_MAX, limits.REDIAL_DELAY_S_MIN * 2 ** min(link.failures, 10)
-                )
-                # Full jitter: a mesh that lost its power must not come back in lock-step.
-                await asyncio.sleep(self._rng.uniform(limits.REDIAL_DELAY_S_MIN / 2, ceiling_s))
+                else:
+                    # Mostly the transport has told of it already; and it may have ended since.
+                    if not link.is_up and not connection.is_closed:
+                        self._attach(link, connection)
+                if not link.is_up:
+                    await link.redial.pause()
         finally:
             link.dialing = False
 
@@ -155,10 +184,12 @@ class Links:
             else:
                 self._something_new()
                 self._on_link(link, False)
-                self.know(link.peer_id)
+                # It was there a moment ago: a pause of an earlier dial that still runs would only lose time.
+                self.know(link.peer_id, is_there=True)
 
     def _attach(self, link: Link, connection: Connection) -> None:
-        link.connection, link.failures, link.tried = connection, 0, []
+        link.connection, link.tried, link.redial.failures = connection, [], 0
+        link.reached_by.clear()
         self._something_new()
         if self._closed:
             return

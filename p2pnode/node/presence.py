@@ -79,7 +79,7 @@ class Presence:
 
     def _heard_nearby(self, peer_id: PeerId, addresses: list[str]) -> None:
         if self._mesh.is_member(peer_id) and not self._stopping.is_set():
-            self._links.know(peer_id, addresses=addresses)
+            self._links.know(peer_id, addresses=addresses, is_there=True)
 
     async def end_discovery(self) -> None:
         if self._discovery is not None:
@@ -123,9 +123,9 @@ class Presence:
         }
 
     def heard(self, link: Link, status: messages.Status) -> None:
-        for address in status.addresses[: limits.PEER_ADDRESSES_MAX]:
-            if address.startswith("/") and address not in link.addresses and len(link.addresses) < 16:
-                link.addresses.append(address)
+        said = [a for a in status.addresses[: limits.PEER_ADDRESSES_MAX] if a.startswith("/")]
+        # What a device says of itself comes first: a full list of its former addresses must not keep it out.
+        link.addresses[:] = list(dict.fromkeys([*said, *link.addresses]))[: limits.PEER_ADDRESSES_MAX]
         if status.state != "active":
             self._routing.lose_peer(link.peer_id, f"{link.name} is {status.state}")
         if not self._stopping.is_set():
@@ -133,7 +133,7 @@ class Presence:
 
     async def _hear(self, link: Link, status: messages.Status) -> None:
         await self._mesh.hear(status)
-        self._hear_of_others(status)
+        self._hear_of_others(link.peer_id, status)
         entry = self._ledger.state.peers.peers.get(link.peer_id)
         if link.connection is not None and (
             entry is None or not entry.online or entry.version != status.version
@@ -154,14 +154,15 @@ class Presence:
         for model in status.models:
             await self._learn_model(str(model.get("manifest", "")), str(model.get("name", ""))[:128], link)
 
-    def _hear_of_others(self, status: messages.Status) -> None:
+    def _hear_of_others(self, observer: PeerId, status: messages.Status) -> None:
         """Members tell where members are; who answers there is checked when dialling."""
+        reached = dict(status.extra.get("rtt_ms", {}))
         for peer, addresses in list(dict(status.extra.get("peers", {})).items())[: limits.MESH_MEMBERS_MAX]:
             peer_id = PeerId(str(peer))
             link = self._links.links.get(peer_id)
             if peer_id != self._me and (link is None or not link.is_up) and self._mesh.is_member(peer_id):
                 said = [str(a) for a in addresses if str(a).startswith("/")][: limits.PEER_ADDRESSES_MAX]
-                self._links.know(peer_id, addresses=said)
+                self._links.heard_of(observer, peer_id, said, is_up_there=peer_id in reached)
 
     async def _learn_model(self, content_id: str, name: str, link: Link) -> None:
         """Keep the manifest (never the weights) of what others offer, so that it can be planned for at once."""
