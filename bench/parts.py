@@ -122,7 +122,7 @@ class Line:
             _, compute, tap, _, _ = frame.meta["t"]
             measured.compute_ns += compute
             measured.tap_ns += tap
-        sampled = await self.engines[-1].step_sample(self.units[-1], frame)
+        sampled = await self.engines[-1].step_sample(self.units[-1], frame, ahead=len(self.units) == 1)
         measured.compute_ns += sampled.timings.compute_ns
         measured.sample_ns += sampled.timings.sample_ns
         return sampled.token

@@ -239,10 +239,14 @@ class EngineClient:
         values[-1] = {**values[-1], "t": header["t"]}
         return frame_of(values, payload)
 
-    async def step_sample(self, unit_id: int, frame: Frame) -> Sampled:
-        """Compute a frame and sample its wanted rows."""
+    async def step_sample(self, unit_id: int, frame: Frame, *, ahead: bool = False) -> Sampled:
+        """Compute a frame and sample its wanted rows.
+
+        `ahead`: the next call will most likely be for the token sampled last, so its pass may begin already.
+        """
         header, _ = await self._call(
-            {"op": "step", "unit": unit_id, "frame": frame_fields(frame), "sample": True}, frame.payload
+            {"op": "step", "unit": unit_id, "frame": frame_fields(frame), "sample": True, "ahead": ahead},
+            frame.payload,
         )
         chosen = tuple(
             SampledToken(token, piece, eog, logprob, tuple((i, p, b) for i, p, b in top))

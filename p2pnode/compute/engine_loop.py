@@ -115,7 +115,8 @@ class Engine:
             if unit.waiting:
                 self._turn += step + 1
                 self._gather(unit)
-                self._answer(unit.run_batch())
+                if unit.waiting:  # what came meanwhile may have been the end of it
+                    self._answer(unit.run_batch())
                 return
 
     def _gather(self, unit: Unit) -> None:
@@ -124,7 +125,7 @@ class Engine:
         if not wait_s:
             return
         deadline, came = time.monotonic() + wait_s, False
-        while unit.may_grow() and (left := deadline - time.monotonic()) > 0:
+        while unit.waiting and unit.may_grow() and (left := deadline - time.monotonic()) > 0:
             if self._channel.ready((), left):
                 self._handle(*self._channel.receive())
                 came = True
@@ -158,7 +159,9 @@ class Engine:
     # operations
     def _step(self, message: Message, payload: memoryview) -> None:
         frame = frame_of(message["frame"], payload)
-        self._unit(message).submit(message["id"], frame, sample=bool(message.get("sample")))
+        self._unit(message).submit(
+            message["id"], frame, sample=bool(message.get("sample")), ahead=bool(message.get("ahead"))
+        )
 
     def _load(self, message: Message, payload: memoryview) -> Answer:
         if len(self._units) >= ENGINE_UNITS_MAX:
@@ -199,6 +202,8 @@ class Engine:
         return {}, b""
 
     def _copy_prefix(self, message: Message, _payload: memoryview) -> Answer:
+        self._unit(message).settle(message["source"])
+        self._unit(message).settle(message["target"])
         self._unit(message).sessions.copy_prefix(message["source"], message["target"], message["count"])
         return {}, b""
 
@@ -224,16 +229,20 @@ class Engine:
         }, b""
 
     def _state_get(self, message: Message, _payload: memoryview) -> Answer:
+        self._unit(message).settle(message["session"])
         return {}, self._unit(message).sessions.state(message["session"])
 
     def _state_set(self, message: Message, payload: memoryview) -> Answer:
+        self._unit(message).settle(message["session"])
         return {"positions": self._unit(message).sessions.set_state(message["session"], payload)}, b""
 
     def _adapters(self, message: Message, _payload: memoryview) -> Answer:
+        self._unit(message).settle_all()
         self._unit(message).adapters.set([Adapter(*item) for item in message["adapters"]])
         return {}, b""
 
     def _control_vector(self, message: Message, payload: memoryview) -> Answer:
+        self._unit(message).settle_all()
         self._unit(message).adapters.set_control_vector(payload, message["layer_first"], message["layer_end"])
         return {}, b""
 

@@ -88,6 +88,14 @@ class Sessions:
         self._context.drop(session.sequence)
         session.length = 0
 
+    def take_back(self, session_id: int, count: int) -> None:
+        """Drop the last positions of a session again."""
+        session = self._sessions.get(session_id)
+        if session is None or self._stateless:
+            return
+        session.length = max(0, session.length - count)
+        self.undo(session)
+
     def undo(self, session: Session) -> bool:
         """Drop what a failed decode may have left; False when that lost the session.
 

@@ -40,6 +40,12 @@ class Step:
     done: int = 0
     out: list[NDArray[np.float32]] = field(default_factory=list)
     sampled: list[SampledToken] = field(default_factory=list)
+    ahead: bool = False
+    """Whether to begin the pass over the sampled token before anybody asks for what follows it."""
+    unasked: bool = False
+    """Begun ahead: its result is held until it is asked for."""
+    row: int = -1
+    """Where the held result lies in the last batch."""
     refused: bool = False
     """A draft token was not what the model chose: what follows it is of no use."""
     began_ns: int = 0
@@ -51,6 +57,18 @@ class Step:
     @property
     def remaining(self) -> int:
         return self.frame.rows - self.done
+
+    def is_over(self, frame: Frame) -> bool:
+        """Whether this is the pass over just these tokens at this place."""
+        mine = self.frame
+        return (
+            frame.kind is mine.kind
+            and (frame.epoch, frame.position_first, frame.rows)
+            == (mine.epoch, mine.position_first, mine.rows)
+            and frame.wanted == mine.wanted
+            and not frame.meta
+            and bytes(frame.payload) == bytes(mine.payload)
+        )
 
     def timings(self) -> Timings:
         return Timings(

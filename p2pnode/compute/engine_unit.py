@@ -31,7 +31,7 @@ from p2pnode.errors import (
     SessionLost,
     ShapeMismatch,
 )
-from p2pnode.frame import DType, Frame, Kind, pack_rows, rows_f32, tokens
+from p2pnode.frame import DType, Frame, Kind, pack_rows, pack_tokens, rows_f32, tokens
 
 if TYPE_CHECKING:
     from p2pnode.compute.streamed import LayerStream
@@ -100,6 +100,10 @@ class Unit:
             else None
         )
         self._waiting: deque[Step] = deque()
+        self._unasked: dict[int, Step] = {}
+        """Passes begun ahead, by session: waiting for their batch, or computed and held in the last one."""
+        self._claimed: deque[Step] = deque()
+        """Held ones that were asked for meanwhile: they only have to be sampled."""
         self.gather = Gather()
         self.counters = dict.fromkeys(("decodes", "rows", "sampled", "compute_ns", "tap_ns", "sample_ns"), 0)
 
@@ -140,11 +144,15 @@ class Unit:
 
     @property
     def waiting(self) -> bool:
-        return bool(self._waiting)
+        return bool(self._waiting or self._claimed)
 
     def may_grow(self) -> bool:
         """Whether the next batch would be better for sessions that are not waiting yet."""
-        if self.spec.ranks > 1 or any(step.remaining > _ROWS_OF_DECODING for step in self._waiting):
+        if (
+            self._claimed
+            or self.spec.ranks > 1
+            or any(step.remaining > _ROWS_OF_DECODING for step in self._waiting)
+        ):
             return False
         return self.gather.missing({step.frame.session for step in self._waiting})
 
@@ -201,19 +209,35 @@ class Unit:
 
         Ranks of a group would disagree about what was still waiting: they compute everything.
         """
+        self.settle(session_id)
         if self.spec.ranks > 1:
             return
-        for step in [step for step in self._waiting if step.frame.session == session_id]:
-            self._waiting.remove(step)
-            yield Reply(step.call, Cancelled("the step was cancelled"))
+        for queue in (self._waiting, self._claimed):
+            for step in [step for step in queue if step.frame.session == session_id]:
+                queue.remove(step)
+                yield Reply(step.call, Cancelled("the step was cancelled"))
 
     def cancel_all(self) -> Iterator[Reply]:
-        while self._waiting:
-            yield Reply(self._waiting.popleft().call, Cancelled("the unit was unloaded"))
+        for session_id in list(self._unasked):
+            self._forget_unasked(session_id)
+        while self._waiting or self._claimed:
+            step = (self._waiting or self._claimed).popleft()
+            yield Reply(step.call, Cancelled("the unit was unloaded"))
 
     # steps
-    def submit(self, call: int, frame: Frame, *, sample: bool) -> None:
-        """Check a frame and let it wait; raises what is wrong with it."""
+    def submit(self, call: int, frame: Frame, *, sample: bool, ahead: bool = False) -> None:
+        """Check a frame and let it wait; raises what is wrong with it.
+
+        With `ahead` the pass over the sampled token begins at once, and waits for a frame that asks for it.
+        """
+        begun = self._unasked.get(frame.session)
+        if begun is not None and sample and begun.is_over(frame):
+            self._claim(begun, call, ahead=ahead)
+            return
+        self._forget_unasked(frame.session)
+        self._waiting.append(self._checked(call, frame, sample=sample, ahead=ahead))
+
+    def _checked(self, call: int, frame: Frame, *, sample: bool, ahead: bool) -> Step:
         context = self._context()
         if self.spec.reduce and self.group is None:
             raise RequestError("this shard has no way to its other ranks yet")
@@ -235,7 +259,61 @@ class Unit:
         draft = frame.meta.get("draft", ())
         if not isinstance(draft, list | tuple) or not all(isinstance(token, int) for token in draft):
             raise ShapeMismatch("a draft that is not a list of token ids")
-        self._waiting.append(Step(call, frame, sample, ids, rows, draft, time.perf_counter_ns()))
+        return Step(call, frame, sample, ids, rows, draft, time.perf_counter_ns(), ahead=ahead)
+
+    # going ahead
+    def _go_ahead(self, step: Step) -> None:
+        """Begin the pass over the token that was just sampled: its asker only has to hear of it and to agree."""
+        assert step.session is not None
+        token, position = step.sampled[-1], step.session.length
+        alone = self.model.recurrent or self.spec.ranks > 1  # they cannot go back, or not without each other
+        if token.is_eog or step.refused or alone or position >= self._context().session_tokens:
+            return
+        frame = Frame(
+            Kind.TOKENS, DType.I32, 1, 1, step.frame.session, pack_tokens([token.token]),
+            step.frame.epoch, position,
+        )  # fmt: skip
+        begun = self._checked(0, frame, sample=False, ahead=False)
+        begun.unasked = True
+        self._unasked[frame.session] = begun
+        self._waiting.append(begun)
+
+    def _claim(self, begun: Step, call: int, *, ahead: bool) -> None:
+        """A pass begun ahead is asked for: its result is given when, or at once if, it is there."""
+        del self._unasked[begun.frame.session]
+        begun.call, begun.sample, begun.ahead, begun.unasked = call, True, ahead, False
+        begun.arrived_ns = begun.began_ns = time.perf_counter_ns()
+        if begun.row >= 0:
+            self._claimed.append(begun)
+
+    def _forget_unasked(self, session_id: int) -> bool:
+        """Nobody will ask for it; whether its position is held in the session."""
+        begun = self._unasked.pop(session_id, None)
+        if begun is None:
+            return False
+        if begun in self._waiting:
+            self._waiting.remove(begun)
+        return begun.done > 0
+
+    def settle(self, session_id: int) -> None:
+        """Let the session hold what was asked for and no more."""
+        if self._forget_unasked(session_id):
+            self.sessions.take_back(session_id, 1)
+
+    def settle_all(self) -> None:
+        """What was computed ahead is not what would be computed from now on."""
+        for session_id in list(self._unasked):
+            self.settle(session_id)
+
+    def _answer_claimed(self) -> Iterator[Reply]:
+        """Before another batch overwrites what they are sampled from."""
+        while self._claimed:
+            step = self._claimed.popleft()
+            assert step.session is not None
+            self._sample(step, step.row, 0, range(1))
+            yield self._reply(step)
+            if step.ahead:
+                self._go_ahead(step)
 
     def _input(self, frame: Frame) -> tuple[list[int] | None, NDArray[np.float32] | None]:
         if frame.kind is Kind.TOKENS:
@@ -265,6 +343,9 @@ class Unit:
 
     def run_batch(self) -> Iterator[Reply]:
         """One decode over as many waiting steps as fit; yields the answers of those that are complete."""
+        if self._claimed:
+            yield from self._answer_claimed()
+            return
         chosen, failed = self._choose()
         yield from failed
         if chosen:
@@ -289,8 +370,7 @@ class Unit:
                     step.session = self.sessions.begin(step.frame, sample=step.sample)
                     step.began_ns = time.perf_counter_ns()
                 except P2PNodeError as exc:
-                    self._waiting.remove(step)
-                    failed.append(Reply(step.call, exc))
+                    failed += self._refuse(step, exc)
                     continue
             count = min(step.remaining, room)
             if self._pools and count < step.remaining:
@@ -340,16 +420,22 @@ class Unit:
             if self._pools:
                 step.out.append(self._context().embedding(step.session.sequence, offset + count - 1)[None])
             if step.sample:
-                self._sample(step, offset, count)
+                first = max(step.frame.wanted_first, step.done)
+                self._sample(step, offset, step.done, range(first, step.done + count))
             step.done += count
             step.session.length += count
-            offset += count
+            step.row, offset = offset, offset + count
             if not step.remaining or step.refused:
                 self._waiting.remove(step)
-                yield self._reply(step)
+                if not step.unasked:
+                    yield self._reply(step)
+                if step.ahead:
+                    self._go_ahead(step)
 
     def _decode(self, chosen: list[tuple[Step, int]], total: int) -> bool:
         context = self._context()
+        for begun in [begun for begun in self._unasked.values() if begun.row >= 0]:
+            self.settle(begun.frame.session)  # nobody asked in time, and its result is overwritten now
         offset = 0
         for step, count in chosen:
             assert step.session is not None
@@ -396,8 +482,8 @@ class Unit:
         for step, _ in chosen:
             assert step.session is not None
             if not self.sessions.undo(step.session):
-                self._waiting.remove(step)
-                yield Reply(step.call, SessionLost("the session was lost with a batch that did not fit"))
+                lost = SessionLost("the session was lost with a batch that did not fit")
+                yield from self._refuse(step, lost)
         if len(chosen) > 1:
             for pair in chosen:
                 if pair[0] in self._waiting:
@@ -414,16 +500,23 @@ class Unit:
         for step, _ in chosen:
             if step.session is not None:
                 self.sessions.undo(step.session)
-            self._waiting.remove(step)
-            yield Reply(step.call, exc)
+            yield from self._refuse(step, exc)
 
-    def _sample(self, step: Step, offset: int, count: int) -> None:
+    def _refuse(self, step: Step, exc: P2PNodeError) -> list[Reply]:
+        """A step that nobody asked for ends without a word."""
+        self._waiting.remove(step)
+        if not step.unasked:
+            return [Reply(step.call, exc)]
+        self._forget_unasked(step.frame.session)
+        return []
+
+    def _sample(self, step: Step, offset: int, first: int, rows: range) -> None:
+        """Sample rows of the step's frame, of which row `first` lies at `offset` in the last batch."""
         assert step.session is not None
         started = time.perf_counter_ns()
-        first = max(step.frame.wanted_first, step.done)
-        for row in range(first, step.done + count):
+        for row in rows:
             assert step.session.sampler is not None
-            chosen = step.session.sampler.sample(self._context(), offset + row - step.done)
+            chosen = step.session.sampler.sample(self._context(), offset + row - first)
             step.sampled.append(chosen)
             nth = row - step.frame.wanted_first
             if chosen.is_eog or (nth < len(step.draft) and step.draft[nth] != chosen.token):

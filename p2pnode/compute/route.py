@@ -26,7 +26,7 @@ AskStages = Callable[[], Awaitable[None]]
 class HeadEngine(Protocol):
     async def step(self, unit_id: int, frame: Frame) -> Frame: ...
 
-    async def step_sample(self, unit_id: int, frame: Frame) -> Sampled: ...
+    async def step_sample(self, unit_id: int, frame: Frame, *, ahead: bool = False) -> Sampled: ...
 
     async def open_session(
         self, unit_id: int, session: int, params: SamplingParams, prompt_tokens: Sequence[int]
@@ -45,6 +45,8 @@ class Feed:
     tokens: Sequence[int]
     sample: bool
     is_last_chunk: bool = True
+    ahead: bool = False
+    """Whether the sampled token will most likely be fed next."""
 
     def frame(self, sequence: int) -> Frame:
         rows = len(self.tokens)
@@ -93,7 +95,7 @@ class LocalRoute:
     async def feed(self, feed: Feed) -> Sampled | None:
         frame = feed.frame(0)
         if feed.sample:
-            return await self._engine.step_sample(self._unit_id, frame)
+            return await self._engine.step_sample(self._unit_id, frame, ahead=feed.ahead)
         await self._engine.step(self._unit_id, frame)
         return None
 

@@ -103,6 +103,11 @@ class Session:
     def position(self) -> int:
         return len(self.prompt) + len(self.generated)
 
+    @property
+    def wants_more(self) -> bool:
+        """Whether a token will be fed after the one that comes next, as far as one can know."""
+        return len(self.generated) + 1 < self.max_tokens
+
 
 async def generate(
     route: Route, session: Session, *, clock: Clock
@@ -141,7 +146,14 @@ async def generate(
         if session.reason is not None:
             break
         sampled = await route.feed(
-            Feed(session.session, session.epoch, session.position - 1, [sampled.token], sample=True)
+            Feed(
+                session.session,
+                session.epoch,
+                session.position - 1,
+                [sampled.token],
+                sample=True,
+                ahead=session.wants_more,
+            )
         )
     if rest := assembler.finish():
         yield TextDelta(rest, len(session.generated))
@@ -164,8 +176,9 @@ def _feeds(session: Session, *, sample_again: bool) -> Iterator[Feed]:
         is_last_chunk = left == 0
         sample = is_last_chunk or (sample_again and is_chosen_after)
         yield Feed(
-            session.session, session.epoch, position, batch, sample=sample, is_last_chunk=is_last_chunk
-        )
+            session.session, session.epoch, position, batch, sample=sample, is_last_chunk=is_last_chunk,
+            ahead=is_last_chunk and session.wants_more,
+        )  # fmt: skip
         position += len(batch)
 
 

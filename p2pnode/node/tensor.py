@@ -43,10 +43,10 @@ class GroupEngine:
             await self._tell(frame)
             return await self._own(self._client.step(unit_id, frame))
 
-    async def step_sample(self, unit_id: int, frame: Frame) -> Sampled:
+    async def step_sample(self, unit_id: int, frame: Frame, *, ahead: bool = False) -> Sampled:
         async with self._turn:
             await self._tell(frame)
-            return await self._own(self._client.step_sample(unit_id, frame))
+            return await self._own(self._client.step_sample(unit_id, frame, ahead=ahead))
 
     async def open_session(
         self, unit_id: int, session: int, params: SamplingParams, prompt_tokens: Sequence[int]

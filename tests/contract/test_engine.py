@@ -245,6 +245,68 @@ async def test_frames_rewind_by_their_position(
         await engine.step_sample(unit, tokens_frame([5], 200))
 
 
+# --- going ahead -----------------------------------------------------------------------------------
+@pytest.mark.parametrize("params", [GREEDY, WARM], ids=["greedy", "warm"])
+async def test_going_ahead_changes_no_token(engine: EngineClient, unit: int, params: SamplingParams) -> None:
+    """Passes begun before they were asked for give what the same passes give later; penalties and seed included."""
+    await engine.open_session(unit, 1, params, PROMPT)
+    await engine.open_session(unit, 2, params, PROMPT)
+    in_turn = await generate(engine, unit, PROMPT, 12)
+    assert await generate(engine, unit, PROMPT, 12, session=2, ahead=True) == in_turn
+
+
+async def test_side_by_side_sessions_go_ahead(
+    engine: EngineClient, unit: int, expected: Sequence[int]
+) -> None:
+    """What one session computed ahead is lost with another's batch, and computed again when it is asked for."""
+    for session in range(1, 5):
+        await engine.open_session(unit, session, GREEDY)
+    answers = await asyncio.gather(
+        *(generate(engine, unit, PROMPT, 12, session=n, ahead=n > 1) for n in range(1, 5))
+    )
+    assert answers == [list(expected)] * 4
+
+
+async def test_a_pass_nobody_asks_for_is_taken_back(
+    engine: EngineClient, unit: int, expected: Sequence[int]
+) -> None:
+    """Another token, another position, a copy, a state: each finds what was asked for and no more."""
+    await engine.open_session(unit, 1, GREEDY)
+    await engine.open_session(unit, 2, GREEDY)
+    assert await generate(engine, unit, PROMPT, 4, ahead=True) == list(expected[:4])
+    held = len(PROMPT) + 3
+    with pytest.raises(SessionLost):
+        await engine.copy_prefix(unit, 1, 2, held + 1)
+    await engine.copy_prefix(unit, 1, 2, held)
+    for session in (1, 2):
+        sampled = await engine.step_sample(
+            unit, tokens_frame(expected[3:4], held, session=session), ahead=True
+        )
+        assert sampled.token == expected[4]
+    state = await engine.state_get(unit, 1)
+    assert await engine.state_set(unit, 2, state) == held + 1
+    sampled = await engine.step_sample(unit, tokens_frame(expected[1:5], len(PROMPT) + 1), ahead=True)
+    assert sampled.token == expected[5]
+    await engine.cancel(unit, 1)
+    await engine.free_session(unit, 1)
+    stats = await engine.stats()
+    assert stats["units"][unit]["positions"] == held + 1
+
+
+async def test_the_last_position_is_the_last(engine: EngineClient, model: Path) -> None:
+    """No pass begins where no position is left, and nobody hears of it."""
+    info = await engine.load(
+        UnitSpec(model_path=str(model), **{**SMALL, "context_tokens": 32, "sessions_max": 1})
+    )
+    await engine.open_session(info.unit_id, 1, GREEDY)
+    count = info.session_tokens - len(PROMPT) + 1
+    in_turn = await generate(engine, info.unit_id, PROMPT, count)
+    assert await generate(engine, info.unit_id, PROMPT, count, ahead=True) == in_turn
+    with pytest.raises(ContextFull):
+        await engine.step_sample(info.unit_id, tokens_frame(in_turn[-1:], info.session_tokens))
+    await engine.unload(info.unit_id)
+
+
 async def test_a_prefix_can_be_copied(engine: EngineClient, unit: int, expected: Sequence[int]) -> None:
     """A new session starts from the cells of another."""
     await engine.open_session(unit, 1, GREEDY)

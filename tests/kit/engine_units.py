@@ -61,12 +61,18 @@ def cut_spec(made: Cut, path: Path, **changes: Any) -> UnitSpec:
 
 
 async def generate(
-    engine: EngineClient, unit: int, prompt: Sequence[int], count: int, *, session: int = 1
+    engine: EngineClient,
+    unit: int,
+    prompt: Sequence[int],
+    count: int,
+    *,
+    session: int = 1,
+    ahead: bool = False,
 ) -> list[int]:
     """Sample `count` tokens after a prompt; the session was opened before."""
-    sampled = await engine.step_sample(unit, tokens_frame(prompt, session=session))
+    sampled = await engine.step_sample(unit, tokens_frame(prompt, session=session), ahead=ahead)
     out = [sampled.token]
     while len(out) < count:
         frame = tokens_frame(out[-1:], len(prompt) + len(out) - 1, session=session)
-        out.append((await engine.step_sample(unit, frame)).token)
+        out.append((await engine.step_sample(unit, frame, ahead=ahead)).token)
     return out

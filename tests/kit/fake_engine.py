@@ -42,7 +42,7 @@ class FakeEngine:
         await self._wait(frame)
         return replace(frame, sequence=0)  # an engine knows nothing of sequences
 
-    async def step_sample(self, unit_id: int, frame: Frame) -> Sampled:
+    async def step_sample(self, unit_id: int, frame: Frame, *, ahead: bool = False) -> Sampled:
         self.calls.append(("sample", unit_id, frame.session, frame.position_first))
         await self._wait(frame)
         token = struct.unpack_from("<i", frame.payload, 4 * (frame.rows - 1))[0] + 1
