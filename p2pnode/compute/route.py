@@ -169,13 +169,15 @@ class PipelineRoute:
             back = await self._await_rows(result, len(feed.tokens))
             took_s = (time.monotonic() - started_s) / max(1, len(feed.tokens))
             self._row_s = max(took_s, 0.9 * self._row_s)
+            return await self._engine.step_sample(self._output_unit, back) if feed.sample else None
+        except P2PNodeError as error:
+            if self._lost is not None and error is not self._lost:
+                raise self._lost from error  # a unit that is gone with its plan says only that it is not there
+            raise
         finally:
             self._waiting.pop(sequence, None)
             if not result.cancel() and not result.cancelled():
                 result.exception()  # it may have come while the frame was still on its way out
-        if not feed.sample:
-            return None
-        return await self._engine.step_sample(self._output_unit, back)
 
     async def _await_rows(self, result: asyncio.Future[Frame], rows: int) -> Frame:
         """A device that computes for long still answers when asked whether it is there; one that is gone does not."""

@@ -81,13 +81,19 @@ class Active:
             close()
 
     def follow_engine(self, device: str) -> None:
-        """A plan is lost with the engine that samples for it."""
+        """A plan is lost with the engine that samples for it, and with a unit that another plan replaces."""
 
         def died(reason: str) -> None:
             self.lose(StageLost(f"the engine on {device} died ({reason})"))
 
+        def unloads(unit_id: int) -> None:
+            if unit_id in self.units:
+                self.lose(StageLost(f"another plan took the place of its layers on {device}"))
+
         self.engine.listeners.append(died)
+        self.engine.unload_listeners.append(unloads)
         self.close.append(lambda: self.engine.listeners.remove(died))
+        self.close.append(lambda: self.engine.unload_listeners.remove(unloads))
 
 
 def mode_of(remote: Sequence[StagePart], *, mine_first: bool) -> str:

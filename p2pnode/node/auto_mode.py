@@ -54,8 +54,7 @@ class AutoMode:
         self.last_reason = decision.reason
         if decision.action == "activate" and decision.plan is not None:
             model = node.catalog.resolve(decision.plan.content_id)
-            await node.choosing.carry_out(model, decision.plan)
-            node.choosing.applied[model.content_id] = (decision.plan, PlanRequest(model=model.name))
+            await node.choosing.apply(model, decision.plan, PlanRequest(model=model.name))
             self._since_s = time.monotonic()
         node.say({"kind": "auto", "data": {"action": decision.action, "reason": decision.reason}})
         return decision.reason

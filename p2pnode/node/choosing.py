@@ -108,8 +108,13 @@ class Choosing:
     async def _instead(self, model: KnownModel, before: Active, gone: list[str]) -> Active:
         if before.plan_id.startswith("local-"):
             return await self._locally(model)
+        await self._routing.settled(model.content_id)
+        other = self._routing.of_model(model.content_id)
+        if other is not None and other.mode != "local" and not {s["peer"] for s in other.stages} & set(gone):
+            return other  # it stands already, and building another could take its layers
         if not gone and model.content_id in self.applied:
-            return await self._carry_out_again(model, *self.applied[model.content_id])
+            with contextlib.suppress(P2PNodeError):
+                return await self._carry_out_again(model, *self.applied[model.content_id])
         made = await self._plan_without(model, self._made.get(before.plan_id), gone)
         if made.mode == "local":
             return await self._routing.alone(model, lambda data: self._say({"kind": "loading", "data": data}))
@@ -163,6 +168,19 @@ class Choosing:
         if model.content_id in self.applied:
             self.applied[model.content_id] = (made, request)
         return active
+
+    async def apply(self, model: KnownModel, made: Plan, request: PlanRequest) -> Active:
+        """Carry out a plan that somebody wants to stand; what runs on the one before moves to it."""
+        before = self.applied.get(model.content_id)
+        self.applied[model.content_id] = (made, request)
+        try:
+            return await self.carry_out(model, made)
+        except BaseException:
+            if self.applied.get(model.content_id) == (made, request):
+                del self.applied[model.content_id]
+                if before is not None:
+                    self.applied[model.content_id] = before
+            raise
 
     async def carry_out(self, model: KnownModel, made: Plan) -> Active:
         """Record a plan, prepare its devices, probe it; what failed is said to whoever watches."""

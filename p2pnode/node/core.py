@@ -153,6 +153,7 @@ class Node:
             me=self.me,
             bringing=self.bringing,
             engines=engines,
+            tasks=self.tasks,
             whole=Whole(
                 me=self.me,
                 name_of=self.links.name_of,

@@ -36,6 +36,8 @@ class EngineHost:
         self.generation = 0
         """Rises with every death: sessions of an older one are gone."""
         self.listeners: list[Callable[[str], None]] = []
+        self.unload_listeners: list[Callable[[int], None]] = []
+        """Told of a unit before it goes, so that nothing is sent to it any more."""
 
     @property
     def client(self) -> EngineClient:
@@ -78,7 +80,7 @@ class EngineHost:
                 return self.infos[name]
             if name in self.infos:
                 self._specs.pop(name, None)
-                await self._client.unload(self.infos.pop(name).unit_id)
+                await self._unload(self._client, self.infos.pop(name))
             info = await self._client.load(spec, progress=on_progress)
             self._specs[name] = spec
             self.infos[name] = info
@@ -90,7 +92,12 @@ class EngineHost:
             self._specs.pop(name, None)
             info = self.infos.pop(name, None)
             if info is not None and self._client is not None:
-                await self._client.unload(info.unit_id)
+                await self._unload(self._client, info)
+
+    async def _unload(self, client: EngineClient, info: UnitInfo) -> None:
+        for listener in list(self.unload_listeners):
+            listener(info.unit_id)
+        await client.unload(info.unit_id)
 
     async def revived(self) -> bool:
         """Whether it is up, once a restart under way has come to its end."""

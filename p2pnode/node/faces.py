@@ -20,7 +20,7 @@ from p2pnode.node.core import Node, now_ms
 from p2pnode.node.mode_commands import ModeCommands
 from p2pnode.node.planning import PlanRequest
 from p2pnode.node.queries import LogQueries
-from p2pnode.units import ContentId, PeerId
+from p2pnode.units import PeerId
 
 Command = Callable[[Mapping[str, Any]], Awaitable[JsonObject]]
 
@@ -267,8 +267,7 @@ class Faces:
             "rejections": [r.as_dict() for r in planned.rejections],
         }
         if asked.apply:
-            active = await node.choosing.carry_out(model, made)
-            node.choosing.applied[ContentId(model.content_id)] = (made, asked)
+            active = await node.choosing.apply(model, made, asked)
             answer.update(applied=True, plan_id=active.plan_id, probe_ms=round(active.probe_s * 1000, 2))
             by_peer = {(s["peer"], s["layers"][0]): s for s in active.stages}
             for stage in answer["stages"]:

@@ -12,6 +12,7 @@ from p2pnode.node.catalog import KnownModel
 from p2pnode.node.engines import EnginePool
 from p2pnode.node.keyed_locks import KeyedLocks
 from p2pnode.node.rings import Rings
+from p2pnode.node.tasks import Tasks
 from p2pnode.node.whole import Whole
 from p2pnode.units import ContentId, PeerId
 
@@ -20,14 +21,24 @@ class Routing:
     """Active plans; one engine process per model holds this head's own units of rings."""
 
     def __init__(
-        self, *, me: PeerId, bringing: Bringing, whole: Whole, rings: Rings, engines: EnginePool
+        self,
+        *,
+        me: PeerId,
+        bringing: Bringing,
+        whole: Whole,
+        rings: Rings,
+        engines: EnginePool,
+        tasks: Tasks,
     ) -> None:
         self._me = me
         self._bringing = bringing
         self._whole = whole
         self._rings = rings
         self._engines = engines
+        self._tasks = tasks
         self._locks: KeyedLocks[str] = KeyedLocks()
+        self._building: KeyedLocks[ContentId] = KeyedLocks()
+        """Rings of one model share the engine here, so they are built one at a time."""
         self._left: dict[str, Active] = {}
         """Given up after a loss; their other devices keep what they loaded until the plan is released."""
         self.active: dict[str, Active] = {}
@@ -40,6 +51,11 @@ class Routing:
             if a.model.content_id == content_id and a.is_usable and (mode is None or a.mode == mode)
         ]
         return max(found, key=lambda a: (a.mode != "local", a.plan_id), default=None)
+
+    async def settled(self, content_id: ContentId) -> None:
+        """Until no ring of this model is being built: then it is known which plan has its layers."""
+        async with self._building.hold(content_id):
+            return
 
     # --- making --------------------------------------------------------------------------------------
     async def local(self, model: KnownModel, say: Say) -> Active:
@@ -67,7 +83,12 @@ class Routing:
 
     async def pipeline(self, plan_id: str, model: KnownModel, parts: Sequence[StagePart], say: Say) -> Active:
         """Prepare every device side by side, attach the ring, probe it."""
-        return await self._once(plan_id, lambda: self._rings.build(plan_id, model, parts, say))
+
+        async def build() -> Active:
+            async with self._building.hold(model.content_id):
+                return await self._rings.build(plan_id, model, parts, say)
+
+        return await self._once(plan_id, build)
 
     async def _once(self, plan_id: str, build: Callable[[], Awaitable[Active]]) -> Active:
         """The plan as it stands, or built now; whoever asks meanwhile waits for the same one."""
@@ -78,10 +99,11 @@ class Routing:
                     return active
                 active.end(StageLost("what this plan had loaded here is gone"))
             self.active[plan_id] = active = await build()
-            for other in self.active.values():
-                if other.engine is active.engine and other.engine.is_up and not other.is_usable:
-                    other.end(StageLost("another plan took the place of its layers on this device"))
             self._left.pop(plan_id, None)  # the same devices: what they kept serves again
+            for other in list(self.active.values()):
+                if other.engine is active.engine and other.engine.is_up and not other.is_usable:
+                    self.give_up(other, StageLost("another plan took the place of its layers on this device"))
+                    self._tasks.spawn(f"release {other.plan_id}", self.release_left(other.plan_id))
             return active
 
     # --- ending --------------------------------------------------------------------------------------

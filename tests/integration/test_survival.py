@@ -87,6 +87,28 @@ def test_the_answer_goes_on(mesh: MeshOfProcesses, trouble: Callable[[NodeProces
     assert times == sorted(times)
 
 
+def test_an_answer_moves_when_another_plan_takes_its_layers(mesh: MeshOfProcesses) -> None:
+    """Two cuts of one model cannot both stand on its head: what runs on the first goes on with the second."""
+    alpha = mesh.nodes[0]
+    alpha.api.post("/plan", {"model": DEMO, "mode": "pipeline", "devices": ["alpha", "beta"], "apply": True})
+    undisturbed, _ = answer_while(alpha, 0, lambda: None)
+    blocks = [["alpha", 0, 1], ["gamma", 1, 6], ["beta", 6, 8]]
+    applied: dict[str, Any] = {}
+
+    def replace() -> None:
+        applied.update(alpha.api.post("/plan", {"model": DEMO, "blocks": blocks, "apply": True}))
+
+    text, end = answer_while(alpha, 20, replace)
+    assert text == undisturbed
+    assert [[s["name"], *s["layers"]] for s in end["stages"]] == blocks
+    live = [plan["plan_id"] for plan in alpha.api.get("/plans")["plans"] if plan.get("live")]
+    assert live == [applied["plan_id"]]
+    assert alpha.api.get("/health")["ready"]
+    for node in mesh.nodes[1:3]:
+        node.until("only the new plan's stage", "/status", lambda v: [
+            s["plan_id"] for s in v["hosted_stages"]] == [applied["plan_id"]])  # fmt: skip
+
+
 def test_a_lost_head_frees_the_others(mesh: MeshOfProcesses) -> None:
     """The client hears that its node is gone; the stages hold no session any more."""
     alpha, beta, gamma, _ = mesh.nodes
