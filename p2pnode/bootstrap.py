@@ -27,13 +27,23 @@ from p2pnode.compute.engine_client import EngineClient
 from p2pnode.compute.engine_protocol import UnitSpec
 from p2pnode.compute.gguf import open_model
 from p2pnode.config import JoinOptions
-from p2pnode.errors import ArchitectureUnsupported, BadModelFile, ConfigError, DataDirError, P2PNodeError
+from p2pnode.errors import (
+    AdmissionError,
+    ArchitectureUnsupported,
+    BadModelFile,
+    ConfigError,
+    FolderInUse,
+    P2PNodeError,
+    PeerUnreachable,
+)
 from p2pnode.identity import load_or_create
-from p2pnode.models.files import data_errors, write_atomic
+from p2pnode.models.files import write_atomic
 from p2pnode.models.store import ModelStore
 from p2pnode.node.core import Node, now_ms
+from p2pnode.node.data_folder import DataFolder
 from p2pnode.node.faces import Faces
 from p2pnode.node.ledger import Ledger
+from p2pnode.node.mesh import Mesh
 from p2pnode.transport.invite import decode_ticket
 from p2pnode.transport.quic import QuicTransport
 from p2pnode.units import UnixMs
@@ -67,18 +77,22 @@ class RunningNode:
             decode_ticket(options.ticket, now_ms=UnixMs(now_ms()))
         for path in options.models:
             await check_model(path)
-        prepare_folder(data)
         closing = asyncio.Event()
         server = ApiServer(options.api, closing)
-        listener = await server.bind()
-        undo: list[Callable[[], Any]] = [listener.close]
+        folder = DataFolder(data)
+        undo: list[Callable[[], Any]] = [folder.give_back]
+        mesh: Mesh | None = None
         try:
+            listener = await server.bind()
+            undo.append(listener.close)
+            folder.prepare()
             identity = load_or_create(data)
             ledger = await Ledger.open(data, identity, now_ms=now_ms)
             undo.append(ledger.close)
             transport = QuicTransport(identity, options.listen, agent=f"p2pnode/{__version__}")
             store = await asyncio.to_thread(ModelStore, data / "models")
             node = Node(options=options, identity=identity, ledger=ledger, transport=transport, store=store)
+            mesh = node.mesh
             transport.identify.observe(node.reach.identified)
             await transport.start()
             undo.append(transport.close)
@@ -95,14 +109,15 @@ class RunningNode:
             )
             faces = Faces(node)
             await server.start(create_app(faces, security, closing=closing), listener)
-        except BaseException:
-            for step in reversed(undo):
-                result = step()
-                if asyncio.iscoroutine(result):
-                    await result
+            undo.append(server.stop)
+            running = cls(node, faces, server, closing, data)
+            running.write_node_file(token)
+        except BaseException as error:
+            is_used = isinstance(error, FolderInUse)
+            if is_used or (mesh is not None and may_be_member(mesh, options, error)):
+                undo.remove(folder.give_back)
+            await undo_all(undo)
             raise
-        running = cls(node, faces, server, closing, data)
-        running.write_node_file(token)
         return running
 
     def write_node_file(self, token: str) -> None:
@@ -151,16 +166,26 @@ async def check_model(path: Path) -> None:
         await engine.close()
 
 
-def prepare_folder(data: Path) -> None:
-    """A folder that can be written, private to its owner."""
-    with data_errors(data):
-        data.mkdir(parents=True, exist_ok=True, mode=0o700)
-    if not os.access(data, os.W_OK | os.X_OK):
-        raise DataDirError(f"the data folder {data} cannot be written", hint="choose another with --data")
-    probe = data / f".probe-{os.getpid()}"
-    with data_errors(data):
-        probe.write_bytes(b"p2pnode")
-        probe.unlink()
+async def undo_all(steps: list[Callable[[], Any]]) -> None:
+    """Take back what a failed start did, last first; a step that fails too does not keep the others from it."""
+    for step in reversed(steps):
+        try:
+            result = step()
+            if asyncio.iscoroutine(result):
+                await result
+        except P2PNodeError as error:
+            logging.getLogger("p2pnode").debug("while taking back a failed start: %s", error.message)
+
+
+def may_be_member(mesh: Mesh, options: JoinOptions, error: BaseException) -> bool:
+    """Whether somebody may have admitted this device's key, so that the key must outlive the failed start.
+
+    Nobody has seen the mesh that a first device made. Who asked others was admitted, or was told no, or never
+    reached them; anything else (a lost answer, Ctrl-C) leaves it open.
+    """
+    if options.ticket is None and not options.ask:
+        return False
+    return mesh.membership is not None or not isinstance(error, AdmissionError | PeerUnreachable)
 
 
 def configure_logging() -> None:

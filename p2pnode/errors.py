@@ -41,6 +41,11 @@ class DataDirError(P2PNodeError):
     code, http_status = "data_dir", 500
 
 
+class FolderInUse(DataDirError):
+    code, http_status = "folder_in_use", 500
+    hint_default = "stop it first, or choose another folder with --data"
+
+
 class DiskFull(DataDirError):
     code, http_status, retryable = "disk_full", 507, True
     hint_default = "free some space or choose another folder with --data"

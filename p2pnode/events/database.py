@@ -16,10 +16,11 @@ from typing import Any, Final, Protocol
 from p2pnode.errors import CorruptRecord, DataDirError, DiskFull, P2PNodeError
 from p2pnode.events.assembler import Draft
 from p2pnode.events.block import Block, parse_header
+from p2pnode.events.folder import free_bytes
 from p2pnode.events.merkle import HASH_BYTES, TILE_WIDTH
 from p2pnode.events.types import KeysBound, PeerEquivocated
 from p2pnode.events.witness import Witnessed
-from p2pnode.limits import WITNESS_BLOCKS_KEPT
+from p2pnode.limits import LOG_DISK_FLOOR_BYTES, WITNESS_BLOCKS_KEPT
 
 SCHEMA_VERSION: Final = 1
 
@@ -359,7 +360,7 @@ class Tables:
 def as_condition(error: Exception, path: Path) -> P2PNodeError:
     """What a database error means to the operator, in a line."""
     text = str(error)
-    if "full" in text:
+    if "full" in text or ("disk I/O" in text and _is_full(path.parent)):
         return DiskFull(f"the disk of {path.parent} is full: {text}")
     if "malformed" in text or "not a database" in text:
         return CorruptRecord(
@@ -369,7 +370,17 @@ def as_condition(error: Exception, path: Path) -> P2PNodeError:
         return DataDirError(
             f"the log {path} cannot be opened: {text}", hint="check that the folder is there and is yours"
         )
-    return DataDirError(f"the log {path} cannot be used: {text}")
+    return DataDirError(
+        f"the log {path} cannot be used: {text}", hint="look at the disk, or choose another with --data"
+    )
+
+
+def _is_full(folder: Path) -> bool:
+    """SQLite calls some writes that found no room plain I/O errors."""
+    try:
+        return free_bytes(folder) < LOG_DISK_FLOOR_BYTES
+    except OSError:
+        return False
 
 
 def _place(level: int, index: int) -> int:

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from p2pnode.errors import DataDirError, DiskFull
+from p2pnode.errors import DataDirError, DiskFull, FolderInUse
 
 LOG_DIR: Final = "log"
 DATABASE: Final = "log.db"
@@ -38,10 +38,7 @@ class FolderLock:
             raise folder_condition(error, self._path.parent) from error
         if not _lock(descriptor):
             os.close(descriptor)
-            raise DataDirError(
-                f"another p2pnode already uses {self._path.parent.parent}",
-                hint="stop it first, or choose another folder with --data",
-            )
+            raise FolderInUse(f"another p2pnode already uses {self._path.parent.parent}")
         self._descriptor = descriptor
 
     def release(self) -> None:

@@ -223,7 +223,10 @@ class SqliteLog(Generic[State]):
         fingerprint: bytes = b"",
     ) -> Outcome:
         if self._check_disk() < LOG_DISK_FLOOR_BYTES:
-            raise DiskFull(f"only {self._free_bytes} bytes are free for the log in {self._folder}")
+            raise DiskFull(
+                f"{self._free_bytes / 1e6:.1f} MB are free for the log in {self._folder}, "
+                f"{LOG_DISK_FLOOR_BYTES / 1e6:.0f} MB are needed"
+            )
         job: Job[State] = lambda committer: committer.submit(decide, actor, idempotency_key, fingerprint)  # noqa: E731  typed so
         outcome: Outcome = await self._writer.call(job)
         return outcome

@@ -345,8 +345,11 @@ class ModelStore:
         with data_errors(self.root):
             free = shutil.disk_usage(self.root).free
         if free < size + limits.STORE_FREE_BYTES_MIN:
+            kept = limits.STORE_FREE_BYTES_MIN
             raise DiskFull(
-                f"{size} bytes are needed in {self.root}, {free} are free", needed_bytes=size, free_bytes=free
+                f"{free / 1e6:.1f} MB are free for models in {self.root}, {(size + kept) / 1e6:.1f} MB are needed",
+                needed_bytes=size + kept,
+                free_bytes=free,
             )
 
     def write_chunk(self, content_id: ContentId, index: int, data: bytes | memoryview) -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from p2pnode.events.folder import FolderLock
 from p2pnode.identity import Identity
 from p2pnode.node.core import demo_model_path
 from p2pnode.transport.invite import Ticket, encode_ticket
@@ -64,11 +66,11 @@ def test_model_files(tmp_path: Path, name: str) -> None:
     assert not (tmp_path / "d").exists()
 
 
-def ticket(expires_ms: int) -> str:
+def ticket(expires_ms: int, address: str = "/ip4/127.0.0.1/udp/9/quic-v1") -> str:
     from p2pnode.node.mesh import key_of
 
     key = key_of(Identity.from_seed(b"x" * 32).peer_id)
-    made = Ticket(key, key, b"s" * 16, UnixMs(expires_ms), "worker", "m", ("/ip4/127.0.0.1/udp/9/quic-v1",))
+    made = Ticket(key, key, b"s" * 16, UnixMs(expires_ms), "worker", "m", (address,))
     return encode_ticket(made)
 
 
@@ -88,20 +90,101 @@ def test_tickets(tmp_path: Path, text: str, word: str) -> None:
     assert not (tmp_path / "d").exists()
 
 
-def test_a_taken_api_port(tmp_path: Path) -> None:
+@pytest.fixture(params=["no folder", "an empty folder", "a folder in folders"])
+def first_data(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    """A folder for a first start; whatever it was before the test, it is the same after a refused start."""
+    data = tmp_path / ("a/b/c" if request.param == "a folder in folders" else "d")
+    if request.param == "an empty folder":
+        data.mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    yield data
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_taken_api_port(first_data: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
-        refused(p2pnode("join", "--data", str(tmp_path / "d"), "--api", address, *LISTEN), "--api")
+        refused(p2pnode("join", "--data", str(first_data), "--api", address, *LISTEN), "--api")
 
 
-def test_a_taken_quic_port(tmp_path: Path) -> None:
+def test_a_taken_quic_port(first_data: Path) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
         taken.bind(("127.0.0.1", 0))
         address = f"/ip4/127.0.0.1/udp/{taken.getsockname()[1]}/quic-v1"
         found = p2pnode(
-            "join", "--data", str(tmp_path / "d"), "--api", "127.0.0.1:0", "--listen", address, "--no-mdns"
+            "join", "--data", str(first_data), "--api", "127.0.0.1:0", "--listen", address, "--no-mdns"
         )
         refused(found, "--listen")
+
+
+def test_a_ticket_of_a_device_that_is_off(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:  # taken, so that nobody else answers
+        silent.bind(("127.0.0.1", 0))
+        address = f"/ip4/127.0.0.1/udp/{silent.getsockname()[1]}/quic-v1"
+        found = p2pnode(
+            "join",
+            ticket(2**38 * 1000, address),
+            "--data",
+            str(tmp_path / "d"),
+            "--api",
+            "127.0.0.1:0",
+            *LISTEN,
+        )
+    refused(found, address)
+    assert not (tmp_path / "d").exists()
+
+
+def test_another_node_uses_the_folder(tmp_path: Path) -> None:
+    """The loser of two starts leaves the other's folder as it is."""
+    data = tmp_path / "d"
+    lock = FolderLock(data / "log")
+    lock.acquire()
+    try:
+        refused(p2pnode("join", "--data", str(data), "--api", "127.0.0.1:0", *LISTEN), "already uses")
+    finally:
+        lock.release()
+    assert (data / "log" / "lock").exists()
+
+
+def on_small_disk(
+    folder: Path, options: str, *arguments: str
+) -> tuple[subprocess.CompletedProcess[str], str]:
+    """Run p2pnode with a disk of its own on `folder`, in a mount namespace; what is on the disk afterwards."""
+    as_root = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
+    folder.mkdir()
+    script = (
+        'mount -t tmpfs -o "$0" none "$1" || exit 99; list="$1"; shift; "$@"; rc=$?;'
+        'find "$list" -mindepth 1 >"$list.after"; exit $rc'
+    )
+    command = [sys.executable, "-m", "p2pnode", *arguments]
+    found = subprocess.run(
+        ["unshare", *as_root, "--mount", "sh", "-c", script, options, str(folder), *command],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    return found, Path(f"{folder}.after").read_text()
+
+
+@pytest.mark.parametrize("size", ["24k", "256k", "8m", "40m"])
+def test_a_full_disk(tmp_path: Path, size: str) -> None:
+    """Too small for the key, the log, the reserve of the log, the model: each is said, nothing stays."""
+    data = tmp_path / "disk" / "d"
+    found, left = on_small_disk(
+        tmp_path / "disk", f"size={size}", "join", "--data", str(data), "--api", "127.0.0.1:0", *LISTEN
+    )
+    refused(found, "--data", str(data))
+    assert left == ""
+
+
+def test_a_read_only_folder(tmp_path: Path) -> None:
+    data = tmp_path / "disk" / "d"
+    found, left = on_small_disk(
+        tmp_path / "disk", "ro", "join", "--data", str(data), "--api", "127.0.0.1:0", *LISTEN
+    )
+    refused(found, "Read-only", "--data")
+    assert left == ""
 
 
 def test_a_folder_that_cannot_be_written() -> None:
