@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: all setup demo test test-slow check lint types imports docs docs-check fmt bench interop clean
+.PHONY: all setup demo test coverage test-slow check lint types imports docs docs-check fmt bench interop clean
 
 all: check test
 
@@ -16,6 +16,10 @@ demo: setup
 
 test: setup
 	@$(BIN)/python -m pytest -q -m "not slow and not interop" $(ARGS)
+
+# The suite with lines and branches counted, the started processes too; fails when too few are reached.
+coverage: setup
+	@$(BIN)/python tools/measure_coverage.py $(ARGS)
 
 test-slow: setup
 	@$(BIN)/python -m pytest -q -m slow $(ARGS)
@@ -49,4 +53,4 @@ interop: setup
 	@$(BIN)/python tests/interop/run.py
 
 clean:
-	rm -rf .venv .demo .interop .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage htmlcov build dist *.egg-info
+	rm -rf .venv .demo .interop .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage build dist *.egg-info

@@ -199,3 +199,31 @@ async def test_the_wrong_node_at_an_address(net: MemoryNetwork) -> None:
         await one.dial([other.address], identity("three").peer_id)
     await one.close()
     await other.close()
+
+
+async def test_a_cut_link_leaves_the_other_links_alone(net: MemoryNetwork) -> None:
+    one, other = await two(net)
+    third = net.transport(identity("three"))
+    third.handle(ECHO, echo)
+    await third.start()
+    kept = await one.dial([third.address], third.peer_id)
+    lost = await one.dial([other.address], other.peer_id)
+    net.partition(one.peer_id, other.peer_id)
+    await until(lambda: lost.is_closed)
+    assert not kept.is_closed
+    stream = await kept.open_stream(ECHO)
+    await stream.write(b"still here")
+    await stream.close_write()
+    assert await read_all(stream) == b"still here"
+    for transport in (one, other, third):
+        await transport.close()
+
+
+async def test_no_stream_opens_on_a_connection_that_ended(net: MemoryNetwork) -> None:
+    one, other = await two(net)
+    connection = await one.dial([other.address], other.peer_id)
+    await other.close()
+    assert connection.is_closed
+    with pytest.raises(ConnectionLost):
+        await connection.open_stream(ECHO)
+    await one.close()

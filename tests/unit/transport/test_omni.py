@@ -104,3 +104,15 @@ async def test_a_length_over_the_limit_is_refused_before_the_body() -> None:
 
     with pytest.raises(RemoteProtocolError):
         await omni.read_body(read)
+
+
+async def test_a_body_is_read_to_its_length_and_no_further() -> None:
+    rest = bytearray((3).to_bytes(4, "big") + b"abcd")
+
+    async def read(size: int) -> bytes:
+        taken = bytes(rest[:size])
+        del rest[:size]
+        return taken
+
+    assert await omni.read_body(read) == b"abc"
+    assert rest == b"d"
