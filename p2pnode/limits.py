@@ -214,6 +214,13 @@ RECEIPT_FILE_BYTES_MAX = 8 * 1024 * 1024
 RECEIPT_LAYERS_MAX = 4096
 RECEIPT_CALL_S_MAX = 5.0
 """A receipt is asked for after the answer; a device that is gone by then is asked with the next one."""
+GRANTS_PER_PLAN_MAX = 256
+"""Sessions of one plan a device lets in: as many as one llama.cpp context has sequences."""
+GRANTS_WAITING_MAX = 64
+GRANT_WAIT_S_MAX = 3.0
+"""Receipts follow an answer within a second; a head that is slower hears `receipt_owed` and may ask again."""
+DEBT_KEPT_S_MAX = 3600.0
+"""As long as a hold lives: what a head that vanished did not sign for by then is written off."""
 ROW_TALLIES_KEPT_MAX = 1024
 """Sessions whose receipts a head may still ask for."""
 STATEMENT_ROWS_MAX = 100_000
@@ -562,8 +569,6 @@ RPC_PIECE_BYTES = 256 * 1024
 AUTO_INTERVAL_S = 30.0
 MEASURE_FRESH_MS = 24 * 3600 * 1000
 MEASURE_S_MAX = 60.0
-TALLIES_KEPT_MAX = 512
-RECEIPT_TIMEOUT_S = 10.0
 WITNESS_INTERVAL_S = 10.0
 WITNESSES_WANTED = 3
 LIVE_ITEMS_WAITING_MAX = 512

@@ -7,7 +7,7 @@ session never do, because the engine answers each session in the order it was as
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Protocol
 
@@ -28,6 +28,23 @@ class UnitEngine(Protocol):
     async def free_session(self, unit_id: int, session: int) -> None: ...
 
 
+class Gate(Protocol):
+    """Which sessions a stage computes for, and how far."""
+
+    @property
+    def reach(self) -> Mapping[int, int]:
+        """By session: the positions that may be computed now. Asked for every frame, so it is a plain lookup."""
+        ...
+
+    def refusal(self, frame: Frame) -> P2PNodeError:
+        """Why a frame past its session's reach is not computed."""
+        ...
+
+    def freed(self, session: int) -> None:
+        """A session is over."""
+        ...
+
+
 def error_frame(of: Frame, error: P2PNodeError) -> Frame:
     """What travels instead of rows when a stage could not compute; it says which condition it was."""
     meta = {"code": error.code, "message": error.message[:400], "hint": error.hint[:200]}
@@ -46,12 +63,18 @@ class StageServer:
     """Serves one inbound stream of frames; what comes out goes to `send`, in order per session."""
 
     def __init__(
-        self, engine: UnitEngine, unit_id: int, send: SendFrame, observe: ObserveRows | None = None
+        self,
+        engine: UnitEngine,
+        unit_id: int,
+        send: SendFrame,
+        observe: ObserveRows | None = None,
+        gate: Gate | None = None,
     ) -> None:
         self._engine = engine
         self._unit_id = unit_id
         self._send = send
         self._observe = observe
+        self._gate = gate
         self._room = asyncio.Semaphore(limits.STAGE_FRAMES_IN_FLIGHT_MAX)
         self._tails: dict[int, asyncio.Task[None]] = {}
         self._running: set[asyncio.Task[None]] = set()
@@ -70,6 +93,9 @@ class StageServer:
                     for task in self._running:
                         task.cancel()
         finally:
+            if self._gate is not None:
+                for session in self.sessions:
+                    self._gate.freed(session)  # all at once: engines may take their time, new rings do not
             for session in list(self.sessions):
                 await self._free(session)
 
@@ -78,12 +104,20 @@ class StageServer:
         # The engine must see the frames of a session in the order they came, so the call starts now ...
         work = None
         if frame.kind in (Kind.ROWS, Kind.TOKENS):
-            self.sessions.add(frame.session)
-            work = asyncio.ensure_future(self._engine.step(self._unit_id, frame))
+            work = self._admitted(frame)
         # ... and its answer waits for the answers before it.
         task = self._tails[frame.session] = group.create_task(self._finish(frame, work, before))
         self._running.add(task)
         task.add_done_callback(lambda done: self._over(done, frame.session, work))
+
+    def _admitted(self, frame: Frame) -> asyncio.Future[Frame]:
+        gate = self._gate
+        if gate is not None and frame.position_first + frame.rows > gate.reach.get(frame.session, 0):
+            refused: asyncio.Future[Frame] = asyncio.get_running_loop().create_future()
+            refused.set_exception(gate.refusal(frame))
+            return refused
+        self.sessions.add(frame.session)
+        return asyncio.ensure_future(self._engine.step(self._unit_id, frame))
 
     def _over(self, task: asyncio.Task[None], session: int, work: asyncio.Future[Frame] | None) -> None:
         """Also for a task that was cancelled before its first step."""
@@ -113,6 +147,8 @@ class StageServer:
 
     async def _free(self, session: int) -> None:
         self.sessions.discard(session)
+        if self._gate is not None:
+            self._gate.freed(session)
         try:
             await self._engine.free_session(self._unit_id, session)
         except P2PNodeError:

@@ -14,6 +14,8 @@ from p2pnode.node.catalog import KnownModel
 from p2pnode.node.engines import EngineHost
 from p2pnode.units import PeerId
 
+Announce = Callable[[str, int, int], Awaitable[None]]
+"""(request id, session, positions before the unit of output that comes now)."""
 Say = Callable[[dict[str, Any]], None]
 
 
@@ -59,6 +61,8 @@ class Active:
     close: list[Callable[[], Any]] = field(default_factory=list)
     release: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
     """What other devices do for this plan beside stages; ended with it."""
+    announce: Announce | None = None
+    """Tells the other devices of a ring which request a session is for; they compute for no other."""
     units: tuple[int, ...] = ()
     """Of the engine here; another plan of the model may take their place."""
 

@@ -33,6 +33,7 @@ from p2pnode.node.choosing import Choosing
 from p2pnode.node.embedding import Embedding
 from p2pnode.node.engines import EngineHost, EnginePool
 from p2pnode.node.federation import Federation, nearest_holder
+from p2pnode.node.grants import Grants
 from p2pnode.node.hosting import HostedStage, Hosting
 from p2pnode.node.ledger import Ledger
 from p2pnode.node.links import Links
@@ -141,12 +142,30 @@ class Node:
             threads=self.threads,
             new_engine=self._new_engine,
             stored=self._stage_stored,
+            check_head=lambda head: self.grants.check(head),
+        )
+        self.grants = Grants(
+            me=self.me,
+            record=ledger,
+            tallies=self.hosting.tallies,
+            stages_of=self.hosting.of_head,
+            path=lambda peer: self.links.path(peer),
+            serve=self.links.serve,
         )
         self.streams = StageStreams(
-            hosting=self.hosting, links=self.links, transport=transport, tasks=self.tasks
+            hosting=self.hosting,
+            grants=self.grants,
+            links=self.links,
+            transport=transport,
+            tasks=self.tasks,
         )
-        self.omni = OmniStages(hosting=self.hosting, transport=transport)
-        self.tunnel = RpcTunnel(transport=transport, links=self.links, threads=self.threads)
+        self.omni = OmniStages(hosting=self.hosting, grants=self.grants, transport=transport)
+        self.tunnel = RpcTunnel(
+            transport=transport,
+            links=self.links,
+            threads=self.threads,
+            check_head=self.grants.check_uncounted,
+        )
         self.bringing = Bringing(self.catalog, self.threads)
         engines = EnginePool(self._new_engine)
         self.routing = Routing(
@@ -211,6 +230,7 @@ class Node:
             me=self.me,
             record=ledger,
             tallies=self.hosting.tallies,
+            debts=self.grants,
             call=self.links.call,
             serve=self.links.serve,
             keys=lambda: ledger.log.keys,
@@ -318,6 +338,7 @@ class Node:
             await asyncio.sleep(limits.TICK_S)
             self._pin_used()
             await self.hosting.end_orphans(self._is_there, asyncio.get_running_loop().time())
+            self.grants.tick()
             await self.ledger.log.tick()
             await self.ledger.do(c.ExpireHolds())
 

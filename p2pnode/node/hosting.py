@@ -10,7 +10,8 @@ from typing import Any
 import msgspec
 
 from p2pnode import limits
-from p2pnode.compute.row_tally import RowTallies
+from p2pnode.compute.part import real_layer_count
+from p2pnode.compute.row_tally import RowTallies, TalliedStage
 from p2pnode.errors import NotFound, RemoteProtocolError, RequestError
 from p2pnode.node.catalog import Catalog
 from p2pnode.node.engines import EngineHost
@@ -37,10 +38,20 @@ class HostedStage:
     """When its head was first found to be away."""
     ports: list[int] = field(default_factory=list)
     """Lanes to the other ranks."""
+    layers_total: int = 0
+    """Of the whole model."""
 
     @property
     def layers(self) -> tuple[int, int]:
         return (self.order.layer_first, self.order.layer_end)
+
+    @property
+    def tallied(self) -> TalliedStage:
+        """What its work is counted under."""
+        order = self.order
+        return TalliedStage(
+            order.plan_id, order.head, self.layers, order.rank, tuple(order.shares), self.layers_total
+        )
 
 
 class Hosting:
@@ -52,11 +63,13 @@ class Hosting:
         threads: int,
         new_engine: Callable[[str], EngineHost],
         stored: Callable[[HostedStage], Awaitable[None]],
+        check_head: Callable[[PeerId], None] = lambda _: None,
     ) -> None:
         self._catalog = catalog
         self._threads = threads
         self._new_engine = new_engine
         self._stored = stored
+        self._check_head = check_head
         self.lanes = Lanes(links)
         self._locks: KeyedLocks[tuple[str, int]] = KeyedLocks()
         self.stages: dict[tuple[str, int], HostedStage] = {}
@@ -80,6 +93,7 @@ class Hosting:
             raise RemoteProtocolError(f"a stage order that cannot be read: {error}") from None
         if order.head != peer:
             raise RequestError("only the head itself can ask for its stages")
+        self._check_head(peer)
         hosted = await self.prepare(order, progress)
         info = hosted.engine.infos[UNIT]
         return {
@@ -141,7 +155,10 @@ class Hosting:
         except BaseException:  # the head gave up, or it did not load: no engine is left behind
             await engine.close()
             raise
-        return HostedStage(order, engine, fetched.bytes_on_wire, wanted, ports=ports)
+        layers_total = real_layer_count(index)
+        return HostedStage(
+            order, engine, fetched.bytes_on_wire, wanted, ports=ports, layers_total=layers_total
+        )
 
     async def _open_lanes(self, order: StageOrder, engine: EngineHost) -> list[int]:
         return await self.lanes.open(engine.client, len(order.shares)) if len(order.shares) > 1 else []
@@ -185,6 +202,14 @@ class Hosting:
             self.idle.clear()
         else:
             self.idle.set()
+
+    def of_head(self, plan_id: str, head: str) -> list[TalliedStage]:
+        """The stages of a plan that a head had prepared here."""
+        return [
+            hosted.tallied
+            for (of_plan, _), hosted in self.stages.items()
+            if of_plan == plan_id and hosted.order.head == head
+        ]
 
     async def release_plan(self, plan_id: str) -> None:
         for key in [key for key in self.stages if key[0] == plan_id]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from p2pnode import limits
 from p2pnode.errors import P2PNodeError, PeerTimeout, PeerUnreachable, RemoteProtocolError
+from p2pnode.network import Path, path_of
 from p2pnode.node.heard import check_status
 from p2pnode.node.redial import Redial, Wait, wait_for_event
 from p2pnode.node.tasks import Tasks, describe
@@ -133,6 +134,14 @@ class Links:
             return self._my_status().name
         link = self.links.get(peer_id)
         return (link.name if link else "") or peer_id[-6:]
+
+    def path(self, peer_id: PeerId) -> Path:
+        """Where a device is by the address its connection has now; of one that is not connected nothing is known."""
+        link = self.links.get(peer_id)
+        if link is None or link.connection is None:
+            return "wan"
+        remote = link.connection.remote_multiaddr.split("/")
+        return path_of(remote[2] if len(remote) > 2 else "")
 
     def close(self) -> None:
         """No more dialing: the node is ending."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from p2pnode import limits
 from p2pnode.errors import Busy, NotFound, P2PNodeError, PeerTimeout, RemoteProtocolError
 from p2pnode.frame import DType, Frame, Kind, pack_rows, rows_f32
+from p2pnode.node.grants import Announcement, Grants
 from p2pnode.node.hosting import UNIT, HostedStage, Hosting
 from p2pnode.transport import omni
 from p2pnode.transport.port import Connection, Stream, Transport
@@ -35,8 +36,9 @@ class _Session:
 class OmniStages:
     """Answers `/omni/tensor-xfer/1` with the stages of `hosting`."""
 
-    def __init__(self, *, hosting: Hosting, transport: Transport) -> None:
+    def __init__(self, *, hosting: Hosting, grants: Grants, transport: Transport) -> None:
         self._hosting = hosting
+        self._grants = grants
         self._sessions: dict[tuple[PeerId, str, int], _Session] = {}
         self._next = SESSIONS_FIRST
         self._running = 0
@@ -86,19 +88,23 @@ class OmniStages:
             await self._make_room(key[0], hosted)
             self._next += 1
             known = _Session(self._next, hosted, hosted.engine.generation)
+            asked = Announcement(hosted.order.plan_id, known.number, key[1][:128], 0)
+            await self._grants.open(key[0], asked)
         self._sessions[key] = known  # the newest last
         return known
 
     async def _make_room(self, peer: PeerId, hosted: HostedStage) -> None:
         """What was longest unused on this stage ends: nobody says when a session is over."""
         for key in [key for key, session in self._sessions.items() if not session.hosted.engine.is_up]:
-            del self._sessions[key]
+            await self._end(key)
         own = [key for key, known in self._sessions.items() if key[0] == peer and known.hosted is hosted]
         if len(own) >= min(limits.OMNI_SESSIONS_PER_STAGE_MAX, hosted.order.sessions):
             await self._end(own[0])
 
     async def _end(self, key: tuple[PeerId, str, int]) -> None:
         session = self._sessions.pop(key, None)
+        if session is not None:
+            self._grants.close(session.hosted.order.plan_id, session.number)
         if session is not None and session.hosted.engine.is_up:
             engine = session.hosted.engine
             await engine.client.free_session(engine.unit(UNIT), session.number)
@@ -109,7 +115,9 @@ class OmniStages:
         session = await self._session(key, hosted)
         async with session.lock:
             frame = _frame(request.activation, session)
-            engine = hosted.engine
+            engine, reach = hosted.engine, self._grants.reach_of(hosted.order.plan_id)
+            if session.position + frame.rows > reach.get(session.number, 0):
+                raise self._grants.refusal(hosted.tallied, session.number)
             try:
                 result = await engine.client.step(engine.unit(UNIT), frame)
             except BaseException:
@@ -118,7 +126,7 @@ class OmniStages:
                     await asyncio.shield(self._end(key))
                 raise
             session.position += frame.rows
-        self._hosting.tallies.add(hosted.order.plan_id, hosted.layers, frame, result)
+        self._hosting.tallies.add(hosted.tallied, frame, result)
         return _activation(result, request.activation.dtype)
 
 

@@ -13,6 +13,8 @@ from p2pnode.transport.port import Stream
 STAGE = "/p2pnode/stage/1"
 RETURN = -1
 """Stage number of the head's end of a ring."""
+PROBE_SESSION = 2**63
+"""One position of it is computed for nobody: a plan is ready only when that came through every stage."""
 
 
 class StageOrder(msgspec.Struct, frozen=True, kw_only=True):
@@ -28,6 +30,8 @@ class StageOrder(msgspec.Struct, frozen=True, kw_only=True):
     context_tokens: int
     sessions: int
     head: str
+    previous_peer: str
+    """Who sends the frames, and may attach: the head, the stage before, or the leader of the group."""
     next_peer: str
     next_stage: int
     next_addresses: list[str] = []

@@ -9,7 +9,6 @@ from typing import Any
 from p2pnode import __version__, limits
 from p2pnode import commands as c
 from p2pnode.errors import P2PNodeError
-from p2pnode.network import path_of
 from p2pnode.node.capability import Capability
 from p2pnode.node.catalog import Catalog
 from p2pnode.node.hosting import HostedStage, Hosting
@@ -138,13 +137,11 @@ class Presence:
         if link.connection is not None and (
             entry is None or not entry.online or entry.version != status.version
         ):
-            remote = link.connection.remote_multiaddr.split("/")
-            path = path_of(remote[2] if len(remote) > 2 else "")
             await self._ledger.do(
                 c.RecordPeerSeen(
                     peer=link.peer_id,
                     device_name=link.name,
-                    path=path,
+                    path=self._links.path(link.peer_id),
                     address_commitment=self._ledger.log.commit_secret(
                         f"address of {link.peer_id}", link.connection.remote_multiaddr.encode()
                     ),

@@ -19,7 +19,7 @@ import msgspec
 from p2pnode.commands import AcceptReceipt, Command, GiveReceipt
 from p2pnode.compute.row_tally import RowTallies, RowTally
 from p2pnode.decide import StageWork, draft_receipt, may_compute
-from p2pnode.errors import BadReceipt, NotFound, P2PNodeError, RemoteProtocolError
+from p2pnode.errors import BadReceipt, Forbidden, NotFound, P2PNodeError, RemoteProtocolError
 from p2pnode.events import receipt as receipts
 from p2pnode.events.fields import Count, Hash, Label
 from p2pnode.events.keys import LogKeys, decode_binding, encode_binding
@@ -44,6 +44,14 @@ class Record(Protocol):
 Call = Callable[..., Awaitable[JsonObject]]
 """(peer, method, arguments, timeout_s=...): the links' `call`."""
 Serve = Callable[[str, Callable[[PeerId, JsonObject, Any], Awaitable[JsonObject]]], None]
+
+
+class Debts(Protocol):
+    """Who watches what heads have not signed for."""
+
+    def given(self, head: PeerId, key: tuple[str, int, tuple[int, int]], microunits: int) -> None: ...
+
+    def signed(self, head: PeerId, key: tuple[str, int, tuple[int, int]]) -> None: ...
 
 
 class _Where(msgspec.Struct, frozen=True):
@@ -101,6 +109,7 @@ class Receipts:
         me: PeerId,
         record: Record,
         tallies: RowTallies,
+        debts: Debts,
         call: Call,
         serve: Serve,
         keys: Callable[[], LogKeys],
@@ -108,11 +117,13 @@ class Receipts:
         now_ms: Callable[[], int],
         rng: Callable[[int], bytes],
     ) -> None:
-        self._me, self._record, self._tallies = me, record, tallies
+        self._me, self._record, self._tallies, self._debts = me, record, tallies, debts
         self._call, self._keys, self._checkpoint = call, keys, checkpoint
         self._now_ms, self._rng = now_ms, rng
         self._locks: dict[tuple[str, PeerId], asyncio.Lock] = {}
         """One receipt is under way in each channel."""
+        self._waiting: dict[PeerId, tuple[str, int, tuple[int, int]]] = {}
+        """What the receipt that waits for a consumer's signature is about."""
         serve(TALLY, self._serve_tally)
         serve(ASK, self._serve_ask)
         serve(AGREE, self._serve_agree)
@@ -220,8 +231,7 @@ class Receipts:
 
     # --- provider -------------------------------------------------------------------------------------
     async def _serve_tally(self, peer: PeerId, arguments: JsonObject, _: Any) -> JsonObject:
-        del peer  # what was computed for a plan is no secret to a member that knows its name
-        tally = self._tally(_convert(arguments, _Where))
+        tally = self._tally(_convert(arguments, _Where), peer)
         return {
             "layer_tokens": tally.layer_tokens,
             "positions": [tally.position_first, tally.position_end],
@@ -234,22 +244,26 @@ class Receipts:
             channel = self._record.state.billing.given.get(peer)
             if channel is not None and channel.sequence != channel.agreed_sequence:
                 return self._offer(channel.receipt)
-            raw = receipts.encode(self._draft(peer, asked))
+            tally = self._tally(asked, peer)
+            raw = receipts.encode(self._draft(peer, asked, tally))
             # Recorded before it is sent: a number is never signed twice, whatever happens.
             await self._record.do(
                 GiveReceipt(receipt=raw, signature=self._sign(raw), provider_key=self._public_key())
             )
+            tally.cut()
+            self._waiting[peer] = (asked.plan_id, asked.session, asked.layers)
+            self._debts.given(peer, self._waiting[peer], asked.microunits)
             return self._offer(raw)
 
-    def _draft(self, peer: PeerId, asked: _Ask) -> receipts.Receipt:
-        tally, state = self._tally(asked), self._record.state
+    def _draft(self, peer: PeerId, asked: _Ask, tally: RowTally) -> receipts.Receipt:
+        state = self._record.state
         if asked.layer_tokens > tally.layer_tokens:
             raise BadReceipt(f"this device computed {tally.layer_tokens} layer-tokens for it, not more")
         may_compute(state, peer, asked.microunits)
         work = StageWork(
             request_id=asked.request_id,
             model=asked.model,
-            layers=(tally.layer_first, tally.layer_end),
+            layers=tally.stage.layers,
             positions=(tally.position_first, tally.position_end),
             layer_tokens=asked.layer_tokens,
             request_layer_tokens=asked.request_layer_tokens,
@@ -274,6 +288,9 @@ class Receipts:
                 consumer_key=_bound_key(agreed.keys, peer),
             )
         )
+        waited_for = self._waiting.pop(peer, None)
+        if waited_for is not None:
+            self._debts.signed(peer, waited_for)
         return {"sequence": channel.sequence}
 
     def _offer(self, raw: bytes) -> JsonObject:
@@ -286,10 +303,12 @@ class Receipts:
     def _public_key(self) -> bytes:
         return self._keys().receipt.public_key().public_bytes_raw()
 
-    def _tally(self, where: _Where) -> RowTally:
+    def _tally(self, where: _Where, peer: PeerId) -> RowTally:
         tally = self._tallies.get(where.plan_id, where.session, where.layers)
         if tally is None:
             raise NotFound(f"this device computed nothing for session {where.session} of that plan")
+        if tally.stage.head != peer:
+            raise Forbidden("only the head of a plan asks what was computed for it")
         return tally
 
 

@@ -184,6 +184,7 @@ class Requests:
                 rows_before = len(session.generated)
                 generator = generate(running.active.route, session, clock=time.perf_counter)
                 try:
+                    await self._announce(running)
                     async for event in generator:
                         if recovery is not None and isinstance(event, PrefillProgress):
                             recovery.refilled()
@@ -203,6 +204,14 @@ class Requests:
                 recovery.replanned()
         finally:
             await self._free(running, running.active)
+
+    async def _announce(self, running: Running) -> None:
+        """What was receipted already counts like the prompt: a new plan's devices are asked for what comes now."""
+        announce, session = running.active.announce, running.session
+        if announce is not None:
+            units = len(session.generated) // limits.OUTPUT_TOKENS_PER_UNIT
+            before = len(session.prompt) + units * limits.OUTPUT_TOKENS_PER_UNIT
+            await announce(running.request_id, session.session, before)
 
     async def _move(self, running: Running, error: P2PNodeError, taken: list[Cells]) -> None:
         """Another plan under the same session; the sampler stays where it is when its engine lives."""

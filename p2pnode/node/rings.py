@@ -13,15 +13,16 @@ from p2pnode import limits
 from p2pnode.compute.part import real_layer_count
 from p2pnode.compute.route import Feed, PipelineRoute
 from p2pnode.compute.scheduler import Cells
-from p2pnode.errors import NotFound, P2PNodeError, PlanError, StageLost
+from p2pnode.errors import CreditEnded, NotFound, P2PNodeError, PlanError, StageLost
 from p2pnode.facade import SamplingParams
 from p2pnode.frame import FrameReader
-from p2pnode.node.active import Active, Say, StagePart, first_condition, mode_of, stage_view
+from p2pnode.node.active import Active, Announce, Say, StagePart, first_condition, mode_of, stage_view
 from p2pnode.node.bringing import Bringing
 from p2pnode.node.catalog import KnownModel
 from p2pnode.node.engines import EngineHost, EnginePool
+from p2pnode.node.grants import OPEN, Announcement
 from p2pnode.node.links import Links
-from p2pnode.node.orders import RETURN, OutboundFrames, StageOrder, slot
+from p2pnode.node.orders import PROBE_SESSION, RETURN, OutboundFrames, StageOrder, slot
 from p2pnode.node.stage_streams import StageStreams
 from p2pnode.node.tasks import Tasks
 from p2pnode.node.tensor import pair_up
@@ -31,7 +32,6 @@ from p2pnode.transport.port import Stream
 from p2pnode.units import PeerId
 
 OUTPUT, FIRST = "output", "first"
-PROBE_SESSION = 2**63
 Orders = list[tuple[PeerId, StageOrder]]
 Views = dict[tuple[int, int], dict[str, Any]]
 
@@ -124,6 +124,7 @@ class Rings:
             cells=Cells(cells=options.context_tokens, sessions=options.sessions),
             session_tokens=min(options.context_tokens, int(model.summary.get("context_length") or 2**31)),
         )
+        active.announce = self._announcing(plan_id, {peer for peer, _ in orders})
         active.on_lost.append(route.lost)
         if ring is not None:
             active.close.append(ring.end)
@@ -146,6 +147,7 @@ class Rings:
         for number, part in enumerate(remote):
             is_last = number == len(remote) - 1
             following = self._me if is_last else remote[number + 1].peer
+            before = remote[number - 1].peer if number else self._me
             link = self._links.links.get(following)
             where = self._my_addresses() if is_last else link.addresses if link else ()
             for rank, peer in enumerate((part.peer, *part.followers)):
@@ -160,6 +162,7 @@ class Rings:
                     context_tokens=options.context_tokens,
                     sessions=options.sessions,
                     head=self._me,
+                    previous_peer=before if rank == 0 else part.peer,
                     next_peer=following,
                     next_stage=RETURN if is_last else first_stage + number + 1,
                     next_addresses=list(where),
@@ -293,6 +296,25 @@ class Rings:
         except TimeoutError:
             raise StageLost("the plan did not answer its probe in time") from None
         active.probe_s = time.perf_counter() - started_s
+
+    def _announcing(self, plan_id: str, peers: set[PeerId]) -> Announce | None:
+        """All devices of a ring are told at once, before its first frame."""
+
+        async def announce(request_id: str, session: int, prompt_tokens: int) -> None:
+            asked = msgspec.to_builtins(Announcement(plan_id, session, request_id, prompt_tokens))
+            async with first_condition(), asyncio.TaskGroup() as group:
+                for peer in sorted(peers):
+                    group.create_task(self._announce_to(peer, asked))
+
+        return announce if peers else None
+
+    async def _announce_to(self, peer: PeerId, asked: dict[str, Any]) -> None:
+        try:
+            await self._links.call(peer, OPEN, asked)
+        except (NotFound, CreditEnded) as error:
+            raise StageLost(
+                f"{self._name_of(peer)} does not work for this device: {error.message}", peer=peer
+            ) from None
 
     async def _ask_all(self, peers: set[PeerId]) -> None:
         """Devices that do not answer are hung up on, so that whoever plans next knows at once."""

@@ -24,7 +24,10 @@ RPC = "/p2pnode/rpc/1"
 class RpcTunnel:
     """Both sides: workers that serve heads, and the head's local ends."""
 
-    def __init__(self, *, transport: Transport, links: Links, threads: int) -> None:
+    def __init__(
+        self, *, transport: Transport, links: Links, threads: int, check_head: Callable[[PeerId], None]
+    ) -> None:
+        self._check_head = check_head
         self._links = links
         self._threads = threads
         self._servers: dict[PeerId, RpcServer] = {}
@@ -79,6 +82,7 @@ class RpcTunnel:
 
     # --- worker --------------------------------------------------------------------------------------
     async def _start(self, peer: PeerId, arguments: Mapping[str, Any], _: ProgressCallback) -> dict[str, Any]:
+        self._check_head(peer)
         if arguments.get("build") != await self.build():
             raise EngineIncompatible(
                 "the two devices run different builds of llama.cpp, between which its RPC does not work",

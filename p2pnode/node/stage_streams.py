@@ -14,10 +14,11 @@ from contextlib import asynccontextmanager
 from p2pnode import limits
 from p2pnode.compute.engine_client import EngineClient
 from p2pnode.compute.stage import StageServer
-from p2pnode.errors import NotFound, P2PNodeError, RemoteProtocolError, StageLost
+from p2pnode.errors import Forbidden, NotFound, P2PNodeError, RemoteProtocolError, StageLost
 from p2pnode.frame import Frame, FrameReader, Kind
 from p2pnode.node.active import first_condition
 from p2pnode.node.engines import EngineHost
+from p2pnode.node.grants import Grants, StageGate
 from p2pnode.node.hosting import UNIT, HostedStage, Hosting
 from p2pnode.node.links import Links
 from p2pnode.node.loopback import LoopbackStream
@@ -32,8 +33,11 @@ ReturnHandler = Callable[[Stream], Awaitable[None]]
 
 
 class StageStreams:
-    def __init__(self, *, hosting: Hosting, links: Links, transport: Transport, tasks: Tasks) -> None:
+    def __init__(
+        self, *, hosting: Hosting, grants: Grants, links: Links, transport: Transport, tasks: Tasks
+    ) -> None:
         self._hosting = hosting
+        self._grants = grants
         self._links = links
         self._me = transport.peer_id
         self._tasks = tasks
@@ -96,6 +100,8 @@ class StageStreams:
             hosted = self._hosting.stages.get((plan_id, stage if isinstance(stage, int) else RETURN))
             if hosted is None:
                 raise NotFound(f"this device has no stage {stage} of plan {plan_id[:40]}")
+            if stream.peer_id != hosted.order.previous_peer:
+                raise Forbidden("only the device before it in its ring attaches to a stage")
             if hosted.order.rank > 0:
                 await self._follow(hosted, stream)
             else:
@@ -113,7 +119,7 @@ class StageStreams:
         try:
             async with self.group(order.plan_id, order.stage, order.followers, hosted.engine) as engine:
                 unit, send = hosted.engine.unit(UNIT), OutboundFrames(onward).send
-                server = StageServer(engine, unit, send, self._observer(hosted))
+                server = StageServer(engine, unit, send, self._observer(hosted), self._gate(hosted))
                 await messages.send_message(inbound, messages.Answer(data={}))
                 watcher = asyncio.ensure_future(self._pass_trouble_back(hosted, inbound, onward))
                 try:
@@ -142,7 +148,8 @@ class StageStreams:
                 inbound.reset()
 
         client = hosted.engine.client
-        server = StageServer(client, hosted.engine.unit(UNIT), watch, self._observer(hosted))
+        unit = hosted.engine.unit(UNIT)
+        server = StageServer(client, unit, watch, self._observer(hosted), self._gate(hosted))
         await messages.send_message(inbound, messages.Answer(data={}))
         try:
             await self._serve_frames(hosted, server, inbound)
@@ -179,8 +186,11 @@ class StageStreams:
                 stream.reset()
 
     def _observer(self, hosted: HostedStage) -> Callable[[Frame, Frame], None]:
-        tallies, order = self._hosting.tallies, hosted.order
-        return lambda received, sent: tallies.add(order.plan_id, hosted.layers, received, sent)
+        tallies, stage = self._hosting.tallies, hosted.tallied
+        return lambda received, sent: tallies.add(stage, received, sent)
+
+    def _gate(self, hosted: HostedStage) -> StageGate:
+        return self._grants.gate(hosted.tallied)
 
     async def _pass_trouble_back(self, hosted: HostedStage, inbound: Stream, onward: Stream) -> None:
         try:

@@ -37,7 +37,8 @@ async def prepared(folder: Path) -> AsyncIterator[tuple[Node, Connection, int]]:
             order: dict[str, Any] = {
                 "plan_id": "omni", "stage": stage, "model": model.content_id, "model_name": model.name,
                 "layer_first": first, "layer_end": end, "is_last": end == layers, "context_tokens": 256,
-                "sessions": 2, "head": head.peer_id, "next_peer": head.peer_id, "next_stage": -1,
+                "sessions": 2, "head": head.peer_id, "previous_peer": head.peer_id, "next_peer": head.peer_id,
+                "next_stage": -1,
             }  # fmt: skip
             stream = await connection.open_stream("/p2pnode/control/1")
             await messages.send_message(stream, messages.Call(method="stage.prepare", arguments=order))

@@ -8,7 +8,7 @@ import pytest
 
 from p2pnode import limits
 from p2pnode.compute.stage import StageServer, free_frame
-from p2pnode.errors import ComputeError, StreamReset
+from p2pnode.errors import ComputeError, Forbidden, P2PNodeError, StreamReset
 from p2pnode.frame import Frame, Kind
 from tests.kit.engine_units import tokens_frame
 from tests.kit.fake_engine import FakeEngine
@@ -159,3 +159,54 @@ async def test_a_broken_way_on_ends_the_stage() -> None:
         await stage.serving
     assert caught.value.subgroup(StreamReset) is not None
     assert stage.engine.named("free") == [("free", 1, 5)]
+
+
+class Gate:
+    """Lets sessions in as far as `reach` says."""
+
+    def __init__(self, **reach: int) -> None:
+        self.reach = {int(session.removeprefix("s")): end for session, end in reach.items()}
+        self.over: list[int] = []
+
+    def refusal(self, frame: Frame) -> P2PNodeError:
+        return Forbidden(f"session {frame.session} is nobody's")
+
+    def freed(self, session: int) -> None:
+        self.over.append(session)
+
+
+async def test_only_what_the_gate_lets_through_is_computed() -> None:
+    """A refusal leaves in its session's order, and the engine never hears of the frame."""
+    stage = Stage()
+    stage.server._gate = gate = Gate(s1=2)
+    stage.put(
+        tokens_frame([1], 0, session=1, sequence=1),
+        tokens_frame([5], 0, session=2, sequence=2),
+        tokens_frame([2], 1, session=1, sequence=3),
+        tokens_frame([3], 2, session=1, sequence=4),
+    )
+    await settle()
+    kinds = {frame.sequence: (frame.kind, frame.meta.get("code")) for frame in stage.sent}
+    assert kinds == {
+        1: (stage.sent[0].kind, None),
+        2: (Kind.ERROR, "forbidden"),
+        3: (stage.sent[0].kind, None),
+        4: (Kind.ERROR, "forbidden"),
+    }
+    assert [call[2:] for call in stage.engine.named("step")] == [(1, 0), (1, 1)]
+    assert stage.observed == [1, 3]
+    gate.reach[1] = 3
+    stage.put(tokens_frame([3], 2, session=1, sequence=5), free_frame(1, 0))
+    await settle()
+    assert [frame.kind for frame in stage.sent[-2:]] == [stage.sent[0].kind, Kind.FREE]
+    assert gate.over == [1]
+    await stage.end()
+
+
+async def test_a_stream_that_ends_ends_its_sessions_at_the_gate_first() -> None:
+    stage = Stage()
+    stage.server._gate = gate = Gate(s1=9, s2=9)
+    stage.put(tokens_frame([1], 0, session=1, sequence=1), tokens_frame([1], 0, session=2, sequence=2))
+    await settle()
+    await stage.end()
+    assert sorted(gate.over)[::2] == [1, 2]

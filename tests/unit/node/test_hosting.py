@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from p2pnode import limits
-from p2pnode.errors import ComputeError, NotFound, RemoteProtocolError, RequestError
+from p2pnode.errors import ComputeError, CreditEnded, NotFound, RemoteProtocolError, RequestError
 from p2pnode.node import hosting as module
 from p2pnode.node.hosting import HostedStage, Hosting
 from p2pnode.node.orders import StageOrder
@@ -51,6 +51,7 @@ class World:
         self.methods: dict[str, Any] = {}
         monkeypatch.setattr(module, "part_of_stage", lambda *_, **__: SimpleNamespace(embedding=False))
         monkeypatch.setattr(module, "wanted_tensors", lambda *_: ["t"])
+        monkeypatch.setattr(module, "real_layer_count", lambda _: 12)
         monkeypatch.setattr(module, "unit_spec", lambda *_, **__: "spec")
         self.hosting = Hosting(
             catalog=cast(Any, self),
@@ -58,11 +59,17 @@ class World:
             threads=1,
             new_engine=cast(Any, self.new_engine),
             stored=self.store,
+            check_head=self.check_head,
         )
+        self.ended: set[str] = set()
 
     def new_engine(self, purpose: str) -> Engine:
         self.engines.append(Engine(self, purpose))
         return self.engines[-1]
+
+    def check_head(self, peer: str) -> None:
+        if peer in self.ended:
+            raise CreditEnded(f"{peer} gets no credit any more")
 
     async def store(self, hosted: HostedStage) -> None:
         self.stored.append(hosted)
@@ -92,7 +99,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
 def order(plan_id: str = "p", **changes: Any) -> dict[str, Any]:
     made = StageOrder(
         plan_id=plan_id, stage=1, model="c", model_name="m", layer_first=0, layer_end=4, is_last=True,
-        context_tokens=256, sessions=2, head="head", next_peer="head", next_stage=-1,
+        context_tokens=256, sessions=2, head="head", previous_peer="head", next_peer="head", next_stage=-1,
     )  # fmt: skip
     document: dict[str, Any] = msgspec.to_builtins(made)
     return {**document, **changes}
@@ -109,6 +116,32 @@ async def test_the_same_order_twice_is_one_load(world: World) -> None:
     assert first["bytes_fetched"] == 10
     assert first["bytes_wanted"] == 9
     assert len(world.engines) == len(world.stored) == 1
+
+
+async def test_a_head_without_credit_gets_no_stage(world: World) -> None:
+    world.ended.add("head")
+    with pytest.raises(CreditEnded):
+        await world.ask("stage.prepare", order())
+    assert world.loads == 0
+
+
+async def test_what_a_stage_is_counted_under_is_its_order(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def no_lanes(client: object, ranks: int) -> list[int]:
+        return [1] * (ranks - 1)
+
+    monkeypatch.setattr(world.hosting.lanes, "open", no_lanes)
+    await world.ask("stage.prepare", order(rank=1, shares=[1, 3], stage=2))
+    (stage,) = world.hosting.of_head("p", "head")
+    assert (stage.head, stage.layers, stage.rank, stage.shares, stage.layers_total) == (
+        "head",
+        (0, 4),
+        1,
+        (1, 3),
+        12,
+    )
+    assert world.hosting.of_head("p", "another") == world.hosting.of_head("q", "head") == []
 
 
 async def test_another_order_takes_the_place(world: World) -> None:

@@ -9,8 +9,15 @@ from typing import Any
 import pytest
 
 from p2pnode.commands import Command
-from p2pnode.compute.row_tally import RowTallies
-from p2pnode.errors import BadCheckpoint, BadReceipt, P2PNodeError, PeerUnreachable, RemoteProtocolError
+from p2pnode.compute.row_tally import RowTallies, TalliedStage, rank_part
+from p2pnode.errors import (
+    BadCheckpoint,
+    BadReceipt,
+    Forbidden,
+    P2PNodeError,
+    PeerUnreachable,
+    RemoteProtocolError,
+)
 from p2pnode.events import receipt as receipts
 from p2pnode.events.keys import LogKeys
 from p2pnode.frame import DType, Frame, Kind
@@ -40,11 +47,25 @@ class Book:
         return self.story.do(command)
 
 
+class Debts:
+    """Remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, str, int]] = []
+
+    def given(self, head: PeerId, key: tuple[str, int, tuple[int, int]], microunits: int) -> None:
+        self.told.append(("given", f"{key[0]} {key[2]}", microunits))
+
+    def signed(self, head: PeerId, key: tuple[str, int, tuple[int, int]]) -> None:
+        self.told.append(("signed", f"{key[0]} {key[2]}", 0))
+
+
 @dataclass
 class Peer:
     keys: LogKeys
     book: Book
     tallies: RowTallies = field(default_factory=RowTallies)
+    debts: Debts = field(default_factory=Debts)
     methods: dict[str, Any] = field(default_factory=dict)
     receipts: Receipts | None = None
 
@@ -83,6 +104,7 @@ class Calls:
             me=peer.id,
             record=peer.book,
             tallies=peer.tallies,
+            debts=peer.debts,
             call=call,
             serve=peer.methods.__setitem__,
             keys=lambda: peer.keys,
@@ -116,12 +138,15 @@ class Ring:
         """Ten positions through layers 4 to 8 and 8 to 12: prompt of eight, two tokens."""
         for position, count, wire in ((0, 8, b"prompt"), (8, 1, b"one"), (9, 1, b"two")):
             self.first.tallies.add(
-                PLAN, (4, 8), rows(position, count, b"a" + wire), rows(position, count, b"b" + wire)
+                self.stage(4, 8), rows(position, count, b"a" + wire), rows(position, count, b"b" + wire)
             )
             self.second.tallies.add(
-                PLAN, (8, 12), rows(position, count, b"b" + wire), rows(position, count, b"c" + wire)
+                self.stage(8, 12), rows(position, count, b"b" + wire), rows(position, count, b"c" + wire)
             )
         return self.done(request_id)
+
+    def stage(self, first: int, end: int) -> TalliedStage:
+        return TalliedStage(PLAN, self.head.id, (first, end))
 
     def done(self, request_id: str = "r1", session: int = SESSION) -> RequestDone:
         return RequestDone(
@@ -202,7 +227,7 @@ async def test_a_stage_that_is_gone_or_knows_nothing_is_left_out(ring: Ring) -> 
 
 async def test_more_than_the_head_fed_is_never_signed(ring: Ring) -> None:
     done = ring.work()
-    ring.first.tallies.add(PLAN, (4, 8), rows(10, 90, b"x"), rows(10, 90, b"y"))
+    ring.first.tallies.add(ring.stage(4, 8), rows(10, 90, b"x"), rows(10, 90, b"y"))
     assert ring.head.receipts is not None
     stages = await ring.head.receipts.tally(done)
     assert [stage.layer_tokens for stage in stages] == [44, 40]
@@ -244,6 +269,22 @@ def _asked(ring: Ring, done: RequestDone) -> dict[str, Any]:
     }
 
 
+async def test_receipts_are_for_the_head_of_the_plan_alone(ring: Ring) -> None:
+    """Else another member could sign for work, at no price, before its head does."""
+    done = ring.work()
+    stranger = ring.calls.add("stranger")
+    for method in (exchange.TALLY, exchange.ASK):
+        with pytest.raises(Forbidden, match="only the head"):
+            await ring.first.methods[method](stranger.id, _asked(ring, done), None)
+    assert await ring.settle(done) == 2
+
+
+async def test_who_watches_debts_hears_of_each_receipt(ring: Ring) -> None:
+    await ring.settle(ring.work())
+    share = ring.agreed(ring.first)[1]
+    assert ring.first.debts.told == [("given", "plan (4, 8)", share), ("signed", "plan (4, 8)", 0)]
+
+
 async def test_only_keys_an_identity_vouches_for_count(ring: Ring) -> None:
     done = ring.work()
     stranger = keys_of("stranger")
@@ -252,6 +293,7 @@ async def test_only_keys_an_identity_vouches_for_count(ring: Ring) -> None:
     )
     assert await ring.settle(done) == 1
     assert ring.first.id not in ring.head.book.state.billing.received
+    ring.work("r2")
     offer = await ring.second.methods[exchange.ASK](
         ring.head.id, {**_asked(ring, done), "layers": [8, 12]}, None
     )
@@ -281,15 +323,52 @@ async def test_a_provider_that_signs_one_number_twice_convicts_itself(ring: Ring
 
 def test_tallies_are_bounded_and_count_a_replay_once() -> None:
     tallies = RowTallies()
+
+    def stage(number: int) -> TalliedStage:
+        return TalliedStage(f"p{number}", "head", (0, 2))
+
     for number in range(ROW_TALLIES_KEPT_MAX + 1):
-        tallies.add(f"p{number}", (0, 2), rows(0, 5, b"x"), rows(0, 5, b"y"))
+        tallies.add(stage(number), rows(0, 5, b"x"), rows(0, 5, b"y"))
     assert tallies.get("p0", SESSION, (0, 2)) is None
     tally = tallies.get("p1", SESSION, (0, 2))
     assert tally is not None
     tally.add(rows(3, 4, b"z"), rows(3, 4, b"z"))
     assert (tally.rows, tally.position_first, tally.position_end, tally.layer_tokens) == (9, 0, 7, 14)
     assert len(tally.input_digest) == len(tally.output_digest) == 32
-    tallies.add("p1", (0, 2), rows(0, 1, b"x"), rows(0, 1, b"y"))
+    tallies.add(stage(1), rows(0, 1, b"x"), rows(0, 1, b"y"))
     again = tallies.get("p1", SESSION, (0, 2))
     assert again is not None
     assert again.rows == 1, "a head that started again counts its sessions from the first"
+
+
+def test_what_a_receipt_was_given_for_is_not_counted_again() -> None:
+    tallies = RowTallies()
+    stage = TalliedStage(PLAN, "head", (0, 2))
+    tallies.add(stage, rows(0, 5, b"x"), rows(0, 5, b"y"))
+    tally = tallies.get(PLAN, SESSION, (0, 2))
+    assert tally is not None
+    before = tally.input_digest
+    tally.cut()
+    assert (tally.layer_tokens, tally.rows) == (0, 0)
+    tally.add(rows(0, 5, b"x"), rows(0, 5, b"y"))
+    assert tally.layer_tokens == 0, "a replay of what was receipted"
+    tally.add(rows(5, 2, b"z"), rows(5, 2, b"z"))
+    assert (tally.position_first, tally.position_end, tally.layer_tokens) == (5, 7, 4)
+    assert tally.input_digest != before
+
+
+@pytest.mark.parametrize(
+    ("work", "shares", "parts"),
+    [
+        (10, [], [10]),
+        (10, [1], [10]),
+        (10, [2, 2], [5, 5]),
+        (10, [1, 1, 1], [4, 3, 3]),
+        (7, [3, 1], [5, 2]),
+        (1, [1, 1], [1, 0]),
+    ],
+)
+def test_ranks_share_a_stages_work_by_their_width(work: int, shares: list[int], parts: list[int]) -> None:
+    found = [rank_part(work, rank, shares) for rank in range(max(len(shares), 1))]
+    assert found == parts
+    assert sum(found) == work

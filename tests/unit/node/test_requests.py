@@ -81,6 +81,8 @@ class World:
 
     def __init__(self, *feeds: int, engines: list[FakeEngine] | None = None, cells: int = 100) -> None:
         self.log: list[str] = []
+        self.announced: list[tuple[str, str, int]] = []
+        self.refused: set[str] = set()
         self.book = Book(self.log)
         engines = engines or [FakeEngine()] * len(feeds)
         self.plans = [
@@ -106,8 +108,17 @@ class World:
             route=route,
             cells=CountedCells(self.log, name, cells),
             session_tokens=50,
+            announce=self._announcing(name),
         )
         return cast(Active, made)
+
+    def _announcing(self, name: str) -> Any:
+        async def announce(request_id: str, session: int, prompt_tokens: int) -> None:
+            self.announced.append((name, request_id, prompt_tokens))
+            if name in self.refused:
+                raise StageLost(f"{name} was refused")
+
+        return announce
 
     async def _choose(self, request: GenerateRequest) -> Active:
         return next(self.next)
@@ -155,6 +166,17 @@ async def test_the_same_text_after_a_loss_and_each_device_is_credited_for_its_ow
         "accepted", "lost on p0", "recovered on p1", "free p1", "finished length 'abcde'", "cells p0", "cells p1",
     ]  # fmt: skip
     assert world.done[0].work == {"device of p0": 30, "device of p1": 50}
+    assert world.is_as_before
+
+
+async def test_every_plan_is_told_whom_it_works_for_before_it_works() -> None:
+    """One that refuses is left like one that broke."""
+    world = World(-1, 2, -1)
+    world.refused.add("p0")
+    text, _ = await world.answer()
+    assert text == "abcd"
+    assert world.announced == [("p0", "r1", 1), ("p1", "r1", 1), ("p2", "r1", 1)]
+    assert world.done[0].work["device of p0"] == 0
     assert world.is_as_before
 
 
