@@ -37,6 +37,7 @@ from p2pnode.errors import (
     PeerUnreachable,
 )
 from p2pnode.identity import load_or_create
+from p2pnode.machine import bind_to_machine
 from p2pnode.models.files import write_atomic
 from p2pnode.models.store import ModelStore
 from p2pnode.node.core import Node, now_ms
@@ -87,6 +88,7 @@ class RunningNode:
             undo.append(listener.close)
             folder.prepare()
             identity = load_or_create(data)
+            bind_to_machine(data, identity, moved=options.moved)
             ledger = await Ledger.open(data, identity, now_ms=now_ms)
             undo.append(ledger.close)
             transport = QuicTransport(identity, options.listen, agent=f"p2pnode/{__version__}")

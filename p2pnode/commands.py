@@ -297,6 +297,7 @@ RecordableFact = (
     | facts.CheckpointWitnessed
     | facts.WitnessReceived
     | facts.SubjectForgotten
+    | facts.IdentityDuplicated
 )
 
 

@@ -33,6 +33,8 @@ class JoinOptions:
     """File that holds the ticket, so that it is not seen in the process list; `-` is stdin."""
     ask: bool = False
     """Whether a fresh device without a ticket asks a mesh to be let in, instead of making one."""
+    moved: bool = False
+    """Whether the data folder was moved here from another machine, which no longer runs it."""
     name: str = ""
     """How people call this device."""
     listen: tuple[str, ...] = (LISTEN_DEFAULT,)
@@ -163,6 +165,7 @@ CONVERTERS: Mapping[str, Callable[[Any], Any]] = {
     "ticket": _text,
     "invite_file": _path,
     "ask": _boolean,
+    "moved": _boolean,
     "name": _text,
     "listen": _many(_text),
     "api": _api,

@@ -143,6 +143,9 @@ class IdentityMismatch(AdmissionError):
 
 class DuplicateIdentity(AdmissionError):
     code = "duplicate_identity"
+    hint_default = (
+        "run it on one device only; on the other, stop it and start with an empty data folder, and a ticket"
+    )
 
 
 class WrongMesh(AdmissionError):

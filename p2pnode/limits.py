@@ -593,6 +593,12 @@ STATUS_INTERVAL_S = 5.0
 STATUS_SILENCE_S_MAX = 30.0
 """Six intervals: a status stream that says nothing for so long is not one any more."""
 
+INSTANCES_KEPT_MAX = 4
+"""Starts of one member that are remembered to notice a second device under its identity; two would do."""
+
+DUPLICATE_KEPT_S = 300.0
+"""Two devices under one identity push each other out and come back after a pause of up to a minute."""
+
 REDIAL_DELAY_S_MIN = 0.5
 REDIAL_DELAY_S_MAX = 60.0
 PROGRESS_MESSAGES_WAITING_MAX = 16

@@ -149,9 +149,12 @@ def check_node(node: Endpoint) -> list[Check]:
         )
     ]
     for peer in node.get("/peers").get("peers", []):
+        name = f"peer {peer.get('name') or str(peer.get('peer'))[-8:]}"
+        if duplicate := peer.get("duplicate"):
+            whose = "identity" if peer.get("self") else f"identity of {name}"
+            checks.append(Check(whose, "problem", duplicate.get("message", ""), duplicate.get("hint", "")))
         if peer.get("self"):
             continue
-        name = f"peer {peer.get('name') or str(peer.get('peer'))[-8:]}"
         tried = "; ".join(
             f"{attempt.get('address')}: {attempt.get('reason') or 'ok'}"
             if isinstance(attempt, dict)

@@ -17,6 +17,7 @@ import click
     help="Read the ticket from a file; - is stdin.",
 )
 @click.option("--ask", is_flag=True, help="Ask a mesh to be let in: the one nearby, or the member of --peer.")
+@click.option("--moved", is_flag=True, help="The data folder was moved here; the other device is gone.")
 @click.option("--nearby", is_flag=True, help="List the meshes on this network, and end.")
 @click.option(
     "--data", type=click.Path(file_okay=False, path_type=Path), metavar="DIR", help="Data folder of the node."
@@ -59,6 +60,7 @@ import click
 def join(
     config_file: Path | None,
     ask: bool,
+    moved: bool,
     nearby: bool,
     no_mdns: bool,
     port_mapping: bool,
@@ -84,6 +86,7 @@ def join(
         "mdns": False if no_mdns else None,
         "console": True if console else None,
         "ask": True if ask else None,
+        "moved": True if moved else None,
         "port_mapping": True if port_mapping else None,
     }
     resolved = load_options(flags, config_file=config_file)

@@ -95,6 +95,17 @@ class PeerLost:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class IdentityDuplicated:
+    """Two devices run under one identity at once: a data folder was copied."""
+
+    peer: Label
+    """Whose identity; this node's own when a member told it."""
+    device: Label
+    other_device: Label
+    """Host names, as both say themselves."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PeerForgotten:
     """The owner removed a peer from the list of known ones."""
 

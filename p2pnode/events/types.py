@@ -23,6 +23,7 @@ from p2pnode.events.facts_credit import (
     WelcomeGranted,
 )
 from p2pnode.events.facts_mesh import (
+    IdentityDuplicated,
     InviteCreated,
     InviteRevoked,
     InviteUsed,
@@ -89,6 +90,7 @@ __all__ = [
     "EngineRestarted",
     "Event",
     "EventT",
+    "IdentityDuplicated",
     "InviteCreated",
     "InviteRevoked",
     "InviteUsed",
@@ -140,6 +142,7 @@ Event = (
     NodeStarted | NodeStopped | KeysBound | SettingChanged | ConsoleCommandRun | ApiKeyCreated | ApiKeyRevoked
     | MeshCreated | MeshJoined | InviteCreated | InviteRevoked | InviteUsed
     | PeerAdmitted | PeerRevoked | PeerSeen | PeerLost | PeerForgotten | PeerMeasured
+    | IdentityDuplicated
     | ModelAdded | ModelRemoved | ShardStored | BlobRefused
     | PlanProposed | PlanActivated | PlanRejected | PlanAbandoned
     | RequestAccepted | RequestFinished | RequestFailed | StageLost | StageRecovered

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import platform
 import secrets
 import time
@@ -21,6 +22,7 @@ from p2pnode.errors import P2PNodeError
 from p2pnode.events import types as facts
 from p2pnode.facade import GenerateEvent, GenerateRequest
 from p2pnode.identity import Identity
+from p2pnode.machine import host_name
 from p2pnode.models.serve import BlobServer
 from p2pnode.models.store import ModelStore, StoredModel
 from p2pnode.node.approval import Approvals, ask, ask_nearby
@@ -30,11 +32,13 @@ from p2pnode.node.bringing import Bringing
 from p2pnode.node.capability import Capability, cores
 from p2pnode.node.catalog import BLOB, Catalog
 from p2pnode.node.choosing import Choosing
+from p2pnode.node.duplicates import Duplicates
 from p2pnode.node.embedding import Embedding
 from p2pnode.node.engines import EngineHost, EnginePool
 from p2pnode.node.federation import Federation, nearest_holder
 from p2pnode.node.grants import Grants
 from p2pnode.node.hosting import HostedStage, Hosting
+from p2pnode.node.instances import Instance
 from p2pnode.node.ledger import Ledger
 from p2pnode.node.links import Links
 from p2pnode.node.log_sharing import LogSharing
@@ -208,6 +212,14 @@ class Node:
             memory_max_bytes=options.memory_max_bytes,
             say=self.say,
         )
+        self.duplicates = Duplicates(
+            me=self.me,
+            mine=Instance(secrets.token_hex(8), f"{host_name()} (process {os.getpid()})"),
+            record=lambda fact: self._record_soon("duplicate identity", fact),
+            changed=lambda: self.links.status_changed(),
+            name_of=lambda peer: self.links.name_of(peer),
+            now_s=lambda: asyncio.get_running_loop().time(),
+        )
         self.presence = Presence(
             name=self.name,
             ledger=ledger,
@@ -223,6 +235,7 @@ class Node:
             state=lambda: self.state,
             addresses=self.addresses,
             where=self.where,
+            duplicates=self.duplicates,
             now_ms=now_ms,
             say=self.say,
         )
@@ -337,6 +350,7 @@ class Node:
         while True:
             await asyncio.sleep(limits.TICK_S)
             self._pin_used()
+            await asyncio.to_thread(self.mesh.remember, self.where())
             await self.hosting.end_orphans(self._is_there, asyncio.get_running_loop().time())
             self.grants.tick()
             await self.ledger.log.tick()
@@ -403,6 +417,7 @@ class Node:
         """The gate refuses new streams; what is open ends with the connection."""
         link = self.links.links.get(peer)
         self.links.forget(peer)
+        self.duplicates.forget(peer)
         self.routing.lose_peer(peer, "its membership was revoked")
         if link is not None and link.connection is not None:
             self.tasks.spawn("close revoked", link.connection.close(CLOSE_GATED, "membership revoked"))
@@ -456,7 +471,10 @@ class Node:
 
     def _blob_refused(self, peer: str, error: P2PNodeError) -> None:
         fact = facts.BlobRefused(content="", peer=peer[:128], reason=f"{error.code}: {error.message}"[:500])
-        self.tasks.spawn("blob refused", self.ledger.do(c.RecordFact(fact=fact)))
+        self._record_soon("blob refused", fact)
+
+    def _record_soon(self, what: str, fact: facts.BlobRefused | facts.IdentityDuplicated) -> None:
+        self.tasks.spawn(what, self.ledger.do(c.RecordFact(fact=fact)))
 
     def _report(self, what: str, error: BaseException) -> None:
         if isinstance(error, P2PNodeError):

@@ -123,6 +123,8 @@ class Faces:
     def peers(self) -> JsonObject:
         view = self._node.ledger.view("peers")
         for entry in view["peers"]:
+            if (duplicate := self._node.duplicates.of(PeerId(entry["peer"]))) is not None:
+                entry["duplicate"] = duplicate.as_dict()
             if entry["self"]:
                 entry.update(state="online", role=self._node.mesh.my_role, name=self._node.name)
                 entry.update(addresses=self._node.addresses(), version=__version__, last_seen_ms=now_ms())

@@ -7,6 +7,7 @@ from typing import Any
 
 from p2pnode import limits
 from p2pnode.errors import RemoteProtocolError
+from p2pnode.node.instances import Instance
 from p2pnode.transport.messages import Status
 
 
@@ -28,6 +29,8 @@ def check_status(status: Status) -> Status:
         raise _wrong("round trips are numbers")
     if not isinstance(status.extra.get("stages", []), list):
         raise _wrong("stages are a list")
+    if "instance" in status.extra and Instance.read(status.extra["instance"]) is None:
+        raise _wrong("an instance is an id and a host")
     return status
 
 

@@ -295,9 +295,10 @@ class Mesh:
                 await self._record(grant)
         await self._hear_revocations(answer.revocations)
         for entry in answer.peers[: limits.MESH_MEMBERS_MAX]:
-            addresses = [str(a) for a in entry.get("addresses", []) if str(a).startswith("/")]
-            if self.is_member(PeerId(str(entry.get("peer")))):
-                self._member_added(PeerId(str(entry["peer"])), "", addresses[: limits.PEER_ADDRESSES_MAX])
+            said = [str(a) for a in entry.get("addresses", []) if str(a).startswith("/")]
+            peer = PeerId(str(entry.get("peer")))
+            if peer != self._transport.peer_id and self.is_member(peer):
+                self._member_added(peer, "", said[: limits.PEER_ADDRESSES_MAX])
         self._member_added(inviter, "", addresses)
 
     # --- ending a membership -------------------------------------------------------------------------
@@ -371,5 +372,8 @@ class Mesh:
         }
 
     def remember(self, addresses: dict[str, list[str]]) -> None:
-        merged = {**self.remembered(), **addresses}
-        write_atomic(self._path, json.dumps(merged, indent=1).encode())
+        """Written when something changed: a node that is killed shall find the others as well."""
+        before = self.remembered()
+        merged = {**before, **addresses}
+        if merged != before:
+            write_atomic(self._path, json.dumps(merged, indent=1).encode())

@@ -11,6 +11,7 @@ from p2pnode import commands as c
 from p2pnode.errors import P2PNodeError
 from p2pnode.node.capability import Capability
 from p2pnode.node.catalog import Catalog
+from p2pnode.node.duplicates import Duplicates
 from p2pnode.node.hosting import HostedStage, Hosting
 from p2pnode.node.ledger import Ledger
 from p2pnode.node.links import Link, Links
@@ -43,6 +44,7 @@ class Presence:
         state: Callable[[], str],
         addresses: Callable[[], list[str]],
         where: Callable[[], dict[str, list[str]]],
+        duplicates: Duplicates,
         now_ms: Callable[[], int],
         say: Callable[[dict[str, Any]], None],
     ) -> None:
@@ -60,6 +62,7 @@ class Presence:
         self._state = state
         self._addresses = addresses
         self._where = where
+        self._duplicates = duplicates
         self._now_ms = now_ms
         self._say = say
         self._discovery: Discovery | None = None
@@ -109,6 +112,7 @@ class Presence:
                 "rtt_ms": rtt_ms,
                 "peers": self._where(),
                 "stages": [self._hosted_view(h) for h in self._hosting.stages.values()],
+                **self._duplicates.status(),
             },
         )
 
@@ -122,6 +126,7 @@ class Presence:
         }
 
     def heard(self, link: Link, status: messages.Status) -> None:
+        self._duplicates.heard(link.peer_id, status)
         said = [a for a in status.addresses[: limits.PEER_ADDRESSES_MAX] if a.startswith("/")]
         # What a device says of itself comes first: a full list of its former addresses must not keep it out.
         link.addresses[:] = list(dict.fromkeys([*said, *link.addresses]))[: limits.PEER_ADDRESSES_MAX]
