@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from p2pnode.errors import NodeNotRunning, P2PNodeError, RequestError
 
 NODE_FILE = "node.json"
 _CONNECT_TIMEOUT_S = 5.0
+_RETRY_S_MAX = 5.0
+"""Asking again is cheap on one machine, and the node waits too before it answers."""
 _ANSWER_TIMEOUT_S = 900.0
 """A long answer on a slow machine, not streamed, takes minutes."""
 
@@ -58,11 +61,19 @@ class Endpoint:
         return self.request("POST", path, document or {})
 
     def request(self, method: str, path: str, document: Mapping[str, Any] | None = None) -> Any:
-        """The answer's JSON document; NodeError for an error status."""
-        with closing(self._connect()) as connection:
-            response = self._send(connection, method, path, document)
-            raw = response.read()
-            return self._document(response, raw)
+        """The answer's JSON document; NodeError for an error status. A model that loads is waited for."""
+        until_s = time.monotonic() + _ANSWER_TIMEOUT_S
+        while True:
+            with closing(self._connect()) as connection:
+                response = self._send(connection, method, path, document)
+                raw = response.read()
+            try:
+                return self._document(response, raw)
+            except NodeError as error:
+                pause_s = _retry_after_s(response)
+                if error.node_code != "model_loading" or time.monotonic() + pause_s > until_s:
+                    raise
+            time.sleep(pause_s)
 
     def stream(self, path: str, document: Mapping[str, Any] | None = None) -> Iterator[dict[str, Any]]:
         """Events of an SSE answer; closing the iterator stops the work at the node."""
@@ -123,6 +134,11 @@ class Endpoint:
             error = document.get("error") if isinstance(document, dict) else None
             raise NodeError(response.status, error if isinstance(error, dict) else {})
         return document
+
+
+def _retry_after_s(response: http.client.HTTPResponse) -> float:
+    text = response.headers.get("Retry-After", "")
+    return min(float(text), _RETRY_S_MAX) if text.isdecimal() else 1.0
 
 
 def _events(response: http.client.HTTPResponse, *, says_done: bool) -> Iterator[dict[str, Any]]:

@@ -82,6 +82,19 @@ class PrefillProgress:
 
 
 @dataclass(frozen=True, slots=True)
+class Loading:
+    """The model is on its way into memory; the API adds this for those who want to see it."""
+
+    state: str
+    """`preparing`, `fetching` or `loading`: what the device does that is furthest behind."""
+    node: str
+    progress: float | None
+    """0..1 of this step; it never goes back."""
+    eta_s: float | None
+    """Until this step is over; None when it is not known."""
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
     """Always the last event of a generation that did not raise."""
 
@@ -99,7 +112,7 @@ class Finished:
     stop_sequence: str | None = None
 
 
-GenerateEvent = TextDelta | PrefillProgress | Finished
+GenerateEvent = TextDelta | PrefillProgress | Loading | Finished
 
 
 class NodeFacade(Protocol):
@@ -148,6 +161,14 @@ class NodeFacade(Protocol):
         """Full name of a model (None: the default); raises ModelUnknown."""
         ...
 
+    def loading(self, model: str) -> JsonObject | None:
+        """How far a model is on its way into memory: `state`, `node`, `progress`, `eta_s`; None when none is."""
+        ...
+
+    def transfer(self, model: str) -> JsonObject | None:
+        """The same of a model that is fetched to a disk, with `done_bytes` and `total_bytes`."""
+        ...
+
     def model_metadata(self, name: str) -> JsonObject:
         """GGUF metadata that faces need: chat_template (or None), bos_token, eos_token, add_bos,
         architecture, context_length."""
@@ -176,7 +197,7 @@ class NodeFacade(Protocol):
 
     async def command(self, name: str, arguments: Mapping[str, Any]) -> JsonObject:
         """Other state changes by name: topup, forget_peer, approve_peer, pause, resume, drain, seal, set, pull,
-        remove_model, log_forget, ... Raises RequestError for an unknown name."""
+        remove_model, copy_model, log_forget, ... Raises RequestError for an unknown name."""
         ...
 
     def log_query(self, name: str, arguments: Mapping[str, Any]) -> Any:

@@ -520,6 +520,18 @@ API_EMBEDDING_INPUTS_MAX = 256
 API_REQUESTS_CONCURRENT_MAX = 512
 """Generations in flight through one API; more get 503 with Retry-After."""
 
+API_LOADING_WAIT_S = 15.0
+"""A request waits this long for its model; then 503 says how far it is. Most models are there by then, and clients
+that try again twice cover three times as much."""
+API_LOADING_LOOK_S = 0.2
+"""How often a waiting request looks how far its model is: smooth for a bar, nothing for a processor."""
+LOAD_ETA_SEEN_S_MIN = 1.0
+LOAD_ETA_SEEN_FRACTION_MIN = 0.05
+"""A time to go is told after this much of a step was seen; less would be a guess."""
+LOAD_STALLED_S = 5.0
+"""A step that says nothing for so long has no pace any more."""
+LOAD_TOLD_EVERY_S = 0.1
+"""Live readers see at most ten steps of a bar a second."""
 API_LIVE_READERS_MAX = 32
 API_KEY_REQUESTS_PER_MINUTE = 600
 API_GRAMMAR_BYTES_MAX = 64 * 1024

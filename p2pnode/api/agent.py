@@ -10,7 +10,7 @@ import ast
 import operator
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -18,7 +18,6 @@ import msgspec
 from msgspec import Meta, Struct
 from quart import Blueprint, Response
 
-from p2pnode.api.completions import DONE
 from p2pnode.api.context import ApiContext, body, caller
 from p2pnode.api.conversation import chat_prompt
 from p2pnode.api.envelope import condition_of, envelope, json_bytes
@@ -35,10 +34,10 @@ from p2pnode.api.schemas import (
     ToolCall,
     parse,
 )
-from p2pnode.api.sse import HEARTBEAT, sse_data, stream_response, until_closed
+from p2pnode.api.sse import DONE, HEARTBEAT, sse_data, stream_response, until_closed
 from p2pnode.api.tools import Call, ToolReader, plan_tools
 from p2pnode.errors import EngineUnavailable, RequestError
-from p2pnode.facade import Finished, GenerateRequest, Mode, NodeFacade, SamplingParams, TextDelta
+from p2pnode.facade import Finished, GenerateRequest, Loading, Mode, NodeFacade, SamplingParams, TextDelta
 from p2pnode.limits import AGENT_RESULT_CHARS_MAX, AGENT_STEPS_MAX, API_MESSAGES_MAX, API_TOOLS_MAX
 
 _OPERATORS: dict[type[ast.AST], Callable[..., float]] = {
@@ -64,6 +63,8 @@ class AgentRequest(Struct, forbid_unknown_fields=True, kw_only=True):
     temperature: Temperature | None = None
     seed: Seed | None = None
     mode: Mode | None = None
+    return_progress: bool = False
+    """Whether to hear `loading` while the model is brought into memory, instead of a 503 when that takes long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,8 +197,11 @@ class Agent:
             request_id=f"{self._request_id}-{step}",
         )
         reader = ToolReader(self._tools)
-        async with aclosing(run_choices(self._context.generate, [request])) as source:
+        generate = self._context.generate_telling if asked.return_progress else self._context.generate
+        async with aclosing(run_choices(generate, [request])) as source:
             async for _, event in source:
+                if isinstance(event, Loading):
+                    yield {"type": "loading", "step": step, **asdict(event)}
                 if isinstance(event, TextDelta):
                     pieces = reader.feed(event.text)
                 elif isinstance(event, Finished):

@@ -28,7 +28,12 @@ from p2pnode.api.panel import POLICY, find_panel, panel_routes
 from p2pnode.api.responses import responses_routes
 from p2pnode.api.security import ApiSecurity
 from p2pnode.facade import NodeFacade
-from p2pnode.limits import API_BODY_BYTES_MAX, API_BODY_TIMEOUT_S, API_RESPONSE_TIMEOUT_S
+from p2pnode.limits import (
+    API_BODY_BYTES_MAX,
+    API_BODY_TIMEOUT_S,
+    API_LOADING_WAIT_S,
+    API_RESPONSE_TIMEOUT_S,
+)
 
 _OPEN_PREFIXES = ("/web/",)
 _OPEN_PATHS = ("/", "/health", "/favicon.ico")
@@ -41,10 +46,13 @@ def create_app(
     *,
     closing: asyncio.Event | None = None,
     panel: Path | None = None,
+    loading_wait_s: float = API_LOADING_WAIT_S,
 ) -> Quart:
-    """The application for one node; `closing` set ends every stream."""
+    """The application for one node; `closing` set ends every stream; requests wait `loading_wait_s` for a model."""
     metrics = ApiMetrics(node)
-    context = ApiContext(node, security or ApiSecurity(), metrics, closing or asyncio.Event())
+    context = ApiContext(
+        node, security or ApiSecurity(), metrics, closing or asyncio.Event(), loading_wait_s=loading_wait_s
+    )
     app = Quart(__name__, static_folder=None, template_folder=None)
     app.config.update(
         MAX_CONTENT_LENGTH=API_BODY_BYTES_MAX,

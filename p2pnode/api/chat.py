@@ -25,7 +25,7 @@ from p2pnode.api.reply import Reply, chat_logprobs, finish_reason
 from p2pnode.api.schemas import ChatRequest, check_fields, parse
 from p2pnode.api.tools import Call, Piece, ToolPlan, ToolReader, plan_tools
 from p2pnode.errors import RequestError
-from p2pnode.facade import Finished, GenerateEvent, GenerateRequest, PrefillProgress, TextDelta
+from p2pnode.facade import Finished, GenerateEvent, GenerateRequest, Loading, PrefillProgress, TextDelta
 
 
 def check_chat(asked: ChatRequest) -> list[str]:
@@ -71,7 +71,7 @@ class ChatChunks:
         self._readers: dict[int, ToolReader] = {}
 
     def __call__(self, index: int, event: GenerateEvent) -> list[dict[str, Any]]:
-        if isinstance(event, PrefillProgress):
+        if isinstance(event, PrefillProgress | Loading):
             return [self._reply.progress(index, event)] if self._progress else []
         chunks = []
         reader = self._readers.get(index)
@@ -148,8 +148,9 @@ def chat_routes(context: ApiContext) -> Blueprint:
             render = ChatChunks(reply, tools, progress=bool(asked.return_progress))
             wants_usage = bool(asked.stream_options and asked.stream_options.include_usage)
             return await stream_answer(
-                context, requests, render, reply, include_usage=wants_usage, headers=headers
-            )
+                context, requests, render, reply, include_usage=wants_usage, headers=headers,
+                progress=bool(asked.return_progress),
+            )  # fmt: skip
         with context.slot():
             outcomes = await collect(context.generate, requests)
         choices = [chat_choice(index, outcome, tools) for index, outcome in enumerate(outcomes)]

@@ -25,13 +25,12 @@ from p2pnode.api.generation import (
 from p2pnode.api.grammar import grammar_of
 from p2pnode.api.reply import Reply, completion_choice, completion_logprobs, finish_reason
 from p2pnode.api.schemas import CompletionRequest, check_fields, parse
-from p2pnode.api.sse import close, sse_data, stream_response, until_closed
+from p2pnode.api.sse import DONE, HEARTBEAT, close, sse_data, stream_response, until_closed
 from p2pnode.errors import EngineUnavailable, RequestError
-from p2pnode.facade import Finished, GenerateEvent, GenerateRequest, PrefillProgress, TextDelta
+from p2pnode.facade import Finished, GenerateEvent, GenerateRequest, Loading, PrefillProgress, TextDelta
 from p2pnode.limits import API_CHOICES_MAX
 
 Render = Callable[[int, GenerateEvent], list[dict[str, Any]]]
-DONE = b"data: [DONE]\n\n"
 
 
 class StreamBody:
@@ -88,7 +87,7 @@ class StreamBody:
                 yield self._event(document)
             async for item in items:
                 if item is None:
-                    yield b": still here\n\n"
+                    yield HEARTBEAT
                     continue
                 index, event = item
                 if isinstance(event, Finished):
@@ -117,10 +116,12 @@ async def stream_answer(
     *,
     include_usage: bool,
     headers: dict[str, str],
+    progress: bool,
 ) -> Response:
     context.take_slot()
     try:
-        events = await first_then(run_choices(context.generate, requests))
+        generate = context.generate_telling if progress else context.generate
+        events = await first_then(run_choices(generate, requests))
     except BaseException:
         context.generating -= 1
         raise
@@ -197,7 +198,10 @@ def completion_routes(context: ApiContext) -> Blueprint:
         ]
         echoes = [""] * len(requests)
         if asked.echo:
-            texts = [p if isinstance(p, str) else await node.detokenize(model, p) for p in prompts]
+            texts = [
+                p if isinstance(p, str) else await context.loaded(model, node.detokenize(model, p))
+                for p in prompts
+            ]
             echoes = [texts[index // count] for index in range(len(requests))]
         headers = answer_headers(reply, ignored)
         if not asked.stream:
@@ -212,7 +216,7 @@ def completion_routes(context: ApiContext) -> Blueprint:
 
         def render(index: int, event: GenerateEvent) -> list[dict[str, Any]]:
             choice: dict[str, Any] = {"index": index, "text": "", "finish_reason": None, "logprobs": None}
-            if isinstance(event, PrefillProgress):
+            if isinstance(event, PrefillProgress | Loading):
                 return [reply.progress(index, event)] if asked.return_progress else []
             if isinstance(event, Finished):
                 choice["finish_reason"] = finish_reason(event)
@@ -226,7 +230,8 @@ def completion_routes(context: ApiContext) -> Blueprint:
 
         wants_usage = bool(asked.stream_options and asked.stream_options.include_usage)
         return await stream_answer(
-            context, requests, render, reply, include_usage=wants_usage, headers=headers
-        )
+            context, requests, render, reply, include_usage=wants_usage, headers=headers,
+            progress=bool(asked.return_progress),
+        )  # fmt: skip
 
     return routes

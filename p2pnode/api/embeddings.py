@@ -49,13 +49,13 @@ def embedding_routes(context: ApiContext) -> Blueprint:
         inputs = inputs_of(asked.input)
         model = node.resolve_model(asked.model)
         tokens = [
-            await node.tokenize(model, item, add_special=True, parse_special=False)
+            await context.loaded(model, node.tokenize(model, item, add_special=True, parse_special=False))
             if isinstance(item, str)
             else item
             for item in inputs
         ]
         with context.slot():
-            vectors = await node.embed(model, tokens)
+            vectors = await context.loaded(model, node.embed(model, tokens))
         count = sum(len(item) for item in tokens)
         document = {
             "object": "list",
@@ -73,17 +73,16 @@ def embedding_routes(context: ApiContext) -> Blueprint:
         caller("use")
         asked = parse(TokenizeRequest, await body())
         model = node.resolve_model(asked.model)
-        tokens = await node.tokenize(
+        work = node.tokenize(
             model, asked.content, add_special=asked.add_special, parse_special=asked.parse_special
         )
-        return json_response({"tokens": tokens})
+        return json_response({"tokens": await context.loaded(model, work)})
 
     @routes.post("/detokenize")
     async def detokenize() -> Response:
         caller("use")
         asked = parse(DetokenizeRequest, await body())
-        return json_response(
-            {"content": await node.detokenize(node.resolve_model(asked.model), asked.tokens)}
-        )
+        model = node.resolve_model(asked.model)
+        return json_response({"content": await context.loaded(model, node.detokenize(model, asked.tokens))})
 
     return routes

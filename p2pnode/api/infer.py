@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from quart import Blueprint, Response
@@ -25,7 +26,7 @@ from p2pnode.api.grammar import grammar_of
 from p2pnode.api.schemas import InferRequest, Message, parse
 from p2pnode.api.sse import stream_response
 from p2pnode.errors import RequestError
-from p2pnode.facade import Finished, GenerateEvent, GenerateRequest, Mode, PrefillProgress, TextDelta
+from p2pnode.facade import Finished, GenerateEvent, GenerateRequest, Loading, Mode, PrefillProgress, TextDelta
 
 
 async def requested(context: ApiContext, mode: Mode) -> tuple[InferRequest, GenerateRequest]:
@@ -59,16 +60,17 @@ async def requested(context: ApiContext, mode: Mode) -> tuple[InferRequest, Gene
 async def answer_infer(context: ApiContext, *, mode: Mode = "auto", stream: bool = False) -> Response:
     asked, wanted = await requested(context, mode)
     if stream or asked.stream:
-        return await streamed(context, wanted)
+        return await streamed(context, wanted, progress=bool(asked.return_progress))
     with context.slot():
         outcome = (await collect(context.generate, [wanted]))[0]
     return json_response(result(wanted.model or "", outcome.end) | {"text": "".join(outcome.text)})
 
 
-async def streamed(context: ApiContext, wanted: GenerateRequest) -> Response:
+async def streamed(context: ApiContext, wanted: GenerateRequest, *, progress: bool) -> Response:
     context.take_slot()
     try:
-        events = await first_then(run_choices(context.generate, [wanted]))
+        generate = context.generate_telling if progress else context.generate
+        events = await first_then(run_choices(generate, [wanted]))
     except BaseException:
         context.generating -= 1
         raise
@@ -76,6 +78,8 @@ async def streamed(context: ApiContext, wanted: GenerateRequest) -> Response:
     def render(_: int, event: GenerateEvent) -> list[dict[str, Any]]:
         if isinstance(event, TextDelta):
             return [{"type": "text", "text": event.text, "tokens": event.token_count}]
+        if isinstance(event, Loading):
+            return [{"type": "loading", **asdict(event)}]
         if isinstance(event, PrefillProgress):
             counts = {"done": event.tokens_done, "total": event.tokens_total, "cached": event.tokens_cached}
             return [{"type": "prefill", **counts}]

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Mapping
 from typing import Any
 
 import msgspec
 from quart import Blueprint, Response, request
 
 from p2pnode.api.context import ApiContext, body, caller
-from p2pnode.api.envelope import json_response
+from p2pnode.api.envelope import condition_of, envelope, json_bytes, json_response
+from p2pnode.api.patience import Look
 from p2pnode.api.schemas import InviteRequest, PlanRequest, parse
-from p2pnode.errors import RequestError
-from p2pnode.facade import Mode, NodeFacade
+from p2pnode.api.sse import DONE, HEARTBEAT, sse_data, stream_response
+from p2pnode.errors import EngineUnavailable, RequestError
+from p2pnode.facade import JsonObject, Mode
+from p2pnode.limits import API_LOADING_LOOK_S, API_STREAM_HEARTBEAT_S
 
 
 def plain(request_struct: msgspec.Struct) -> dict[str, Any]:
@@ -103,7 +107,7 @@ def mesh_routes(context: ApiContext) -> Blueprint:
 
     @routes.post("/plan")
     async def plan() -> Response:
-        return await answer_plan(node, "auto")
+        return await answer_plan(context, "auto")
 
     @routes.post("/invites")
     async def invites() -> Response:
@@ -123,8 +127,14 @@ def mesh_routes(context: ApiContext) -> Blueprint:
 
     @routes.post("/command/<name>")
     async def command(name: str) -> Response:
+        """With `?stream=true`: `transfer` events while it works, its answer as the last one."""
         caller("admin")
-        return json_response(await node.command(name, await arguments()))
+        given = await arguments()
+        work = node.command(name, given)
+        if request.args.get("stream") not in ("1", "true"):
+            return json_response(await work)
+        model = str(given.get("model", ""))
+        return stream_response(watched(context, work, "transfer", lambda: node.transfer(model), "done"))
 
     @routes.post("/settings")
     async def change_settings() -> Response:
@@ -134,8 +144,41 @@ def mesh_routes(context: ApiContext) -> Blueprint:
     return routes
 
 
-async def answer_plan(node: NodeFacade, mode: Mode) -> Response:
-    """POST takes JSON, GET a query; only POST applies."""
+async def watched(
+    context: ApiContext, work: Awaitable[JsonObject], kind: str, look: Look, end: str
+) -> AsyncGenerator[bytes, None]:
+    """Events of type `kind` while something long is done, then its answer as one of type `end`."""
+    task = asyncio.ensure_future(work)
+    stop = asyncio.ensure_future(context.closing.wait())
+    last: Mapping[str, Any] | None = None
+    silent_s = 0.0
+    try:
+        while not task.done():
+            await asyncio.wait({task, stop}, timeout=API_LOADING_LOOK_S, return_when=asyncio.FIRST_COMPLETED)
+            if stop.done():
+                raise EngineUnavailable("the node is stopping", hint="try again when it is back")
+            view = look()
+            if task.done():
+                break
+            if view is not None and view != last:
+                last, silent_s = view, 0.0
+                yield sse_data(json_bytes({"type": kind, **view}))
+            elif (silent_s := silent_s + API_LOADING_LOOK_S) >= API_STREAM_HEARTBEAT_S:
+                silent_s = 0.0
+                yield HEARTBEAT
+        yield sse_data(json_bytes({"type": end, **task.result()}))
+        yield DONE
+    except Exception as error:
+        yield sse_data(json_bytes(envelope(condition_of(error))))
+    finally:
+        stop.cancel()
+        task.cancel()
+        await asyncio.wait({task})
+
+
+async def answer_plan(context: ApiContext, mode: Mode) -> Response:
+    """POST takes JSON, GET a query; only POST applies. With `stream`: `loading` events, the plan as the last one."""
+    node = context.node
     if request.method == "GET":
         asked = plan_from_query({"mode": mode, **query_arguments(request.args)})
     else:
@@ -145,7 +188,12 @@ async def answer_plan(node: NodeFacade, mode: Mode) -> Response:
             asked.mode = mode
     is_file = asked.model is not None and ("/" in asked.model or asked.model.endswith(".gguf"))
     caller("admin" if asked.apply or is_file else "use")
-    return json_response(await node.plan(plain(asked)))
+    wanted = plain(asked)
+    if not wanted.pop("stream", False):
+        return json_response(await node.plan(wanted))
+    model = asked.model if is_file else node.resolve_model(asked.model)
+    look = lambda: node.loading(str(model))  # noqa: E731 # a name for the line below
+    return stream_response(watched(context, node.plan(wanted), "loading", look, "plan"))
 
 
 async def arguments() -> dict[str, Any]:

@@ -28,11 +28,11 @@ def mode_routes(context: ApiContext) -> Blueprint:
 
     @routes.route("/pipeline/plan", methods=["GET", "POST"])
     async def pipeline_plan() -> Response:
-        return await answer_plan(node, "pipeline")
+        return await answer_plan(context, "pipeline")
 
     @routes.route("/tensor/plan", methods=["GET", "POST"])
     async def tensor_plan() -> Response:
-        return await answer_plan(node, "tensor")
+        return await answer_plan(context, "tensor")
 
     @routes.post("/pipeline/infer")
     async def pipeline_infer() -> Response:

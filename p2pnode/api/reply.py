@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from p2pnode import __version__
 from p2pnode.api.generation import Outcome, extension, usage
-from p2pnode.facade import Finished, PrefillProgress, TokenLogprob
+from p2pnode.facade import Finished, Loading, PrefillProgress, TokenLogprob
 
 FINGERPRINT = f"p2pnode-{__version__}"
 
@@ -90,14 +90,19 @@ class Reply:
             **extra,
         }
 
-    def progress(self, index: int, event: PrefillProgress) -> dict[str, Any]:
-        """llama-server's prompt_progress, for those who asked with return_progress."""
+    def progress(self, index: int, event: PrefillProgress | Loading) -> dict[str, Any]:
+        """`loading` and llama-server's `prompt_progress`, for those who asked with return_progress."""
+        if isinstance(event, Loading):
+            return self.chunk([self._nothing_yet(index)], loading=asdict(event))
         counts = {"total": event.tokens_total, "cache": event.tokens_cached, "processed": event.tokens_done}
+        return self.chunk([self._nothing_yet(index)], prompt_progress=counts)
+
+    def _nothing_yet(self, index: int) -> dict[str, Any]:
         choice: dict[str, Any] = {"index": index, "finish_reason": None, "logprobs": None}
         choice["delta" if self.kind == "chat.completion" else "text"] = (
             {} if self.kind == "chat.completion" else ""
         )
-        return self.chunk([choice], prompt_progress=counts)
+        return choice
 
 
 def completion_choice(index: int, outcome: Outcome, echo: str) -> dict[str, Any]:

@@ -275,6 +275,8 @@ class PlanRequest(Struct, forbid_unknown_fields=True, kw_only=True):
     what_if: Annotated[list[Annotated[str, Meta(max_length=200)]], Meta(max_length=16)] | None = None
     apply: bool = False
     why: bool = False
+    stream: bool = False
+    """Whether to hear `loading` events while it is carried out; the answer is the last event."""
 
 
 class InviteRequest(Struct, forbid_unknown_fields=True, kw_only=True):

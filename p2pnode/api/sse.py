@@ -12,6 +12,7 @@ from p2pnode.limits import API_STREAM_HEARTBEAT_S
 
 T = TypeVar("T")
 HEARTBEAT = b": still here\n\n"
+DONE = b"data: [DONE]\n\n"
 
 
 def sse_data(payload: bytes, *, event: str | None = None, event_id: str | None = None) -> bytes:

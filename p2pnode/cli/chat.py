@@ -14,6 +14,7 @@ import click
 
 from p2pnode.cli.chat_session import ChatSession, Leave
 from p2pnode.cli.output import connect, node_options, one_line
+from p2pnode.cli.progress import ProgressLine
 from p2pnode.cli.run import MODES, summary
 from p2pnode.config import default_data_dir
 from p2pnode.errors import P2PNodeError
@@ -111,7 +112,7 @@ def interactive(session: ChatSession, history: Path) -> int:
 
 def answer(session: ChatSession, text: str) -> None:
     """Print an answer as it comes until it ends or a key stops it; the session goes on in any case."""
-    stopped = False
+    stopped, line = False, ProgressLine()
     events = Stoppable(session.ask(text))
     try:
         with ExitStack() as stack:
@@ -122,6 +123,10 @@ def answer(session: ChatSession, text: str) -> None:
                         stopped = True
                         break
                     continue
+                if event.get("type") == "loading":
+                    line.show(event)
+                    continue
+                line.clear()
                 if event.get("type") == "text":
                     sys.stdout.write(event["text"].replace("\n", "\r\n"))
                     sys.stdout.flush()
@@ -132,6 +137,7 @@ def answer(session: ChatSession, text: str) -> None:
     except P2PNodeError as error:
         click.secho(f"\nerror: {one_line(error.message)}", fg="red")
     finally:
+        line.clear()
         events.stop()
     click.echo()
     click.secho("(stopped)" if stopped else summary(session.last), dim=True)

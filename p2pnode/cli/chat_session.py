@@ -61,6 +61,7 @@ class ChatSession:
         """The body for the next turn."""
         body: dict[str, Any] = {
             "messages": [*self.messages, {"role": "user", "content": text}],
+            "return_progress": True,
             **self.settings,
         }
         if self.model:

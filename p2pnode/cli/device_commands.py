@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from p2pnode.cli.output import connect, node_options, one_line, print_json
+from p2pnode.cli.progress import watch
 from p2pnode.endpoint import Endpoint
 from p2pnode.errors import NotFound
 
@@ -45,7 +46,7 @@ def pull(source: str, data: Path | None, api: str | None, as_json: bool) -> None
     if Path(model).is_absolute():
         answer = node.post("/command/add_model", {"model": model})
     else:
-        answer = node.post("/command/pull", {"model": source})
+        answer = watch(node.stream("/command/pull?stream=true", {"model": source}), "done")
     say(answer, f"{answer.get('model', source)} is here", as_json=as_json)
 
 

@@ -19,6 +19,7 @@ from p2pnode.cli.output import (
     short,
     size_text,
 )
+from p2pnode.cli.progress import watch
 from p2pnode.cli.run import MODES
 
 
@@ -107,10 +108,13 @@ def peers(data: Path | None, api: str | None, as_json: bool) -> None:
     print_table("Devices", ("NAME", "PEER", "STATE", "ROLE", "RTT", "PATH", "SEEN"), rows)
 
 
-@click.command()
+@click.group(invoke_without_command=True)
 @node_options
-def models(data: Path | None, api: str | None, as_json: bool) -> None:
-    """Models of the mesh and who holds them."""
+@click.pass_context
+def models(context: click.Context, data: Path | None, api: str | None, as_json: bool) -> None:
+    """Models of the mesh and who holds them; `copy` brings one to another device."""
+    if context.invoked_subcommand is not None:
+        return
     view = connect(data, api).get("/models")
     if as_json:
         print_json(view)
@@ -128,6 +132,23 @@ def models(data: Path | None, api: str | None, as_json: bool) -> None:
         for model in view.get("models", [])
     ]
     print_table("Models (* default)", ("NAME", "KIND", "QUANT", "SIZE", "LAYERS", "CONTEXT", "HOLDERS"), rows)
+
+
+@models.command("copy")
+@click.argument("model")
+@click.argument("device")
+@node_options
+def copy_model(model: str, device: str, data: Path | None, api: str | None, as_json: bool) -> None:
+    """Have DEVICE (name or peer id) fetch MODEL from the devices that hold it.
+
+    Every byte is verified there. Ctrl-C stops it; what came is kept, and the next copy goes on from there.
+    """
+    wanted = {"model": model, "device": device}
+    answer = watch(connect(data, api).stream("/command/copy_model?stream=true", wanted), "done")
+    if as_json:
+        print_json(answer)
+        return
+    click.echo(f"{answer['model']} is on {answer['name']} ({size_text(answer['bytes_fetched'])} fetched)")
 
 
 @click.command()
@@ -198,7 +219,12 @@ def plan(
 
     if "model" in wanted:
         wanted["model"] = local_model(wanted["model"])
-    answer = connect(data, api).post("/plan", wanted)
+    node = connect(data, api)
+    answer = (
+        watch(node.stream("/plan", {**wanted, "stream": True}), "plan")
+        if apply
+        else node.post("/plan", wanted)
+    )
     if as_json:
         print_json(answer)
         return

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from p2pnode.cli.output import connect, layers_text, node_options, print_json
+from p2pnode.cli.progress import ProgressLine
 from p2pnode.errors import RequestError
 
 MODES = ("auto", "local", "pipeline", "tensor", "tensor_rpc", "hybrid", "streamed", "disaggregated")
@@ -66,9 +67,14 @@ def run(
         print_json(node.post("/infer", document))
         return 0
     end: dict[str, Any] = {}
-    events = node.stream("/infer/stream", document)
+    events = node.stream("/infer/stream", {**document, "return_progress": True})
+    line = ProgressLine()
     try:
         for event in events:
+            if event.get("type") == "loading":
+                line.show(event)
+                continue
+            line.clear()
             if event.get("type") == "text":
                 sys.stdout.write(event["text"])
                 sys.stdout.flush()
@@ -77,6 +83,7 @@ def run(
             elif event.get("type") == "finished":
                 end = event
     finally:
+        line.clear()
         events.close()  # type: ignore[attr-defined] # a generator
         sys.stdout.write("\n")
         sys.stdout.flush()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from p2pnode import commands as c
@@ -19,6 +19,7 @@ from p2pnode.node.active import Active
 from p2pnode.node.catalog import Catalog, KnownModel
 from p2pnode.node.ledger import Ledger
 from p2pnode.node.links import Links
+from p2pnode.node.loading import Loads
 from p2pnode.node.planning import Planning, PlanRequest, parts_of, spare_blocks
 from p2pnode.node.requests import Running
 from p2pnode.node.routing import Routing
@@ -38,6 +39,7 @@ class Choosing:
         routing: Routing,
         tasks: Tasks,
         memory_max_bytes: int | None,
+        loads: Loads,
         say: Callable[[dict[str, Any]], None],
     ) -> None:
         self._me = me
@@ -48,6 +50,7 @@ class Choosing:
         self._routing = routing
         self._tasks = tasks
         self._memory_max_bytes = memory_max_bytes
+        self._loads = loads
         self._say = say
         self._made: dict[str, Plan] = {}
         """Predictions of the newest plans, to be held against what is measured."""
@@ -86,7 +89,15 @@ class Choosing:
         return await self.activate(model, PlanRequest(model=model.name, mode=request.mode))  # type: ignore[arg-type]
 
     async def _locally(self, model: KnownModel) -> Active:
-        return await self._routing.local(model, lambda data: self._say({"kind": "loading", "data": data}))
+        async def load() -> Active:
+            with self._loads.of(model.name) as say:
+                return await self._routing.local(model, say)
+
+        return await self._for_all(f"load {model.name}", load())
+
+    async def _for_all(self, what: str, work: Coroutine[Any, Any, Active]) -> Active:
+        """A model goes on loading when the request that began it goes away: the next one finds it further."""
+        return await asyncio.shield(self._tasks.spawn(what, work))
 
     async def choose_again(self, running: Running, error: P2PNodeError) -> Active:
         """Where a running request goes on: without the devices that do not answer now, here alone if that is best."""
@@ -117,7 +128,8 @@ class Choosing:
                 return await self._carry_out_again(model, *self.applied[model.content_id])
         made = await self._plan_without(model, self._made.get(before.plan_id), gone)
         if made.mode == "local":
-            return await self._routing.alone(model, lambda data: self._say({"kind": "loading", "data": data}))
+            with self._loads.of(model.name) as say:
+                return await self._routing.alone(model, say)
         return await self.carry_out(model, made)
 
     async def _plan_without(self, model: KnownModel, before: Plan | None, gone: list[str]) -> Plan:
@@ -186,6 +198,9 @@ class Choosing:
         """Record a plan, prepare its devices, probe it; what failed is said to whoever watches."""
         if made.mode == "local":
             return await self._locally(model)
+        return await self._for_all(f"carry out {made.plan_id}", self._carry_out(model, made))
+
+    async def _carry_out(self, model: KnownModel, made: Plan) -> Active:
         started_s = time.monotonic()
         await self._propose(made, model)
         self._made[made.plan_id] = made
@@ -205,15 +220,13 @@ class Choosing:
         return active
 
     async def _build(self, model: KnownModel, made: Plan) -> Active:
-        def say(data: dict[str, Any]) -> None:
-            self._say({"kind": "loading", "data": data})
-
-        if made.mode == "streamed":
-            return await self._routing.streamed(model, self._resident_bytes(model), say)
-        if made.mode == "tensor_rpc":
-            workers = [PeerId(peer) for peer in made.peers if peer != self._me]
-            return await self._routing.rpc(made.plan_id, model, workers, say)
-        return await self._routing.pipeline(made.plan_id, model, parts_of(made), say)
+        with self._loads.of(model.name) as say:
+            if made.mode == "streamed":
+                return await self._routing.streamed(model, self._resident_bytes(model), say)
+            if made.mode == "tensor_rpc":
+                workers = [PeerId(peer) for peer in made.peers if peer != self._me]
+                return await self._routing.rpc(made.plan_id, model, workers, say)
+            return await self._routing.pipeline(made.plan_id, model, parts_of(made), say)
 
     def _resident_bytes(self, model: KnownModel) -> int:
         """What `--memory-max` leaves, or half of the model where nothing was said."""

@@ -41,6 +41,7 @@ from p2pnode.node.hosting import HostedStage, Hosting
 from p2pnode.node.instances import Instance
 from p2pnode.node.ledger import Ledger
 from p2pnode.node.links import Links
+from p2pnode.node.loading import Loads
 from p2pnode.node.log_sharing import LogSharing
 from p2pnode.node.measuring import machine_rates
 from p2pnode.node.mesh import Mesh, key_of, peer_of
@@ -201,6 +202,8 @@ class Node:
             capability=self.capability.view,
             name=self.name,
         )
+        self.loads = Loads(kind="loading", name=self.name, say=self.say, clock=time.monotonic)
+        self.transfers = Loads(kind="transfer", name=self.name, say=self.say, clock=time.monotonic)
         self.choosing = Choosing(
             me=self.me,
             ledger=ledger,
@@ -210,6 +213,7 @@ class Node:
             routing=self.routing,
             tasks=self.tasks,
             memory_max_bytes=options.memory_max_bytes,
+            loads=self.loads,
             say=self.say,
         )
         self.duplicates = Duplicates(
@@ -259,11 +263,17 @@ class Node:
             finished=self.choosing.learn,
         )
         self.federation = Federation(transport=transport, links=self.links, generate=self.requests.generate)
-        self.embedding = Embedding(self.bringing, self._new_engine)
+        self.embedding = Embedding(self.bringing, self._new_engine, self.loads)
         self.log_sharing = LogSharing(ledger=ledger, links=self.links, transport=transport)
         self.witnessing = Witnessing(ledger=ledger, links=self.links)
         self.auto_mode = AutoMode(self)
-        self.pulling = Pulling(self.catalog, self.say)
+        self.pulling = Pulling(
+            catalog=self.catalog,
+            links=self.links,
+            mesh=self.mesh,
+            transfers=self.transfers,
+            came=self._model_came,
+        )
         self.telemetry: list[Callable[[dict[str, Any]], None]] = []
         transport.handle(BLOB, BlobServer(store).handle)
 
@@ -329,6 +339,10 @@ class Node:
                 )
             )
         )
+
+    async def _model_came(self, model: StoredModel) -> None:
+        await self.offer(model)
+        self.links.status_changed()
 
     def _know_members(self) -> None:
         remembered = self.mesh.remembered()

@@ -13,6 +13,7 @@ from p2pnode.errors import ContextFull, RequestError
 from p2pnode.node.bringing import Bringing
 from p2pnode.node.catalog import KnownModel
 from p2pnode.node.engines import EngineHost
+from p2pnode.node.loading import Loads
 from p2pnode.node.units import unit_spec
 
 UNIT = "embedding"
@@ -21,8 +22,9 @@ UNIT = "embedding"
 class Embedding:
     """Pooled, L2-normalised vectors, in the order of the inputs."""
 
-    def __init__(self, bringing: Bringing, new_engine: Callable[[str], EngineHost]) -> None:
+    def __init__(self, bringing: Bringing, new_engine: Callable[[str], EngineHost], loads: Loads) -> None:
         self._bringing = bringing
+        self._loads = loads
         self._new_engine = new_engine
         self._engines: dict[str, EngineHost] = {}
 
@@ -46,7 +48,8 @@ class Embedding:
         # A model that says how it pools is obeyed; a chat model is pooled by the mean, as llama.cpp's users expect.
         pooling: Literal["model", "mean"] = "model" if index.parameter("pooling_type") is not None else "mean"
         spec = replace(spec, output="embedding", pooling=pooling, batch_rows=limits.EMBEDDING_TOKENS_MAX)
-        await engine.ensure(UNIT, spec)
+        with self._loads.of(model.name) as say:
+            await engine.ensure(UNIT, spec, lambda fraction: say({"state": "loading", "progress": fraction}))
         return engine, engine.unit(UNIT)
 
     async def close(self) -> None:

@@ -11,7 +11,7 @@ import msgspec
 from p2pnode import __version__, limits
 from p2pnode import commands as c
 from p2pnode.config import describe
-from p2pnode.errors import Busy, RequestError
+from p2pnode.errors import Busy, NotFound, RequestError
 from p2pnode.events.codec import Record
 from p2pnode.events.types import ConsoleCommandRun
 from p2pnode.facade import GenerateEvent, GenerateRequest, JsonObject
@@ -48,6 +48,7 @@ class Faces:
             "add_model": self._add_model,
             "remove_model": self._remove_model,
             "pull": self._pull,
+            "copy_model": self._copy_model,
             "log_forget": self._log_forget,
             "console_ran": self._console_ran,
             "key_created": self._key_created,
@@ -172,6 +173,8 @@ class Faces:
                     "here": "complete" if model.is_complete_here else "part" if model.is_local else "no",
                     "holders": [*([self._node.me] if model.is_complete_here else []), *model.holders],
                     "default": model.name == default,
+                    "loading": self._node.loads.view(model.name),
+                    "transfer": self._node.transfers.view(model.name),
                 }
                 for model in known
             ]
@@ -211,6 +214,12 @@ class Faces:
     # --- models --------------------------------------------------------------------------------------
     def resolve_model(self, name: str | None) -> str:
         return self._node.catalog.resolve(name).name
+
+    def loading(self, model: str) -> JsonObject | None:
+        return self._node.loads.view(model)
+
+    def transfer(self, model: str) -> JsonObject | None:
+        return self._node.transfers.view(model)
 
     def model_metadata(self, name: str) -> JsonObject:
         return self._node.catalog.metadata(self._node.catalog.resolve(name))
@@ -387,10 +396,19 @@ class Faces:
 
     async def _pull(self, a: Mapping[str, Any]) -> JsonObject:
         model, fetched = await self._node.pulling.pull(str(a["model"]))
-        await self._node.offer(model)
-        self._node.links.status_changed()
         summary = {k: v for k, v in model.manifest.summary().items() if k != "chat_template"}
         return {"model": model.name, "manifest": model.content_id, "bytes_fetched": fetched, **summary}
+
+    async def _copy_model(self, a: Mapping[str, Any]) -> JsonObject:
+        """`device`: a peer id, or a name that one device has."""
+        return await self._node.pulling.copy(str(a["model"]), self._device(str(a["device"])))
+
+    def _device(self, device: str) -> PeerId:
+        found = [row["peer"] for row in self.peers()["peers"] if device in (row["peer"], row["name"])]
+        if len(found) != 1:
+            many = "there is no device" if not found else f"{len(found)} devices are called"
+            raise NotFound(f"{many} {device[:128]!r}", hint="p2pnode peers --json shows the peer ids")
+        return PeerId(found[0])
 
     async def _log_forget(self, a: Mapping[str, Any]) -> JsonObject:
         return {"forgotten": await self._node.ledger.log.forget(str(a["subject"]))}

@@ -18,6 +18,7 @@ from p2pnode.facade import (
     Finished,
     GenerateEvent,
     GenerateRequest,
+    Loading,
     PrefillProgress,
     SamplingParams,
     TextDelta,
@@ -28,9 +29,10 @@ from p2pnode.transport.port import Stream, Transport
 from p2pnode.units import PeerId
 
 INFER = "/p2pnode/infer/1"
-_KINDS: dict[str, type[TextDelta] | type[PrefillProgress] | type[Finished]] = {
+_KINDS: dict[str, type[TextDelta] | type[PrefillProgress] | type[Loading] | type[Finished]] = {
     "text": TextDelta,
     "prefill": PrefillProgress,
+    "loading": Loading,
     "finished": Finished,
 }
 _NAMES = {kind: name for name, kind in _KINDS.items()}

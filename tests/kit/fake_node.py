@@ -57,6 +57,10 @@ class FakeNode:
         self.hold = asyncio.Event()
         """Cleared: every generation waits after its first word."""
         self.hold.set()
+        self.loading_views: dict[str, JsonObject] = {}
+        """Models that load: requests for one wait until `loaded` is set."""
+        self.loaded = asyncio.Event()
+        self.transfer_views: dict[str, JsonObject] = {}
         self.metadata: JsonObject = {
             "name": "demo",
             "chat_template": CHATML,
@@ -199,17 +203,30 @@ class FakeNode:
             return MODEL
         raise ModelUnknown(f"no model is called {name!r}")
 
+    def loading(self, model: str) -> JsonObject | None:
+        return self.loading_views.get(model)
+
+    def transfer(self, model: str) -> JsonObject | None:
+        return self.transfer_views.get(model)
+
+    async def _until_loaded(self, model: str | None) -> None:
+        if model in self.loading_views:
+            await self.loaded.wait()
+
     def model_metadata(self, name: str) -> JsonObject:
         assert name == MODEL
         return self.metadata
 
     async def tokenize(self, model: str, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        await self._until_loaded(model)
         return [int.from_bytes(hashlib.sha256(word.encode()).digest()[:2], "big") for word in words(text)]
 
     async def detokenize(self, model: str, tokens: Sequence[int]) -> str:
+        await self._until_loaded(model)
         return "".join(f"<{token}>" for token in tokens)
 
     async def embed(self, model: str, inputs: Sequence[Sequence[int]]) -> list[list[float]]:
+        await self._until_loaded(model)
         return [[1.0, 0.0, float(len(tokens))] for tokens in inputs]
 
     def _answer(self, request: GenerateRequest) -> tuple[str, str | None]:
@@ -226,6 +243,7 @@ class FakeNode:
         self.requests.append(request)
         if self.fail_before is not None:
             raise self.fail_before
+        await self._until_loaded(request.model)
         prompt_tokens = (
             len(request.prompt) if not isinstance(request.prompt, str) else len(words(request.prompt))
         )
@@ -271,7 +289,7 @@ class FakeNode:
 
     async def plan(self, request: Mapping[str, Any]) -> JsonObject:
         self.plans_asked.append(dict(request))
-        self.resolve_model(request.get("model"))
+        await self._until_loaded(self.resolve_model(request.get("model")))
         plan = self.plans()["plans"][0]
         rejection = {"mode": "local", "code": "too_slow", "message": "needs 9.1 GB, 6.2 free"}
         return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -19,6 +20,7 @@ from tests.kit.fake_node import FakeNode
 class RecordedNode(FakeNode):
     ledger: Ledger
     queries: LogQueries
+    loop: asyncio.AbstractEventLoop
 
     @asynccontextmanager
     async def recording(self, data: Path) -> AsyncIterator[None]:
@@ -27,6 +29,7 @@ class RecordedNode(FakeNode):
             data, load_or_create(data), now_ms=lambda: time.time_ns() // 1_000_000
         )
         self.queries = LogQueries(self.ledger)
+        self.loop = asyncio.get_running_loop()
         await self.ledger.do(c.StartNode(version="0.1.0", platform="test", device_name="studio"))
         for number in range(12):
             await self.ledger.do(c.ChangeSetting(key="model.default", value=f"model-{number}"))

@@ -17,6 +17,7 @@ from p2pnode.api.keys import MemoryKeys
 from p2pnode.api.security import ApiSecurity
 from p2pnode.errors import StageLost
 from tests.kit.api_server import serving
+from tests.kit.fake_node import PEER, PEER_TWO
 from tests.kit.recorded_node import RecordedNode
 
 pytestmark = pytest.mark.slow
@@ -178,6 +179,41 @@ def test_models(page: Page, url: str) -> None:
     expect(card).to_contain_text("9.0 MB, 8 layers")
     expect(card).to_contain_text("studio, kitchen")
     picture(page, "models")
+
+
+def test_a_model_is_copied(page: Page, url: str, node: RecordedNode) -> None:
+    """A device that lacks a model is told to fetch it; what loads or is fetched says how far it is."""
+    models = node.models()
+    models["models"][0].update(
+        holders=[PEER],
+        loading={"state": "loading", "node": "studio", "progress": 0.425, "eta_s": None},
+        transfer={"state": "fetching", "node": "kitchen", "progress": 0.5, "eta_s": 75.0, "done_bytes": 4_500_000,
+                  "total_bytes": 9_000_000},
+    )  # fmt: skip
+    node.models = lambda: models  # type: ignore[method-assign]
+    page.goto(f"{url}/#/models")
+    expect(page.get_by_text("Loading on studio")).to_be_visible()
+    expect(page.get_by_text("42 %", exact=True)).to_be_visible()
+    expect(page.get_by_text("50 % · 4.5 MB of 9.0 MB · 1 min 15 s to go")).to_be_visible()
+    picture(page, "models")
+    page.get_by_label("Copy to").select_option("kitchen")
+    page.get_by_role("button", name="Copy", exact=True).click()
+    expect(page.get_by_text(re.compile("^On "))).to_be_visible()
+    assert node.commands[-1] == ("copy_model", {"model": "p2pnode-demo", "device": PEER_TWO})
+
+
+def test_a_cold_model_in_chat(page: Page, url: str, node: RecordedNode) -> None:
+    """While the model loads, the answer's place says where and how far; then the answer comes."""
+    view = {"state": "loading", "node": "kitchen", "progress": 0.25, "eta_s": None}
+    node.loading_views["p2pnode-demo"] = view
+    page.goto(f"{url}/#/chat")
+    page.get_by_label("Your message").fill("hello")
+    page.keyboard.press("Enter")
+    expect(page.get_by_text("Loading on kitchen")).to_be_visible()
+    expect(page.get_by_role("progressbar")).to_have_js_property("value", 0.25)
+    node.loading_views.clear()
+    node.loop.call_soon_threadsafe(node.loaded.set)
+    expect(page.locator(".markdown strong")).to_have_text("mesh")
 
 
 def test_billing(page: Page, url: str) -> None:

@@ -69,6 +69,11 @@ function take(item) {
     const change = { running };
     if (item.data.peers) change.peers = item.data.peers;
     store.set(change);
+  } else if (item.kind === "loading" || item.kind === "transfer") {
+    // The models' rows show it; when it is over they are asked for again.
+    const { model, ...view } = item.data;
+    store.set({ models: store.get().models.map((row) => (row.name === model ? { ...row, [item.kind]: view.state === "over" ? null : view } : row)) });
+    if (view.state === "over") refreshSoon();
   } else if (item.kind) {
     store.set({ telemetry: { ...store.get().telemetry, [item.kind]: { ...item.data, at: Date.now() } } });
   }

@@ -1,6 +1,7 @@
 // Small parts that several pages share.
 import { html, useCallback, useEffect, useState } from "./dom.js";
 import { get, post } from "./api.js";
+import { bytes, duration } from "./format.js";
 
 export function Failure({ error }) {
   return error ? html`<p class="notice bad" role="alert">${error.message} ${error.hint ?? ""}</p>` : null;
@@ -49,6 +50,18 @@ export function CopyButton({ text, label = "Copy" }) {
     }
   };
   return html`<button type="button" onClick=${copy}>${copied ? "Copied" : label}</button>`;
+}
+
+const STATES = { preparing: "Preparing", fetching: "Fetching", loading: "Loading" };
+
+// How far a model is on its way into memory or onto a disk; says no time that is not known.
+export function Progress({ view }) {
+  if (!view || view.state === "over") return null;
+  const known = Number.isFinite(view.progress);
+  const parts = [known ? `${Math.floor(view.progress * 100)} %` : "", view.total_bytes ? `${bytes(view.done_bytes)} of ${bytes(view.total_bytes)}` : "", Number.isFinite(view.eta_s) ? `${duration(view.eta_s)} to go` : ""];
+  return html`<p class="muted progress" role="status"><span>${STATES[view.state] ?? view.state} on ${view.node}</span>
+    <progress max="1" value=${known ? view.progress : undefined} aria-label=${`${STATES[view.state] ?? view.state} on ${view.node}`}></progress>
+    <span class="num">${parts.filter(Boolean).join(" · ")}</span></p>`;
 }
 
 // A number that leads to the events behind it.

@@ -4,6 +4,7 @@ import { stream } from "../lib/api.js";
 import { units } from "../lib/format.js";
 import { LayerBar, StageTable } from "../lib/layers.js";
 import { toSafeHtml } from "../lib/markdown.js";
+import { Progress } from "../lib/widgets.js";
 
 export const MODES = [
   ["auto", "Auto"],
@@ -55,6 +56,7 @@ export function Chat({ state }) {
     try {
       for await (const chunk of stream("/v1/chat/completions", body, controller.signal)) {
         const choice = chunk.choices?.[0];
+        answer.loading = chunk.loading ?? null;
         if (chunk.prompt_progress) answer.prefill = chunk.prompt_progress;
         if (choice?.delta?.content) {
           if (!answer.tokens) answer.first = performance.now();
@@ -129,7 +131,7 @@ function Message({ message }) {
   const waiting = message.live && !content;
   return html`<div class="message assistant">
     ${content && html`<div class="markdown" dangerouslySetInnerHTML=${{ __html: toSafeHtml(content) }}></div>`}
-    ${waiting && html`<${Prefill} progress=${message.prefill} />`}
+    ${waiting && (message.loading ? html`<${Progress} view=${message.loading} />` : html`<${Prefill} progress=${message.prefill} />`)}
     ${error && html`<p class="notice bad" role="alert">${error.message} ${error.hint ?? ""}</p>`}
     ${message.stopped && html`<p class="muted">Stopped.</p>`}
     <${Facts} message=${message} />

@@ -3,6 +3,7 @@ import { html } from "../lib/dom.js";
 import { ago, plural, rtt, shortPeer } from "../lib/format.js";
 import { LayerBar, StageTable, toneOf } from "../lib/layers.js";
 import { Topology } from "../lib/topology.js";
+import { Progress } from "../lib/widgets.js";
 
 const UP = new Set(["connected", "ready", "online", "active", "self", "admitted"]);
 export const isUp = (peer) => peer.self || UP.has(peer.state);
@@ -49,6 +50,7 @@ export function Home({ state }) {
     ${notice &&
     html`<p class=${`notice ${notice.tone}`}><span>${notice.text} ${notice.hint ?? ""}</span>
       ${notice.link && html`<a class="button" href=${notice.link}>${notice.label}</a>`}</p>`}
+    ${state.models.map((model) => html`<div key=${model.name}><${Progress} view=${model.loading} /><${Progress} view=${model.transfer} /></div>`)}
     <div class="grid">
       <article class="card wide">
         <h2>Devices</h2>

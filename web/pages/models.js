@@ -2,7 +2,8 @@
 import { html, useState } from "../lib/dom.js";
 import { bytes, plural, shortPeer } from "../lib/format.js";
 import { refresh } from "../lib/store.js";
-import { Failure, useAction } from "../lib/widgets.js";
+import { Failure, Progress, useAction } from "../lib/widgets.js";
+import { isUp } from "./home.js";
 
 export function Models({ state }) {
   const act = useAction(refresh);
@@ -27,6 +28,8 @@ export function Models({ state }) {
         <dt>Here</dt><dd>${model.here ?? "–"}</dd>
         <dt>Held by</dt><dd>${(model.holders ?? []).map(nameOf).join(", ") || "nobody whole"}</dd>
       </dl>
+      <${Progress} view=${model.loading} /><${Progress} view=${model.transfer} />
+      <${CopyTo} model=${model} peers=${state.peers} />
       <div class="row">
         <a class="button" href="#/chat">Chat</a><a class="button" href="#/plans">Plan</a>
         ${!model.default && html`<button type="button" disabled=${act.busy} onClick=${() => act.run("/command/set", { key: "model.default", value: model.name })}>Make default</button>
@@ -38,4 +41,23 @@ export function Models({ state }) {
       <button disabled=${!source.trim() || act.busy}>${act.busy ? "Fetching…" : "Add"}</button>
     </form>
   </section>`;
+}
+
+// Devices that do not hold the model may be told to fetch it from those that do.
+function CopyTo({ model, peers }) {
+  const act = useAction(refresh);
+  const [device, setDevice] = useState("");
+  const holders = new Set((model.holders ?? []).map((holder) => holder.peer ?? holder));
+  const targets = peers.filter((peer) => isUp(peer) && !holders.has(peer.peer));
+  if (!targets.length || !holders.size) return null;
+  const chosen = device || targets[0].peer;
+  const copy = (event) => {
+    event.preventDefault();
+    act.run("/command/copy_model", { model: model.name, device: chosen });
+  };
+  return html`<form class="row" onSubmit=${copy}>
+    <label>Copy to <select value=${chosen} onChange=${(event) => setDevice(event.target.value)}>${targets.map((peer) => html`<option key=${peer.peer} value=${peer.peer}>${peer.self ? "this device" : peer.name || shortPeer(peer.peer)}</option>`)}</select></label>
+    <button disabled=${act.busy}>${act.busy ? "Copying…" : "Copy"}</button>
+    ${act.done && html`<span role="status">On ${act.done.name}.</span>`}<${Failure} error=${act.error} />
+  </form>`;
 }

@@ -2,7 +2,7 @@
 import { html, useEffect, useState } from "../lib/dom.js";
 import { post } from "../lib/api.js";
 import { LayerBar, StageTable } from "../lib/layers.js";
-import { EventLink, Failure, useAction } from "../lib/widgets.js";
+import { EventLink, Failure, Progress, useAction } from "../lib/widgets.js";
 import { refresh } from "../lib/store.js";
 import { MODES } from "./chat.js";
 
@@ -72,6 +72,7 @@ function WhatIf({ state }) {
       <${LayerBar} stages=${answer.stages} /><${StageTable} stages=${answer.stages} />
       <ul>${(answer.reasons ?? []).map((reason, index) => html`<li key=${index}>${text(reason)}</li>`)}</ul>
       <button type="button" class="primary" disabled=${apply.busy} onClick=${() => apply.run("/plan", { ...body, apply: true })}>${apply.busy ? "Applying…" : "Apply this plan"}</button>
+      ${apply.busy && html`<${Progress} view=${state.models.find((model) => model.name === answer.model)?.loading} />`}
       ${apply.done && html` <span role="status">In use.</span>`}<${Failure} error=${apply.error} />
     </div>`}
     ${rejections.length > 0 && html`<details open=${!answer}><summary>Not chosen, and why (${rejections.length})</summary><ul>${rejections.map((item, index) => html`<li key=${index}>${text(item)}</li>`)}</ul></details>`}

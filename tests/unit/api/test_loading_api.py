@@ -1,0 +1,174 @@
+"""A model that is not in memory yet: 503 with progress after a while, or progress in the stream."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from p2pnode.api.app import create_app
+from p2pnode.errors import NotFound
+from tests.kit.fake_node import MODEL, FakeNode
+from tests.unit.api.conftest import LoopbackClient
+
+VIEW = {"state": "loading", "node": "kitchen", "progress": 0.25, "eta_s": None}
+BODIES = {
+    "/v1/chat/completions": {"messages": [{"role": "user", "content": "hi"}]},
+    "/v1/completions": {"prompt": "hi"},
+    "/v1/embeddings": {"input": "hi"},
+    "/v1/responses": {"input": "hi"},
+    "/infer": {"prompt": "hi"},
+    "/infer/stream": {"prompt": "hi"},
+    "/pipeline/infer": {"prompt": "hi"},
+    "/tensor/infer": {"prompt": "hi"},
+    "/tokenize": {"content": "hi"},
+    "/detokenize": {"tokens": [1]},
+}
+
+
+def client_of(node: FakeNode, wait_s: float) -> LoopbackClient:
+    app = create_app(node, loading_wait_s=wait_s)
+    app.test_client_class = LoopbackClient
+    return app.test_client()  # type: ignore[return-value]
+
+
+def events_of(raw: bytes) -> list[dict]:
+    lines = [line[6:] for line in raw.decode().split("\n\n") if line.startswith("data: {")]
+    return [json.loads(line) for line in lines]
+
+
+@pytest.mark.parametrize("path", BODIES)
+@pytest.mark.parametrize("stream", [False, True])
+async def test_every_route_says_how_far_the_model_is(path: str, stream: bool) -> None:
+    """503 in the envelope, with where and how far; no time is guessed, and the work behind the request is ended."""
+    if (
+        stream
+        and "stream" not in path
+        and path.rpartition("/")[2] in ("embeddings", "tokenize", "detokenize")
+    ):
+        return
+    node = FakeNode()
+    node.loading_views[MODEL] = VIEW
+    body = BODIES[path] | ({"stream": True} if stream and not path.endswith("stream") else {})
+    response = await client_of(node, 0).post(path, json=body)
+    error = (await response.get_json())["error"]
+    assert (response.status_code, error["code"], error["type"]) == (503, "model_loading", "server_error")
+    assert error["details"]["loading"] == VIEW
+    assert "loading on kitchen, 25% done" in error["message"]
+    assert response.headers["Retry-After"] == "2"
+    assert response.headers["x-should-retry"] == "true"
+    assert node.running == 0
+
+
+async def test_retry_after_is_the_time_that_is_known() -> None:
+    """A model that will not be there in time is said at once, with the time it needs."""
+    node = FakeNode()
+    node.loading_views[MODEL] = VIEW | {"eta_s": 700.0}
+    response = await client_of(node, 60).post("/v1/chat/completions", json=BODIES["/v1/chat/completions"])
+    assert (response.status_code, response.headers["Retry-After"]) == (503, "700")
+
+
+@pytest.mark.parametrize("path", BODIES)
+async def test_a_model_that_comes_in_time_is_waited_for(path: str) -> None:
+    node = FakeNode()
+    node.loading_views[MODEL] = VIEW
+    looks = 0
+    honest = node.loading
+
+    def loading(model: str) -> dict | None:
+        nonlocal looks
+        looks += 1
+        if looks == 2:
+            node.loaded.set()
+        return honest(model)
+
+    node.loading = loading  # type: ignore[method-assign]
+    response = await client_of(node, 60).post(path, json=BODIES[path])
+    assert response.status_code == 200
+    assert looks >= 2
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1/chat/completions", "/v1/completions", "/infer/stream", "/agent/stream"]
+)
+async def test_streams_show_progress_to_who_asks(path: str) -> None:
+    """With `return_progress` the stream begins at once, says how far the model is, and goes on with the answer."""
+    node = FakeNode()
+    views = [VIEW, VIEW | {"progress": 0.5, "eta_s": 3.5}]
+
+    def loading(model: str) -> dict | None:
+        if len(views) == 1:
+            node.loaded.set()
+        return views.pop(0) if views else None
+
+    node.loading_views[MODEL] = VIEW
+    node.loading = loading  # type: ignore[method-assign]
+    body = BODIES.get(path, BODIES["/v1/chat/completions"]) | {"return_progress": True}
+    if path.startswith("/v1"):
+        body["stream"] = True
+    response = await client_of(node, 0).post(path, json=body)
+    raw = await response.get_data()
+    events = events_of(raw)
+    seen = [
+        event.get("loading", event)
+        for event in events
+        if "loading" in event or event.get("type") == "loading"
+    ]
+    assert [(view["progress"], view["eta_s"]) for view in seen] == [(0.25, None), (0.5, 3.5)]
+    assert b"quick" in raw
+    assert raw.endswith(b"data: [DONE]\n\n")
+
+
+async def test_a_plan_is_applied_in_sight() -> None:
+    """`stream`: how far each device is, then the plan."""
+    node = FakeNode()
+    views = [VIEW, VIEW | {"progress": 0.75}]
+
+    def loading(model: str) -> dict | None:
+        if len(views) == 1:
+            node.loaded.set()
+        return views.pop(0) if views else None
+
+    node.loading_views[MODEL] = VIEW
+    node.loading = loading  # type: ignore[method-assign]
+    response = await client_of(node, 0).post("/plan", json={"apply": True, "stream": True})
+    events = events_of(await response.get_data())
+    assert [event["type"] for event in events] == ["loading", "loading", "plan"]
+    assert events[-1]["applied"] is True
+    assert "stream" not in node.plans_asked[-1]
+
+
+async def test_a_command_is_watched() -> None:
+    """`?stream=true`: what is fetched so far, then the answer; an error is an event."""
+    node = FakeNode()
+    fetching = {
+        "state": "fetching",
+        "node": "attic",
+        "progress": 0.5,
+        "eta_s": None,
+        "done_bytes": 1,
+        "total_bytes": 2,
+    }
+    node.transfer_views["demo"] = fetching
+
+    async def command(name: str, arguments: dict) -> dict:
+        await node.loaded.wait()
+        return {"name": name}
+
+    def transfer(model: str) -> dict | None:
+        node.loaded.set()
+        return node.transfer_views.get(model)
+
+    node.command, node.transfer = command, transfer  # type: ignore[method-assign, assignment]
+    response = await client_of(node, 0).post("/command/copy_model?stream=true", json={"model": "demo"})
+    assert events_of(await response.get_data()) == [
+        {"type": "transfer", **fetching},
+        {"type": "done", "name": "copy_model"},
+    ]
+
+    async def refuse(name: str, arguments: dict) -> dict:
+        raise NotFound("there is no device 'attic'")
+
+    node.command = refuse  # type: ignore[method-assign]
+    response = await client_of(node, 0).post("/command/copy_model?stream=true", json={})
+    assert events_of(await response.get_data())[-1]["error"]["code"] == "not_found"
