@@ -366,6 +366,9 @@ REFILL_ROWS_IN_FLIGHT = 32
 
 EMBEDDING_TOKENS_MAX = 512
 RECOVERIES_MAX = 8
+REPLAN_TRIES_MAX = 3
+"""Devices that go while the plan that was to replace a broken one is being built."""
+
 GOODBYE_S_MAX = 3.0
 """How long a leaving device keeps serving, so that others can move what runs on it."""
 

@@ -21,7 +21,7 @@ from p2pnode.node.ledger import Ledger
 from p2pnode.node.links import Links
 from p2pnode.node.loading import Loads
 from p2pnode.node.planning import Planning, PlanRequest, parts_of, spare_blocks
-from p2pnode.node.requests import Running
+from p2pnode.node.requests import SURVIVABLE, Running
 from p2pnode.node.routing import Routing
 from p2pnode.node.tasks import Tasks
 from p2pnode.units import ContentId, PeerId
@@ -101,20 +101,26 @@ class Choosing:
 
     async def choose_again(self, running: Running, error: P2PNodeError) -> Active:
         """Where a running request goes on: without the devices that do not answer now, here alone if that is best."""
-        model = running.active.model
-        gone = await self._silent(running.active)
-        self._say(
-            {
-                "kind": "stage_lost",
-                "data": {"request_id": running.request_id, "reason": error.message, "gone": gone},
-            }
-        )
         self._routing.give_up(running.active, error)
-        active = await self._instead(model, running.active, gone)
+        active = await self._instead_of(running, error)
         if active.plan_id != running.active.plan_id:
             # What the devices that are left had loaded for the old plan serves nobody now.
             self._tasks.spawn("release", self._routing.release_left(running.active.plan_id))
         return active
+
+    async def _instead_of(self, running: Running, error: P2PNodeError) -> Active:
+        """A device may go while the next plan is being built on it: then once more, without it."""
+        for left in range(limits.REPLAN_TRIES_MAX - 1, -1, -1):
+            gone = await self._silent(running.active)
+            data = {"request_id": running.request_id, "reason": error.message, "gone": gone}
+            self._say({"kind": "stage_lost", "data": data})
+            try:
+                return await self._instead(running.active.model, running.active, gone)
+            except SURVIVABLE as again:
+                if not left:
+                    raise
+                error = again
+        raise AssertionError("the last try returns or raises")
 
     async def _instead(self, model: KnownModel, before: Active, gone: list[str]) -> Active:
         if before.plan_id.startswith("local-"):
@@ -123,7 +129,7 @@ class Choosing:
         other = self._routing.of_model(model.content_id)
         if other is not None and other.mode != "local" and not {s["peer"] for s in other.stages} & set(gone):
             return other  # it stands already, and building another could take its layers
-        if not gone and model.content_id in self.applied:
+        if model.content_id in self.applied and not {s["peer"] for s in before.stages} & set(gone):
             with contextlib.suppress(P2PNodeError):
                 return await self._carry_out_again(model, *self.applied[model.content_id])
         made = await self._plan_without(model, self._made.get(before.plan_id), gone)
@@ -147,7 +153,10 @@ class Choosing:
         return link is not None and link.is_up
 
     async def _silent(self, active: Active) -> list[str]:
-        """Devices of a plan that do not answer a ping now."""
+        """Devices of a plan, and others that could take over, that do not answer a ping now.
+
+        Nobody notices at once when a device goes that serves no plan, and it must not be planned with.
+        """
 
         async def answers(peer: str) -> bool:
             link = self._links.links.get(PeerId(peer))
@@ -163,7 +172,8 @@ class Choosing:
                 return False
             return True
 
-        peers = sorted({str(stage["peer"]) for stage in active.stages})
+        others = {peer for peer, link in self._links.links.items() if link.is_up}
+        peers = sorted({str(stage["peer"]) for stage in active.stages} | others)
         found = await asyncio.gather(*(answers(peer) for peer in peers))
         return [peer for peer, is_there in zip(peers, found, strict=True) if not is_there]
 

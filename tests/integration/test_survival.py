@@ -87,6 +87,23 @@ def test_the_answer_goes_on(mesh: MeshOfProcesses, trouble: Callable[[NodeProces
     assert times == sorted(times)
 
 
+def test_a_spare_that_fell_asleep_is_not_chosen(mesh: MeshOfProcesses) -> None:
+    """It served no plan, so nobody had noticed; planning with it would have ended the answer."""
+    alpha, _, gamma, delta = mesh.nodes
+    plan = {"model": DEMO, "mode": "pipeline", "devices": ["alpha", "beta", "gamma"], "apply": True}
+    alpha.api.post("/plan", plan)
+    undisturbed, _ = answer_while(alpha, 0, lambda: None)
+
+    def trouble() -> None:
+        sleep(delta)
+        leave(gamma)
+
+    text, end = answer_while(alpha, 20, trouble)
+    wake(delta)
+    assert text == undisturbed
+    assert {stage["name"] for stage in end["stages"]} <= {"alpha", "beta"}
+
+
 def test_an_answer_moves_when_another_plan_takes_its_layers(mesh: MeshOfProcesses) -> None:
     """Two cuts of one model cannot both stand on its head: what runs on the first goes on with the second."""
     alpha = mesh.nodes[0]
