@@ -1,5 +1,9 @@
 # `make` runs everything a reviewer runs. `make demo` and `make test` set up what they need.
-PYTHON ?= python3
+ifeq ($(origin PYTHON),undefined)
+PYTHONS := python3 python3.14 python3.13 python3.12 python3.11
+else
+PYTHONS := $(PYTHON)
+endif
 BIN := .venv/bin
 export PYTHONDONTWRITEBYTECODE := 1
 
@@ -8,8 +12,12 @@ export PYTHONDONTWRITEBYTECODE := 1
 all: check test
 
 setup:
-	@command -v $(PYTHON) >/dev/null || { echo "[setup] cannot go on: no $(PYTHON) found; install Python 3.11 or newer"; exit 1; }
-	@$(PYTHON) tools/setup_env.py
+	@for python in $(PYTHONS); do \
+		if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+			exec $$python tools/setup_env.py; fi; \
+		tried="$$tried, $$python is $$($$python -V 2>&1 | grep ^Python || echo not there)"; done; \
+	echo "[setup] cannot go on: no Python 3.11 or newer found: $${tried#, }" >&2; \
+	echo "[setup] hint: install Python 3.11, or name it: make setup PYTHON=/path/to/python3.11" >&2; exit 1
 
 demo: setup
 	@$(BIN)/p2pnode demo $(if $(KEEP),--keep) $(if $(DEMO_ARGS),$(DEMO_ARGS))
