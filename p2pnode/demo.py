@@ -141,17 +141,23 @@ class Demo:
         rtts = {p["name"]: p.get("rtt_ms") for p in self.devices[0].api.get("/peers")["peers"]}
         self.say(f"\n  A pipeline of three stages for {MODEL} (plan {answer['plan_id']}, first token through it in "
                  f"{answer['probe_ms']:.0f} ms):\n")  # fmt: skip
-        self.say(f"    {'device':<9} {'layers':<8} {'bytes fetched':>14} {'memory':>9} {'round trip':>11}")
+        self.say(
+            f"    {'device':<9} {'layers':<8} {'bytes fetched':>14} {'memory':>9} {'at most':>9} {'round trip':>11}"
+        )
         rows = []
         for stage, status in zip(answer["stages"], statuses, strict=True):
-            memory_mb = status["memory"]["node_and_engines_bytes"] / 1e6
+            used, allowed = status["memory"]["node_and_engines_bytes"], status["memory"]["allowed_bytes"]
             rtt = rtts.get(stage["name"]) if stage["name"] != NAMES[0] else None
             fetched = int(stage.get("bytes_fetched", 0))
             first, end = stage["layers"]
-            self.say(f"    {stage['name']:<9} {f'{first}–{end - 1}':<8} {fetched:>14,} {memory_mb:>6.0f} MB "
-                     f"{f'{rtt:.1f} ms' if rtt else '–':>11}")  # fmt: skip
+            self.say(f"    {stage['name']:<9} {f'{first}–{end - 1}':<8} {fetched:>14,} {used / 1e6:>6.0f} MB "
+                     f"{allowed / 1e6:>6.0f} MB {f'{rtt:.1f} ms' if rtt else '–':>11}")  # fmt: skip
             rows.append({"name": stage["name"], "layers": stage["layers"], "bytes_fetched": fetched,
-                         "memory_bytes": status["memory"]["node_and_engines_bytes"], "rtt_ms": rtt})  # fmt: skip
+                         "memory_bytes": used, "memory_allowed_bytes": allowed, "rtt_ms": rtt})  # fmt: skip
+            if used > allowed:
+                raise DemoError(
+                    "planning", f"{stage['name']} keeps {used} bytes in memory, {allowed} are allowed"
+                )
         self.result["stages"] = rows
         names = [stage["name"] for stage in answer["stages"]]
         if names != list(NAMES):

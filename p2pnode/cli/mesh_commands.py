@@ -266,13 +266,22 @@ def status(data: Path | None, api: str | None, as_json: bool) -> None:
     if as_json:
         print_json(view)
         return
-    pairs = [("panel", node.url)]
+    pairs = [("panel", node.url), ("memory", memory_text(view.pop("memory")))]
     for name, value in view.items():
         if isinstance(value, dict):
             pairs.extend((f"{name}.{inner}", flat(item)) for inner, item in value.items())
         else:
             pairs.append((name, flat(value)))
     print_pairs("Status", pairs)
+
+
+def memory_text(memory: dict[str, int]) -> str:
+    """What is resident beside what may be: the share of the models and a fixed amount for everything else."""
+    share, allowed = memory["share_bytes"], memory["allowed_bytes"]
+    return (
+        f"{size_text(memory['node_and_engines_bytes'])} resident, node and engines; at most {size_text(allowed)}: "
+        f"{size_text(share)} share of the models and {size_text(allowed - share)}"
+    )
 
 
 def flat(value: object) -> str:

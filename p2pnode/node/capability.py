@@ -40,15 +40,3 @@ class Capability:
             "on_battery": bool(battery and not battery.power_plugged),
             **self.measured,
         }
-
-
-def process_tree_rss_bytes() -> int:
-    """Resident memory of this node with its engines."""
-    own = psutil.Process()
-    total = own.memory_info().rss
-    for child in own.children(recursive=True):
-        try:
-            total += child.memory_info().rss
-        except psutil.NoSuchProcess:
-            continue
-    return int(total)

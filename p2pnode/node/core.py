@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from random import Random
 from typing import Any
+from weakref import WeakSet
 
 import structlog
 
@@ -100,6 +101,7 @@ class Node:
         self.state = "active"
         self.is_started = False
         self.stopping = asyncio.Event()
+        self.engine_hosts: WeakSet[EngineHost] = WeakSet()
         self.tasks = Tasks(self._report)
         self.capability = Capability(
             options.data, threads=self.threads, memory_max_bytes=options.memory_max_bytes
@@ -451,7 +453,9 @@ class Node:
             listener(item)
 
     def _new_engine(self, purpose: str) -> EngineHost:
-        return EngineHost(purpose, tasks=self.tasks, notice=self._engine_notice)
+        host = EngineHost(purpose, tasks=self.tasks, notice=self._engine_notice)
+        self.engine_hosts.add(host)
+        return host
 
     async def _engine_notice(self, what: str, purpose: str, details: dict[str, int | str]) -> None:
         fact: facts.EngineDied | facts.EngineRestarted

@@ -15,8 +15,8 @@ from p2pnode.errors import Busy, NotFound, RequestError
 from p2pnode.events.codec import Record
 from p2pnode.events.types import ConsoleCommandRun
 from p2pnode.facade import GenerateEvent, GenerateRequest, JsonObject
-from p2pnode.node.capability import process_tree_rss_bytes
 from p2pnode.node.core import Node, now_ms
+from p2pnode.node.memory_use import memory_use
 from p2pnode.node.mode_commands import ModeCommands
 from p2pnode.node.planning import PlanRequest
 from p2pnode.node.queries import LogQueries
@@ -99,7 +99,7 @@ class Faces:
             "started_ms": node.started_ms,
             "addresses": [f"{a}/p2p/{node.me}" for a in node.addresses()],
             "capability": node.capability.view(),
-            "memory": {"node_and_engines_bytes": process_tree_rss_bytes()},
+            "memory": memory_use(node.engine_hosts),
             "hosted_stages": [
                 {
                     "plan_id": hosted.order.plan_id,

@@ -91,10 +91,17 @@ def test_a_device_fetches_its_layers_once(mesh: MeshOfProcesses) -> None:
 
 
 def test_memory_is_the_share_and_at_most_200_mb(mesh: MeshOfProcesses) -> None:
-    alpha, beta = mesh.nodes[:2]
-    plan = apply(alpha, DEMO, "alpha", "beta")
-    share = plan["stages"][1]["model_bytes"]
-    assert beta.api.get("/status")["memory"]["node_and_engines_bytes"] <= share + 200e6
+    """`p2pnode status` shows what is resident and what may be: the weights of the stages here and 200 MB."""
+    alpha, beta, gamma = mesh.nodes
+    plan = apply(alpha, DEMO, "alpha", "beta", "gamma")
+    alpha.infer(DEMO, "What is a mesh?", mode="pipeline")
+    for node, stage in zip(mesh.nodes, plan["stages"], strict=True):
+        memory = node.cli("status")["memory"]
+        assert stage["model_bytes"] <= memory["share_bytes"], stage["name"]
+        assert memory["allowed_bytes"] == memory["share_bytes"] + 200_000_000
+        assert memory["node_and_engines_bytes"] <= memory["allowed_bytes"], stage["name"]
+    for node, stage in ((beta, plan["stages"][1]), (gamma, plan["stages"][2])):
+        assert node.cli("status")["memory"]["share_bytes"] == stage["model_bytes"]
     alpha.api.post("/command/release_plan", {"plan_id": plan["plan_id"]})
 
 

@@ -56,6 +56,13 @@ class NodeProcess:
     def peer_id(self) -> str:
         return str(self.hello["peer_id"])
 
+    def cli(self, *arguments: str) -> Any:
+        """A command about this node, as a person gives it: the one JSON document on stdout."""
+        command = [sys.executable, "-m", "p2pnode", *arguments, "--data", str(self.data), "--json"]
+        found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+        assert found.returncode == 0, found.stderr
+        return json.loads(found.stdout)
+
     def invite(self, **wish: Any) -> str:
         return str(self.api.post("/invites", {"uses": 1, "expires_s": 600, **wish})["ticket"])
 
