@@ -416,6 +416,15 @@ LANE_DATAGRAM_BYTES_MIN = 256
 LANE_DATAGRAM_BYTES_MAX = 65_000
 LANE_MESSAGE_BYTES_MAX = REDUCE_PART_BYTES
 LANE_HELLO_TIMEOUT_S = 2.0
+LANE_MESSAGES_KEPT_MAX = 256
+"""Frames on one lane that may be asked for again, and numbers remembered against giving one out twice."""
+LANE_MESSAGES_PARTIAL_MAX = 32
+"""Frames of which pieces are missing: 3 MB of the largest."""
+RING_SILENCE_S_MIN = 3.0
+"""A token that is not around by then takes the streams; one decoded token of a stage takes far less."""
+RELAYED_FRAMES_TOLD_AT = 16
+RELAYED_TOLD_S = 0.25
+"""An engine tells its node of rows that passed by lanes in bunches: each telling takes time from what computes."""
 LOGIT_BIAS_MAX = 4096
 LOGPROBS_MAX = 64
 PENALTY_TOKENS_MAX = 8192

@@ -15,6 +15,7 @@ import struct
 import sys
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from p2pnode.compute.engine_protocol import (
@@ -38,7 +39,7 @@ from p2pnode.compute.engine_stream import MessageStream
 from p2pnode.compute.sampling import params_as_message
 from p2pnode.errors import Busy, EngineUnavailable
 from p2pnode.facade import SamplingParams
-from p2pnode.frame import DType, Frame, Kind, pack_tokens
+from p2pnode.frame import DType, Frame, Kind, pack_tokens, row_bytes
 from p2pnode.limits import (
     ENGINE_CALLS_MAX,
     ENGINE_CLOSE_TIMEOUT_S,
@@ -49,6 +50,8 @@ from p2pnode.limits import (
 OnExit = Callable[[int], None]
 """Called once with the exit code; negative is the signal that ended it."""
 Progress = Callable[[float], None]
+Relayed = Callable[[Frame, Frame], None]
+"""What came in by a lane and what it became."""
 _POOLED_SESSIONS = 2**63
 """Sessions of embeddings are ours alone, out of the way of those a head chooses."""
 _SPINS_QUIET, _SPINS_BUSY = "30000", "2000"
@@ -90,6 +93,7 @@ class EngineClient:
         self._on_exit = on_exit
         self._calls: dict[int, asyncio.Future[tuple[Message, memoryview]]] = {}
         self._progress: dict[int, Progress] = {}
+        self._relayed: dict[int, Relayed] = {}
         self._next_call = 1
         self._next_pooled = 0
         self._lost: EngineUnavailable | None = None
@@ -244,15 +248,15 @@ class EngineClient:
 
         `ahead`: the next call will most likely be for the token sampled last, so its pass may begin already.
         """
-        header, _ = await self._call(
-            {"op": "step", "unit": unit_id, "frame": frame_fields(frame), "sample": True, "ahead": ahead},
-            frame.payload,
-        )
-        chosen = tuple(
-            SampledToken(token, piece, eog, logprob, tuple((i, p, b) for i, p, b in top))
-            for token, piece, eog, logprob, top in header["tokens"]
-        )
-        return Sampled(chosen, Timings(*header["t"]))
+        message = {
+            "op": "step",
+            "unit": unit_id,
+            "frame": frame_fields(frame),
+            "sample": True,
+            "ahead": ahead,
+        }
+        header, _ = await self._call(message, frame.payload)
+        return _sampled(header)
 
     async def embed(self, unit_id: int, tokens: Sequence[int]) -> list[float]:
         """The pooled, normalised embedding of a text by a unit whose output is `embedding`; scores of a ranking one."""
@@ -285,6 +289,37 @@ class EngineClient:
             {"op": "link", "unit": unit_id, "half": half, "links": [link.as_message() for link in links]},
             secrets,
         )
+
+    # rings
+    async def open_ring(
+        self, unit_id: int, first_unit: int | None, onward: LaneToRank, back: LaneToRank
+    ) -> None:
+        """Lanes out of the first layers here and back to the unit that samples; all engines of a ring call at once.
+
+        Raises StageLost when datagrams do not get through.
+        """
+        message = {
+            "op": "ring",
+            "unit": unit_id,
+            "first": first_unit or 0,
+            "lanes": [_end(onward, 1), _end(back, 0)],
+        }
+        await self._call(message, onward.secret + back.secret)
+
+    async def open_relay(
+        self, unit_id: int, inbound: LaneToRank, onward: LaneToRank, observe: Relayed | None = None
+    ) -> None:
+        """This unit's place in a ring; `observe` hears, some time later, what came in and what it became."""
+        if observe is not None:
+            self._relayed[unit_id] = observe
+        message = {"op": "relay", "unit": unit_id, "lanes": [_end(inbound, 0), _end(onward, 1)]}
+        await self._call(message, inbound.secret + onward.secret)
+
+    async def ring_step(self, unit_id: int, frame: Frame, *, ahead: bool = False) -> Sampled:
+        """One token around the ring; raises StageLost when it has to take the streams."""
+        message = {"op": "ring_step", "unit": unit_id, "frame": frame_fields(frame), "ahead": ahead}
+        header, _ = await self._call(message, frame.payload)
+        return _sampled(header)
 
     def give_up_exchange(self) -> None:
         """End an exchange that waits for a lost rank: the step under way fails now, not at its timeout."""
@@ -362,7 +397,9 @@ class EngineClient:
     def _on_message(self, header: Message, payload: memoryview) -> None:
         call = header.get("id")
         if call == 0:
-            if "error" in header and not self._ready.done():
+            if "relayed" in header:
+                self._hear_relayed(header["relayed"], payload)
+            elif "error" in header and not self._ready.done():
                 self._ready.set_exception(error_of(header["error"]))
             elif not self._ready.done():
                 self.hello = header["hello"]
@@ -380,6 +417,19 @@ class EngineClient:
             future.set_exception(error_of(header["error"]))
         else:
             future.set_result((header, payload))
+
+    def _hear_relayed(self, fields: Sequence[Sequence[Any]], payload: memoryview) -> None:
+        used = 0
+        for unit_id, *both in fields:
+            frames = []
+            for values in both:
+                frame = frame_of(values, b"")
+                size = frame.rows * row_bytes(frame.dtype, frame.columns)
+                frames.append(replace(frame, payload=payload[used : used + size]))
+                used += size
+            observe = self._relayed.get(unit_id)
+            if observe is not None:
+                observe(*frames)
 
     def _on_stream_closed(self, reason: str) -> None:
         self._lose(reason)
@@ -424,3 +474,15 @@ class EngineClient:
         except TimeoutError:
             kill(self._process)
         await asyncio.gather(*self._tasks)
+
+
+def _sampled(header: Message) -> Sampled:
+    chosen = tuple(
+        SampledToken(token, piece, eog, logprob, tuple((i, p, b) for i, p, b in top))
+        for token, piece, eog, logprob, top in header["tokens"]
+    )
+    return Sampled(chosen, Timings(*header["t"]))
+
+
+def _end(lane: LaneToRank, out: int) -> list[Any]:
+    return [out, lane.port, lane.peer_host, lane.peer_port, lane.datagram_bytes]

@@ -17,6 +17,7 @@ from p2pnode.errors import ComputeError, P2PNodeError, RequestError
 from p2pnode.limits import RANKS_MAX
 
 if TYPE_CHECKING:
+    from p2pnode.compute.frame_lane import FrameLane
     from p2pnode.compute.reduce_lane import LaneLink
 
 
@@ -30,7 +31,7 @@ class GroupLinks:
 
     def open_lanes(self, host: str, count: int) -> list[int]:
         """Bind `count` datagram sockets; their ports go to the other ranks."""
-        if not 0 < count <= RANKS_MAX:
+        if not 0 < count <= RANKS_MAX + 1:
             raise RequestError(f"{count} lanes, at most {RANKS_MAX}")
         for lane in self._lanes.values():
             lane.close()
@@ -78,15 +79,36 @@ class GroupLinks:
         from p2pnode.compute.reduce_lane import LaneLink  # its ciphers are 6 MB that few engines need
 
         peer, _, ours, host, port, datagram_bytes = link
+        return LaneLink(self._connected(ours, host, port), secret, rank, peer, datagram_bytes)
+
+    def frame_lanes(self, ends: Sequence[Sequence[Any]], secrets: bytes) -> list[FrameLane]:
+        """Lanes of a ring, greeted in this order: [out, our port, host, port, datagram bytes] and a secret each."""
+        from p2pnode.compute.frame_lane import FrameLane
+
+        lanes: list[FrameLane] = []
+        try:
+            for number, (out, ours, host, port, datagram_bytes) in enumerate(ends):
+                secret = secrets[32 * number : 32 * number + 32]
+                me, peer = (0, 1) if out else (1, 0)
+                lanes.append(FrameLane(self._connected(ours, host, port), secret, me, peer, datagram_bytes))
+            for lane in lanes:
+                lane.greet()
+        except P2PNodeError:
+            for lane in lanes:
+                lane.close()
+            raise
+        return lanes
+
+    def _connected(self, ours: int, host: str, port: int) -> socket.socket:
         lane = self._lanes.pop(ours, None)
         if lane is None:
             raise RequestError(f"no lane was opened on port {ours}")
         try:
             lane.connect((host, port))
-            return LaneLink(lane, secret, rank, peer, datagram_bytes)
         except OSError as exc:
             lane.close()
             raise ComputeError(f"no lane to {host}: {exc.strerror}") from exc
+        return lane
 
     def _descriptors(self) -> list[int]:
         """Descriptors sent for this group; earlier wishes to give up are over with it."""

@@ -23,10 +23,11 @@ from p2pnode.compute.engine_protocol import (
     frame_of,
     spec_of,
 )
+from p2pnode.compute.engine_rings import EngineRings
 from p2pnode.compute.engine_step import Reply
 from p2pnode.compute.engine_unit import Unit
 from p2pnode.compute.llama_abi import L
-from p2pnode.errors import Busy, NotFound, P2PNodeError, RequestError
+from p2pnode.errors import Busy, NotFound, P2PNodeError, RequestError, StageLost
 from p2pnode.limits import ENGINE_UNITS_MAX
 
 _PROGRESS_EVERY_S = 0.1
@@ -40,6 +41,7 @@ class Engine:
     def __init__(self, channel: Channel, side: socket.socket) -> None:
         self._channel = channel
         self._groups = GroupLinks(side)
+        self._rings = EngineRings(channel.send)
         self._units: dict[int, Unit] = {}
         self._next_unit = 1
         self._turn = 0
@@ -61,6 +63,9 @@ class Engine:
             "stats": self._stats,
             "lane_open": self._lane_open,
             "link": self._link,
+            "ring": self._ring,
+            "relay": self._relay,
+            "ring_step": self._ring_step,
         }
 
     def run(self) -> None:
@@ -72,20 +77,24 @@ class Engine:
                 if busy or self._wait():
                     self._handle(*self._channel.receive())
                 busy = any(unit.waiting for unit in self._units.values())
+            self._rings.service()
             self._run_one_batch()
 
     def _wait(self) -> bool:
-        """Sleep until a message comes; other ranks may ask meanwhile for pieces that got lost."""
+        """Sleep until a message comes; other engines may send frames meanwhile, or ask for what got lost."""
         groups = [unit.group for unit in self._units.values() if unit.group is not None]
         others = [number for group in groups for number in group.filenos()]
-        if self._channel.ready(others, None):
+        if self._channel.ready([*others, *self._rings.filenos], self._rings.wait_s()):
             return True
         for group in groups:
             group.service()
+        self._rings.service()
+        self._rings.tell_if_due()
         return False
 
     def _handle(self, message: Message, payload: memoryview) -> None:
         call = message.get("id", 0)
+        self._rings.tell()
         try:
             operation = self._operations.get(str(message.get("op")))
             if operation is None:
@@ -124,15 +133,19 @@ class Engine:
         wait_s = unit.gather.wait_s() if unit.may_grow() else 0.0
         if not wait_s:
             return
-        deadline, came = time.monotonic() + wait_s, False
+        deadline, came, had = time.monotonic() + wait_s, False, unit.waiting_count
         while unit.waiting and unit.may_grow() and (left := deadline - time.monotonic()) > 0:
-            if self._channel.ready((), left):
+            if self._channel.ready(self._rings.filenos, left):
                 self._handle(*self._channel.receive())
-                came = True
+            self._rings.service()
+            came = came or unit.waiting_count > had
         unit.gather.waited(came=came)
 
     def _answer(self, replies: Iterable[Reply]) -> None:
         for reply in replies:
+            if reply.then is not None:
+                reply.then(reply)
+                continue
             if reply.error is not None:
                 self._channel.send({"id": reply.call, "error": error_fields(reply.error)})
                 continue
@@ -183,6 +196,7 @@ class Engine:
 
     def _unload(self, message: Message, _payload: memoryview) -> Answer:
         unit = self._unit(message)
+        self._rings.drop(unit.unit_id)
         del self._units[unit.unit_id]
         self._answer(unit.cancel_all())
         unit.close()
@@ -194,12 +208,19 @@ class Engine:
         return {}, b""
 
     def _free(self, message: Message, _payload: memoryview) -> Answer:
+        self._leave_ring(message)
         self._answer(self._unit(message).free_session(message["session"]))
         return {}, b""
 
     def _cancel(self, message: Message, _payload: memoryview) -> Answer:
+        self._leave_ring(message)
         self._answer(self._unit(message).cancel(message["session"]))
         return {}, b""
+
+    def _leave_ring(self, message: Message) -> None:
+        ring = self._rings.ring(message["unit"])
+        if ring is not None:
+            ring.forget(message["session"])
 
     def _copy_prefix(self, message: Message, _payload: memoryview) -> Answer:
         self._unit(message).settle(message["source"])
@@ -256,6 +277,24 @@ class Engine:
         )
         unit.join_group(group)
         return {}, b""
+
+    def _ring(self, message: Message, payload: memoryview) -> Answer:
+        """Both lanes of a head: onward first, so that greetings go around the ring in its direction."""
+        first = self._units[message["first"]] if message["first"] else None
+        lanes = self._groups.frame_lanes(message["lanes"], bytes(payload))
+        self._rings.open_ring(first, self._unit(message), lanes, lambda reply: self._answer([reply]))
+        return {}, b""
+
+    def _relay(self, message: Message, payload: memoryview) -> Answer:
+        unit = self._unit(message)
+        self._rings.open_relay(unit, self._groups.frame_lanes(message["lanes"], bytes(payload)))
+        return {}, b""
+
+    def _ring_step(self, message: Message, payload: memoryview) -> None:
+        ring = self._rings.ring(message["unit"])
+        if ring is None:
+            raise StageLost("no ring leads through this unit")
+        ring.submit(message["id"], frame_of(message["frame"], payload), ahead=bool(message["ahead"]))
 
     def _stats(self, _message: Message, _payload: memoryview) -> Answer:
         units = {unit_id: unit.stats() for unit_id, unit in self._units.items()}

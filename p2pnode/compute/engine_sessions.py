@@ -35,6 +35,9 @@ class Sessions:
     def positions(self) -> int:
         return sum(session.length for session in self._sessions.values())
 
+    def has(self, session_id: int) -> bool:
+        return session_id in self._sessions
+
     def take(self, session_id: int) -> Session:
         """The session, opened if it is new; Busy when all sequences are taken."""
         session = self._sessions.get(session_id)

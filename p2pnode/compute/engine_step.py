@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -46,6 +46,12 @@ class Step:
     """Begun ahead: its result is held until it is asked for."""
     row: int = -1
     """Where the held result lies in the last batch."""
+    is_gone: bool = False
+    """Its result was dropped before anybody asked for it."""
+    then: Callable[[Reply], None] | None = None
+    """Hears the answer inside the engine, instead of the node."""
+    go_on: Callable[[Step], None] | None = None
+    """Begins what follows a sampled token, when that is not this unit's own next pass."""
     refused: bool = False
     """A draft token was not what the model chose: what follows it is of no use."""
     began_ns: int = 0
@@ -70,6 +76,9 @@ class Step:
             and bytes(frame.payload) == bytes(mine.payload)
         )
 
+    def failed(self, error: P2PNodeError) -> Reply:
+        return Reply(self.call, error, then=self.then)
+
     def timings(self) -> Timings:
         return Timings(
             self.began_ns - self.arrived_ns, self.compute_ns, self.tap_ns, self.sample_ns, self.batched_rows
@@ -85,3 +94,4 @@ class Reply:
     frame: Frame | None = None
     sampled: tuple[SampledToken, ...] = ()
     timings: Timings = field(default_factory=Timings)
+    then: Callable[[Reply], None] | None = None

@@ -146,6 +146,10 @@ class Unit:
     def waiting(self) -> bool:
         return bool(self._waiting or self._claimed)
 
+    @property
+    def waiting_count(self) -> int:
+        return len(self._waiting) + len(self._claimed)
+
     def may_grow(self) -> bool:
         """Whether the next batch would be better for sessions that are not waiting yet."""
         if (
@@ -215,27 +219,43 @@ class Unit:
         for queue in (self._waiting, self._claimed):
             for step in [step for step in queue if step.frame.session == session_id]:
                 queue.remove(step)
-                yield Reply(step.call, Cancelled("the step was cancelled"))
+                yield step.failed(Cancelled("the step was cancelled"))
 
     def cancel_all(self) -> Iterator[Reply]:
         for session_id in list(self._unasked):
             self._forget_unasked(session_id)
         while self._waiting or self._claimed:
             step = (self._waiting or self._claimed).popleft()
-            yield Reply(step.call, Cancelled("the unit was unloaded"))
+            yield step.failed(Cancelled("the unit was unloaded"))
 
     # steps
-    def submit(self, call: int, frame: Frame, *, sample: bool, ahead: bool = False) -> None:
+    def submit(
+        self,
+        call: int,
+        frame: Frame,
+        *,
+        sample: bool,
+        ahead: bool = False,
+        then: Callable[[Reply], None] | None = None,
+        go_on: Callable[[Step], None] | None = None,
+        unasked: bool = False,
+    ) -> Step:
         """Check a frame and let it wait; raises what is wrong with it.
 
         With `ahead` the pass over the sampled token begins at once, and waits for a frame that asks for it.
+        An `unasked` frame is computed and held until it is claimed.
         """
         begun = self._unasked.get(frame.session)
-        if begun is not None and sample and begun.is_over(frame):
-            self._claim(begun, call, ahead=ahead)
-            return
+        if begun is not None and sample and begun.is_over(frame) and self.claim(begun, call, ahead=ahead):
+            return begun
         self._forget_unasked(frame.session)
-        self._waiting.append(self._checked(call, frame, sample=sample, ahead=ahead))
+        step = self._checked(call, frame, sample=sample, ahead=ahead)
+        step.then, step.go_on, step.unasked = then, go_on, unasked
+        if unasked:
+            step.sample = False
+            self._unasked[frame.session] = step
+        self._waiting.append(step)
+        return step
 
     def _checked(self, call: int, frame: Frame, *, sample: bool, ahead: bool) -> Step:
         context = self._context()
@@ -266,31 +286,41 @@ class Unit:
         """Begin the pass over the token that was just sampled: its asker only has to hear of it and to agree."""
         assert step.session is not None
         token, position = step.sampled[-1], step.session.length
-        alone = self.model.recurrent or self.spec.ranks > 1  # they cannot go back, or not without each other
-        if token.is_eog or step.refused or alone or position >= self._context().session_tokens:
+        if token.is_eog or step.refused:
             return
-        frame = Frame(
-            Kind.TOKENS, DType.I32, 1, 1, step.frame.session, pack_tokens([token.token]),
-            step.frame.epoch, position,
+        if step.go_on is not None:
+            step.go_on(step)
+            return
+        alone = self.model.recurrent or self.spec.ranks > 1  # they cannot go back, or not without each other
+        if alone or position >= self._context().session_tokens:
+            return
+        self.submit(
+            0,
+            Frame(
+                Kind.TOKENS, DType.I32, 1, 1, step.frame.session, pack_tokens([token.token]),
+                step.frame.epoch, position,
+            ),
+            sample=True,
+            unasked=True,
         )  # fmt: skip
-        begun = self._checked(0, frame, sample=False, ahead=False)
-        begun.unasked = True
-        self._unasked[frame.session] = begun
-        self._waiting.append(begun)
 
-    def _claim(self, begun: Step, call: int, *, ahead: bool) -> None:
-        """A pass begun ahead is asked for: its result is given when, or at once if, it is there."""
+    def claim(self, begun: Step, call: int, *, ahead: bool) -> bool:
+        """A pass begun ahead is asked for: its answer comes when it is there. False when its result is gone."""
+        if begun.is_gone:
+            return False
         del self._unasked[begun.frame.session]
         begun.call, begun.sample, begun.ahead, begun.unasked = call, True, ahead, False
         begun.arrived_ns = begun.began_ns = time.perf_counter_ns()
         if begun.row >= 0:
             self._claimed.append(begun)
+        return True
 
     def _forget_unasked(self, session_id: int) -> bool:
         """Nobody will ask for it; whether its position is held in the session."""
         begun = self._unasked.pop(session_id, None)
         if begun is None:
             return False
+        begun.is_gone = True
         if begun in self._waiting:
             self._waiting.remove(begun)
         return begun.done > 0
@@ -506,7 +536,7 @@ class Unit:
         """A step that nobody asked for ends without a word."""
         self._waiting.remove(step)
         if not step.unasked:
-            return [Reply(step.call, exc)]
+            return [step.failed(exc)]
         self._forget_unasked(step.frame.session)
         return []
 
@@ -529,7 +559,7 @@ class Unit:
     def _reply(self, step: Step) -> Reply:
         if step.sample:
             return Reply(step.call, sampled=tuple(step.sampled), timings=step.timings())
-        return Reply(step.call, frame=self._result(step), timings=step.timings())
+        return Reply(step.call, frame=self._result(step), timings=step.timings(), then=step.then)
 
     def _result(self, step: Step) -> Frame:
         frame = step.frame

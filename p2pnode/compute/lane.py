@@ -38,6 +38,8 @@ class Type(IntEnum):
     """Asks for pieces again: a bitmap of those that did not arrive."""
     HELLO = 3
     """Before the first message: payload 0, or 1 once the other side was heard."""
+    COMPLETE = 4
+    """On a lane for frames: a message that was sent again had arrived whole."""
 
 
 @dataclass(frozen=True, slots=True)

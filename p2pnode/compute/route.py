@@ -10,12 +10,13 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from p2pnode import limits
 from p2pnode.compute.engine_protocol import Sampled
-from p2pnode.compute.stage import SendFrame, free_frame
-from p2pnode.errors import ComputeError, P2PNodeError, StageLost
+from p2pnode.compute.notices import condition_of, free_frame
+from p2pnode.compute.stage import SendFrame
+from p2pnode.errors import P2PNodeError, StageLost
 from p2pnode.facade import SamplingParams
 from p2pnode.frame import DType, Frame, Kind, pack_tokens
 
@@ -23,10 +24,31 @@ AskStages = Callable[[], Awaitable[None]]
 """Whether the devices of all stages answer; raises StageLost for one that does not."""
 
 
+T = TypeVar("T")
+
+
+class _LanesSilent(Exception):  # noqa: N818 - not an error: the streams are tried next
+    pass
+
+
+def _pass_on(done: asyncio.Future[Sampled], result: asyncio.Future[Sampled]) -> None:
+    if done.cancelled():
+        return
+    error = done.exception()
+    if result.done():
+        return
+    if error is None:
+        result.set_result(done.result())
+    else:
+        result.set_exception(_LanesSilent() if isinstance(error, StageLost) else error)
+
+
 class HeadEngine(Protocol):
     async def step(self, unit_id: int, frame: Frame) -> Frame: ...
 
     async def step_sample(self, unit_id: int, frame: Frame, *, ahead: bool = False) -> Sampled: ...
+
+    async def ring_step(self, unit_id: int, frame: Frame, *, ahead: bool = False) -> Sampled: ...
 
     async def open_session(
         self, unit_id: int, session: int, params: SamplingParams, prompt_tokens: Sequence[int]
@@ -47,6 +69,8 @@ class Feed:
     is_last_chunk: bool = True
     ahead: bool = False
     """Whether the sampled token will most likely be fed next."""
+    is_alone: bool = False
+    """Decoding: nothing else of the session is under way."""
 
     def frame(self, sequence: int) -> Frame:
         rows = len(self.tokens)
@@ -120,6 +144,7 @@ class PipelineRoute:
         send: SendFrame | None,
         stages: int = 1,
         ask: AskStages | None = None,
+        by_lanes: bool = False,
     ) -> None:
         self._ask = ask
         self.stages = stages
@@ -130,14 +155,17 @@ class PipelineRoute:
         self._sequence = 0
         self._row_s = 0.0
         """Slowest recent time a row; the probe sets the first."""
+        self.by_lanes = by_lanes
+        """Whether engines pass decoded tokens on by themselves; over when their lanes fall silent."""
         self._waiting: dict[int, asyncio.Future[Frame]] = {}
+        self._around: set[asyncio.Future[Sampled]] = set()
         self._lost: P2PNodeError | None = None
         self._epochs: dict[int, int] = {}
         self._order: dict[int, asyncio.Lock] = {}
 
     @property
     def waiting(self) -> int:
-        return len(self._waiting)
+        return len(self._waiting) + len(self._around)
 
     @property
     def home(self) -> tuple[object, int]:
@@ -149,6 +177,11 @@ class PipelineRoute:
     async def feed(self, feed: Feed) -> Sampled | None:
         if self._lost is not None:
             raise self._lost
+        if self.by_lanes and feed.is_alone:
+            try:
+                return await self._feed_around(feed)
+            except _LanesSilent:
+                self.by_lanes = False  # the streams stand, or will say that they do not
         self._sequence = (self._sequence + 1) % 2**32
         sequence = self._sequence
         self._epochs[feed.session] = feed.epoch
@@ -166,7 +199,7 @@ class PipelineRoute:
                 else:
                     await self._send(frame)
             started_s = time.monotonic()
-            back = await self._await_rows(result, len(feed.tokens))
+            back = await self._await(result, len(feed.tokens))
             took_s = (time.monotonic() - started_s) / max(1, len(feed.tokens))
             self._row_s = max(took_s, 0.9 * self._row_s)
             return await self._engine.step_sample(self._output_unit, back) if feed.sample else None
@@ -179,7 +212,27 @@ class PipelineRoute:
             if not result.cancel() and not result.cancelled():
                 result.exception()  # it may have come while the frame was still on its way out
 
-    async def _await_rows(self, result: asyncio.Future[Frame], rows: int) -> Frame:
+    async def _feed_around(self, feed: Feed) -> Sampled:
+        """Through lanes, from engine to engine."""
+        self._epochs[feed.session] = feed.epoch
+        started_s = time.monotonic()
+        work = asyncio.ensure_future(
+            self._engine.ring_step(self._output_unit, feed.frame(0), ahead=feed.ahead)
+        )
+        result: asyncio.Future[Sampled] = asyncio.get_running_loop().create_future()
+        self._around.add(result)
+        work.add_done_callback(lambda done: _pass_on(done, result))
+        try:
+            sampled = await self._await(result, 1)
+        finally:
+            self._around.discard(result)
+            work.cancel()
+            if not result.cancel() and not result.cancelled():
+                result.exception()
+        self._row_s = max(time.monotonic() - started_s, 0.9 * self._row_s)
+        return sampled
+
+    async def _await(self, result: asyncio.Future[T], rows: int) -> T:
         """A device that computes for long still answers when asked whether it is there; one that is gone does not."""
         patience_s = self._patience_s(rows)
         deadline_s = time.monotonic() + patience_s
@@ -212,14 +265,15 @@ class PipelineRoute:
         if waiting is None or waiting.done() or frame.kind is Kind.FREE:
             return
         if frame.kind is Kind.ERROR:
-            waiting.set_exception(_condition(frame))
+            waiting.set_exception(condition_of(frame))
         elif frame.epoch == self._epochs.get(frame.session):
             waiting.set_result(frame)
 
     def lost(self, error: P2PNodeError) -> None:
         """The ring is broken: everything under way fails now, and so does every later feed."""
         self._lost = self._lost or error
-        for waiting in self._waiting.values():
+        under_way: list[asyncio.Future[Any]] = [*self._waiting.values(), *self._around]
+        for waiting in under_way:
             if not waiting.done():
                 waiting.set_exception(error)
 
@@ -233,11 +287,3 @@ class PipelineRoute:
         finally:
             if self._lost is None and self._send is not None:
                 await self._send(free_frame(session, epoch))
-
-
-def _condition(frame: Frame) -> P2PNodeError:
-    code = str(frame.meta.get("code", ""))
-    message = str(frame.meta.get("message", "a stage failed without saying why"))
-    if code in ("stage_lost", "engine_unavailable", "connection_lost", "peer_unreachable", "stream_reset"):
-        return StageLost(message, **{"peer": frame.meta.get("peer", "")})
-    return ComputeError(message, hint=str(frame.meta.get("hint", "")))

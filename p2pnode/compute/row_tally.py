@@ -6,7 +6,7 @@ what one stage says it sent is what the next says it got.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 from blake3 import blake3
@@ -96,11 +96,17 @@ TallyKey = tuple[str, int, int, int]
 """Plan, session, first layer, end layer."""
 
 
+async def _nothing_to_settle() -> None:
+    return
+
+
 class RowTallies:
     """The newest tallies of this device; the oldest are forgotten."""
 
     def __init__(self) -> None:
         self._tallies: dict[TallyKey, RowTally] = {}
+        self.settle: Callable[[], Awaitable[None]] = _nothing_to_settle
+        """Brings in what engines computed and have not told of yet; awaited before a tally is read for others."""
 
     def add(self, stage: TalliedStage, received: Frame, sent: Frame) -> None:
         key = (stage.plan_id, received.session, *stage.layers)

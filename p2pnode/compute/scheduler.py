@@ -153,6 +153,7 @@ async def generate(
                 [sampled.token],
                 sample=True,
                 ahead=session.wants_more,
+                is_alone=True,
             )
         )
     if rest := assembler.finish():

@@ -12,8 +12,9 @@ from dataclasses import replace
 from typing import Protocol
 
 from p2pnode import limits
+from p2pnode.compute.notices import error_frame
 from p2pnode.errors import P2PNodeError
-from p2pnode.frame import DType, Frame, Kind
+from p2pnode.frame import Frame, Kind
 
 SendFrame = Callable[[Frame], Awaitable[None]]
 ObserveRows = Callable[[Frame, Frame], None]
@@ -43,20 +44,6 @@ class Gate(Protocol):
     def freed(self, session: int) -> None:
         """A session is over."""
         ...
-
-
-def error_frame(of: Frame, error: P2PNodeError) -> Frame:
-    """What travels instead of rows when a stage could not compute; it says which condition it was."""
-    meta = {"code": error.code, "message": error.message[:400], "hint": error.hint[:200]}
-    return Frame(
-        kind=Kind.ERROR, dtype=DType.F32, rows=0, columns=0, session=of.session, epoch=of.epoch,
-        position_first=of.position_first, sequence=of.sequence, request=of.request, meta=meta,
-    )  # fmt: skip
-
-
-def free_frame(session: int, epoch: int) -> Frame:
-    """Tells every stage, in order with the frames before it, that a session is over."""
-    return Frame(kind=Kind.FREE, dtype=DType.F32, rows=0, columns=0, session=session, epoch=epoch)
 
 
 class StageServer:

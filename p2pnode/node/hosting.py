@@ -38,6 +38,8 @@ class HostedStage:
     """When its head was first found to be away."""
     ports: list[int] = field(default_factory=list)
     """Lanes to the other ranks."""
+    ring_ports: list[int] = field(default_factory=list)
+    """Lanes from the stage before and to the one after."""
     layers_total: int = 0
     """Of the whole model."""
 
@@ -104,6 +106,7 @@ class Hosting:
             "columns": info.columns,
             "session_tokens": info.session_tokens,
             "ports": hosted.ports,
+            "ring_ports": hosted.ring_ports,
         }
 
     async def prepare(self, order: StageOrder, progress: ProgressCallback) -> HostedStage:
@@ -114,7 +117,7 @@ class Hosting:
             if hosted is not None:
                 if hosted.order == order and await hosted.engine.revived():
                     # Lanes serve once, and those of an engine that died are gone with it.
-                    hosted.ports = await self._open_lanes(order, hosted.engine)
+                    hosted.ports, hosted.ring_ports = await self._open_lanes(order, hosted.engine)
                     return hosted
                 await self._drop(key)
             if len(self.stages) + self._loading >= limits.HOSTED_STAGES_MAX:
@@ -151,17 +154,26 @@ class Hosting:
             await engine.ensure(
                 UNIT, spec, lambda f: progress({"state": "loading", "done": int(f * 1000), "total": 1000})
             )
-            ports = await self._open_lanes(order, engine)
+            ports, ring_ports = await self._open_lanes(order, engine)
         except BaseException:  # the head gave up, or it did not load: no engine is left behind
             await engine.close()
             raise
         layers_total = real_layer_count(index)
         return HostedStage(
-            order, engine, fetched.bytes_on_wire, wanted, ports=ports, layers_total=layers_total
+            order,
+            engine,
+            fetched.bytes_on_wire,
+            wanted,
+            ports=ports,
+            ring_ports=ring_ports,
+            layers_total=layers_total,
         )
 
-    async def _open_lanes(self, order: StageOrder, engine: EngineHost) -> list[int]:
-        return await self.lanes.open(engine.client, len(order.shares)) if len(order.shares) > 1 else []
+    async def _open_lanes(self, order: StageOrder, engine: EngineHost) -> tuple[list[int], list[int]]:
+        """Ports for the other ranks, and for both neighbours in the ring where one device has the stage alone."""
+        ranks = max(0, len(order.shares) - 1)
+        ports = await self.lanes.open(engine.client, ranks or 2)
+        return (ports, []) if ranks else ([], ports)
 
     async def _link(self, peer: PeerId, arguments: Mapping[str, Any], _: ProgressCallback) -> dict[str, Any]:
         """Connect this rank's lanes; both ends are asked at about the same time."""

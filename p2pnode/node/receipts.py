@@ -231,6 +231,7 @@ class Receipts:
 
     # --- provider -------------------------------------------------------------------------------------
     async def _serve_tally(self, peer: PeerId, arguments: JsonObject, _: Any) -> JsonObject:
+        await self._tallies.settle()
         tally = self._tally(_convert(arguments, _Where), peer)
         return {
             "layer_tokens": tally.layer_tokens,
@@ -244,6 +245,7 @@ class Receipts:
             channel = self._record.state.billing.given.get(peer)
             if channel is not None and channel.sequence != channel.agreed_sequence:
                 return self._offer(channel.receipt)
+            await self._tallies.settle()
             tally = self._tally(asked, peer)
             raw = receipts.encode(self._draft(peer, asked, tally))
             # Recorded before it is sent: a number is never signed twice, whatever happens.

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from p2pnode import limits
+from p2pnode.compute.engine_client import EngineClient
 from p2pnode.compute.part import real_layer_count
 from p2pnode.compute.route import Feed, PipelineRoute
 from p2pnode.compute.scheduler import Cells
@@ -25,7 +26,7 @@ from p2pnode.node.links import Links
 from p2pnode.node.orders import PROBE_SESSION, RETURN, OutboundFrames, StageOrder, slot
 from p2pnode.node.stage_streams import StageStreams
 from p2pnode.node.tasks import Tasks
-from p2pnode.node.tensor import pair_up
+from p2pnode.node.tensor import Lanes, hops_of, pair_up
 from p2pnode.node.units import UnitOptions, output_part, part_of_stage, unit_spec
 from p2pnode.transport import messages
 from p2pnode.transport.port import Stream
@@ -55,6 +56,7 @@ class Rings:
         self._tasks = tasks
         self._bringing = bringing
         self._engines = engines
+        self._lanes = Lanes(links)
         self._name_of = links.name_of
 
     async def build(self, plan_id: str, model: KnownModel, parts: Sequence[StagePart], say: Say) -> Active:
@@ -104,6 +106,7 @@ class Rings:
             stages.insert(0, self._view(self._me, first_part.layer_first, first_part.layer_end, extra))
         client = engine.client
         ring = await self._attach(plan_id, remote, orders[0][1].stage) if remote else None
+        by_lanes = await self._open_ring(plan_id, orders, views, client, first, output)
         route = PipelineRoute(
             client,
             first_unit=first,
@@ -111,6 +114,7 @@ class Rings:
             send=OutboundFrames(ring.forward).send if ring else None,
             stages=len(remote) + (first_part is not None),
             ask=lambda: self._ask_all({peer for peer, _ in orders}),
+            by_lanes=by_lanes,
         )
         active = Active(
             plan_id=plan_id,
@@ -197,6 +201,36 @@ class Rings:
                 for (peer, order), mine in zip(ranks, ends, strict=True):
                     wish = {"plan_id": plan_id, "slot": slot(stage, order.rank), "ends": mine}
                     group.create_task(self._links.call(peer, "stage.link", wish))
+
+    async def _open_ring(
+        self,
+        plan_id: str,
+        orders: Orders,
+        views: Views,
+        client: EngineClient,
+        first: int | None,
+        output: int,
+    ) -> bool:
+        """Lanes from engine to engine, so that decoded tokens go around by themselves; without them streams do."""
+        ports = [views[order.stage, order.rank].pop("ring_ports", []) for _, order in orders]
+        if not orders or not all(ports):
+            return False
+        try:
+            mine = await self._lanes.open(client, 2)
+            (into, out), *others = hops_of([self._me, *(peer for peer, _ in orders)], [mine, *ports])
+            onward, back = self._lanes.hop(out), self._lanes.hop(into)
+            async with (
+                first_condition(),
+                asyncio.timeout(limits.CONTROL_TIMEOUT_S),
+                asyncio.TaskGroup() as group,
+            ):
+                group.create_task(client.open_ring(output, first, onward, back))
+                for (peer, order), ends in zip(orders, others, strict=True):
+                    wish = {"plan_id": plan_id, "slot": order.stage, "in": ends[0], "out": ends[1]}
+                    group.create_task(self._links.call(peer, "stage.ring", wish))
+        except (P2PNodeError, TimeoutError):
+            return False
+        return True
 
     async def _load_head(
         self, model: KnownModel, first: StagePart | None, options: UnitOptions, is_whole: bool, say: Say

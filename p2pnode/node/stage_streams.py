@@ -8,19 +8,28 @@ against the frames.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
 from p2pnode import limits
 from p2pnode.compute.engine_client import EngineClient
 from p2pnode.compute.stage import StageServer
-from p2pnode.errors import Forbidden, NotFound, P2PNodeError, RemoteProtocolError, StageLost
+from p2pnode.errors import (
+    EngineUnavailable,
+    Forbidden,
+    NotFound,
+    P2PNodeError,
+    RemoteProtocolError,
+    StageLost,
+)
 from p2pnode.frame import Frame, FrameReader, Kind
 from p2pnode.node.active import first_condition
 from p2pnode.node.engines import EngineHost
 from p2pnode.node.grants import Grants, StageGate
 from p2pnode.node.hosting import UNIT, HostedStage, Hosting
-from p2pnode.node.links import Links
+from p2pnode.node.links import Links, ProgressCallback
 from p2pnode.node.loopback import LoopbackStream
 from p2pnode.node.orders import RETURN, STAGE, OutboundFrames, slot
 from p2pnode.node.tasks import Tasks
@@ -41,9 +50,12 @@ class StageStreams:
         self._links = links
         self._me = transport.peer_id
         self._tasks = tasks
+        self._relaying: set[EngineClient] = set()
         self.returns: dict[str, ReturnHandler] = {}
         """By plan: where a head takes the frames of its last stage."""
         transport.handle(STAGE, self._serve)
+        links.serve("stage.ring", self._join_ring)
+        hosting.tallies.settle = self._settle
 
     # --- attaching -----------------------------------------------------------------------------------
     async def attach(self, peer: PeerId, plan_id: str, stage: int, addresses: list[str]) -> Stream:
@@ -82,6 +94,45 @@ class StageStreams:
             await self._serve(stream)
         finally:
             stream.reset()
+
+    # --- lanes ---------------------------------------------------------------------------------------
+    async def _join_ring(
+        self, peer: PeerId, arguments: Mapping[str, Any], _: ProgressCallback
+    ) -> dict[str, Any]:
+        """Let decoded tokens pass from engine to engine; all devices of a ring are asked at once."""
+        plan_id, stage = str(arguments.get("plan_id")), arguments.get("slot")
+        hosted = self._hosting.stages.get((plan_id, stage if isinstance(stage, int) else RETURN))
+        if hosted is None or hosted.order.head != peer:
+            raise NotFound("this device holds no such stage")
+        self._grants.check_uncounted(peer)
+        ends = arguments.get("in"), arguments.get("out")
+        if not all(isinstance(end, dict) for end in ends):
+            raise RemoteProtocolError("the ends of lanes are maps")
+        into, out = (self._hosting.lanes.hop(end or {}) for end in ends)
+        client, unit = hosted.engine.client, hosted.engine.unit(UNIT)
+        async with asyncio.timeout(limits.CONTROL_TIMEOUT_S):
+            await client.open_relay(unit, into, out, self._lane_observer(hosted, client, unit))
+        self._relaying.add(client)
+        return {}
+
+    def _lane_observer(
+        self, hosted: HostedStage, client: EngineClient, unit: int
+    ) -> Callable[[Frame, Frame], None]:
+        """Counts what passed by lanes; a session that may not go on is taken from the engine."""
+        observe, reach = self._observer(hosted), self._grants.reach_of(hosted.order.plan_id)
+
+        def look(received: Frame, sent: Frame) -> None:
+            observe(received, sent)
+            if received.position_first + received.rows > reach.get(received.session, 0) and client.alive:
+                self._tasks.spawn("end session", client.free_session(unit, received.session))
+
+        return look
+
+    async def _settle(self) -> None:
+        """Engines tell of rows in bunches, and before they answer anything else."""
+        self._relaying = {client for client in self._relaying if client.alive}
+        with contextlib.suppress(EngineUnavailable):
+            await asyncio.gather(*(client.stats() for client in self._relaying))
 
     # --- serving -------------------------------------------------------------------------------------
     async def _serve(self, stream: Stream) -> None:
@@ -122,13 +173,26 @@ class StageStreams:
                 server = StageServer(engine, unit, send, self._observer(hosted), self._gate(hosted))
                 await messages.send_message(inbound, messages.Answer(data={}))
                 watcher = asyncio.ensure_future(self._pass_trouble_back(hosted, inbound, onward))
+
+                def died(reason: str) -> None:
+                    self._tasks.spawn("engine died", self._tell_of_death(hosted, inbound, reason))
+
+                hosted.engine.listeners.append(died)
                 try:
                     await self._serve_frames(hosted, server, inbound)
                 finally:
+                    hosted.engine.listeners.remove(died)
                     watcher.cancel()
                     await asyncio.gather(watcher, return_exceptions=True)
         finally:
             onward.reset()
+
+    async def _tell_of_death(self, hosted: HostedStage, inbound: Stream, reason: str) -> None:
+        """Frames that went by lanes cannot be answered with an error any more."""
+        words = f"the engine for layers {hosted.layers[0]}–{hosted.layers[1] - 1} died ({reason})"
+        with contextlib.suppress(P2PNodeError):
+            await messages.send_message(inbound, messages.Refused(code="stage_lost", message=words))
+        inbound.reset()
 
     async def _serve_frames(self, hosted: HostedStage, server: StageServer, inbound: Stream) -> None:
         self._hosting.served(hosted, +1)

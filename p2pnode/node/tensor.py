@@ -16,10 +16,11 @@ from typing import Any, TypeVar
 from p2pnode import limits
 from p2pnode.compute.engine_client import EngineClient
 from p2pnode.compute.engine_protocol import LaneToRank, Sampled
-from p2pnode.compute.stage import free_frame
+from p2pnode.compute.notices import free_frame
 from p2pnode.errors import ComputeError, P2PNodeError, RemoteProtocolError, StageLost
 from p2pnode.facade import SamplingParams
 from p2pnode.frame import Frame
+from p2pnode.network import FREE_PATHS, path_of
 from p2pnode.node.links import Links
 from p2pnode.transport import messages
 from p2pnode.transport.port import Stream
@@ -97,8 +98,8 @@ class Lanes:
     def __init__(self, links: Links) -> None:
         self._links = links
 
-    async def open(self, client: EngineClient, ranks: int) -> list[int]:
-        return await client.open_lanes("0.0.0.0", ranks - 1)  # noqa: S104 - sealed, and connected to one peer each
+    async def open(self, client: EngineClient, count: int) -> list[int]:
+        return await client.open_lanes("0.0.0.0", count)  # noqa: S104 - sealed, and connected to one peer each
 
     async def link(
         self, client: EngineClient, unit_id: int, ends: Sequence[Mapping[str, Any]], *, half: bool
@@ -116,6 +117,20 @@ class Lanes:
             raise RemoteProtocolError("a lane that cannot be read") from None
         async with asyncio.timeout(limits.CONTROL_TIMEOUT_S):
             await client.link(unit_id, ways, half=half)
+
+    def hop(self, end: Mapping[str, Any]) -> LaneToRank:
+        """This device's end of a lane of a ring: `end` is {"peer", "port", "peer_port", "secret"}.
+
+        Only within the local network: a lane has no congestion control, and its frames ask nobody for leave.
+        """
+        try:
+            peer, secret = PeerId(str(end["peer"])), bytes(end["secret"])
+            host = self._host_of(peer)
+            if path_of(host) not in FREE_PATHS:
+                raise ComputeError(f"{self._links.name_of(peer)} is not in the local network")
+            return LaneToRank(0, int(end["port"]), host, int(end["peer_port"]), secret)
+        except (KeyError, TypeError, ValueError):
+            raise RemoteProtocolError("a lane that cannot be read") from None
 
     def _host_of(self, peer: PeerId) -> str:
         if peer == self._links.me:
@@ -139,4 +154,23 @@ def pair_up(peers: Sequence[str], ports: Sequence[Sequence[int]]) -> list[list[d
         a_port, b_port = ports[a][b - 1], ports[b][a]
         ends[a].append({"rank": b, "peer": peers[b], "port": a_port, "peer_port": b_port, "secret": secret})
         ends[b].append({"rank": a, "peer": peers[a], "port": b_port, "peer_port": a_port, "secret": secret})
+    return ends
+
+
+def hops_of(
+    peers: Sequence[str], ports: Sequence[Sequence[int]]
+) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Ends of a ring's lanes, (in, out) for each device: one lane from each to the next, with a fresh secret.
+
+    `ports[n]` are the ports device n opened: in, out.
+    """
+    count = len(peers)
+    secrets = [os.urandom(32) for _ in peers]
+    ends = []
+    for n in range(count):
+        before, after = (n - 1) % count, (n + 1) % count
+        ends.append((
+            {"peer": peers[before], "port": ports[n][0], "peer_port": ports[before][1], "secret": secrets[before]},
+            {"peer": peers[after], "port": ports[n][1], "peer_port": ports[after][0], "secret": secrets[n]},
+        ))  # fmt: skip
     return ends

@@ -48,6 +48,11 @@ class FakeEngine:
         token = struct.unpack_from("<i", frame.payload, 4 * (frame.rows - 1))[0] + 1
         return sampled(token, is_eog=token == self.eog)
 
+    async def ring_step(self, unit_id: int, frame: Frame, *, ahead: bool = False) -> Sampled:
+        self.calls.append(("around", unit_id, frame.session, frame.position_first))
+        await self._wait(frame)
+        return sampled(struct.unpack_from("<i", frame.payload)[0] + 1)
+
     async def open_session(
         self, unit_id: int, session: int, params: SamplingParams, prompt_tokens: Sequence[int]
     ) -> None:
@@ -57,6 +62,10 @@ class FakeEngine:
         self.calls.append(("free", unit_id, session))
         if self.failure is not None:
             raise self.failure
+
+    async def open_lanes(self, host: str, count: int) -> list[int]:
+        self.calls.append(("lanes", host, count))
+        return list(range(40_000, 40_000 + count))
 
     def give_up_exchange(self) -> None:
         self.given_up += 1

@@ -7,7 +7,8 @@ import asyncio
 import pytest
 
 from p2pnode import limits
-from p2pnode.compute.stage import StageServer, free_frame
+from p2pnode.compute.notices import free_frame
+from p2pnode.compute.stage import StageServer
 from p2pnode.errors import ComputeError, Forbidden, P2PNodeError, StreamReset
 from p2pnode.frame import Frame, Kind
 from tests.kit.engine_units import tokens_frame
