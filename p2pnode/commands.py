@@ -294,6 +294,7 @@ RecordableFact = (
     | facts.EngineDied
     | facts.EngineRestarted
     | facts.ConsoleCommandRun
+    | facts.ToolCalled
     | facts.CheckpointWitnessed
     | facts.WitnessReceived
     | facts.SubjectForgotten

@@ -57,6 +57,8 @@ class JoinOptions:
     """Host names the API answers to besides loopback and its own address."""
     console: bool = False
     """Whether POST /shell/exec exists at all."""
+    mcp: Path | None = None
+    """JSON file that names the tool servers (MCP) agents may use, as desktop clients write it."""
     oidc_issuer: str = ""
     """OpenID issuer whose tokens the API takes, e.g. https://id.example.org; empty: none."""
     oidc_audience: str = "p2pnode"
@@ -177,6 +179,7 @@ CONVERTERS: Mapping[str, Callable[[Any], Any]] = {
     "port_mapping": _boolean,
     "allowed_hosts": _many(_text),
     "console": _boolean,
+    "mcp": _path,
     "oidc_issuer": _text,
     "oidc_audience": _text,
 }

@@ -340,7 +340,7 @@ class ContextFull(ComputeError):
 
 
 class ModelLoading(ComputeError):
-    """Details: `state`, `progress` 0..1 or None, `eta_s` or None."""
+    """The model is not in memory yet; `loading` in the details says how far it is."""
 
     code, http_status, retryable = "model_loading", 503, True
 
@@ -376,6 +376,12 @@ class MethodNotAllowed(P2PNodeError):
 
 class BodyTooLarge(P2PNodeError):
     code, http_status = "body_too_large", 413
+
+
+class ToolFailed(P2PNodeError):
+    """A tool server of the operator did not do what was asked of it."""
+
+    code, http_status, retryable = "tool_failed", 502, True
 
 
 class BodyTimeout(P2PNodeError):

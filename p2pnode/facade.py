@@ -200,6 +200,17 @@ class NodeFacade(Protocol):
         remove_model, copy_model, log_forget, ... Raises RequestError for an unknown name."""
         ...
 
+    async def tools(self) -> JsonObject:
+        """{"servers": [{"name", "scope": use | admin, "error", "tools": [{"name", "description", "input_schema"}]}]}:
+        tools of other programs that the operator allows."""
+        ...
+
+    async def call_tool(
+        self, server: str, tool: str, arguments: Mapping[str, Any], *, request_id: str
+    ) -> JsonObject:
+        """{"text", "is_error"}; every call is recorded. Raises NotFound and ToolFailed."""
+        ...
+
     def log_query(self, name: str, arguments: Mapping[str, Any]) -> Any:
         """Read-only views of the record by name: size, entries, checkpoint, tile, blocks, inclusion, consistency,
         event, verify, replay, witnesses, receipts, statement."""

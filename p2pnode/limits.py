@@ -573,6 +573,25 @@ AGENT_STEPS_MAX = 32
 AGENT_RESULT_CHARS_MAX = 16_384
 """What one tool may put into the prompt."""
 
+AGENT_CALLS_MAX = 16
+"""Tool calls of one step; a model that writes more is in a loop."""
+
+MCP_SERVERS_MAX = 32
+MCP_TOOLS_MAX = 256
+"""Tools of one server; every one of them costs tokens of the prompt."""
+
+MCP_MESSAGE_BYTES_MAX = 4 * 1024 * 1024
+"""One message of a tool server; results are cut far below that."""
+
+MCP_START_S_MAX = 20.0
+"""From starting a tool server to its list of tools: interpreters are slow on small machines."""
+
+MCP_CALL_S_MAX = 60.0
+"""One tool call, unless the operator's file says otherwise."""
+
+MCP_STDERR_BYTES_KEPT_MAX = 4096
+"""The last words of a tool server that failed."""
+
 CONSOLE_TIMEOUT_S_MAX = 120.0
 CONSOLE_OUTPUT_BYTES_MAX = 256 * 1024
 

@@ -1,14 +1,16 @@
 """POST /agent/stream: a model with tools in a loop that always ends.
 
-The tools are read-only questions to this node; nothing here can change anything. What the caller wants besides
-must be run by the caller: those calls end the loop and are handed back, as OpenAI's API does.
+The built-in tools are read-only questions to this node. Tools of other programs (MCP) are there when the operator
+named them, and only for callers of the scope that the operator gave them. What the caller wants besides must be run
+by the caller: those calls end the loop and are handed back, as OpenAI's API does.
 """
 
 from __future__ import annotations
 
 import ast
 import operator
-from collections.abc import AsyncGenerator, Callable
+import re
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -20,7 +22,7 @@ from quart import Blueprint, Response
 
 from p2pnode.api.context import ApiContext, body, caller
 from p2pnode.api.conversation import chat_prompt
-from p2pnode.api.envelope import condition_of, envelope, json_bytes
+from p2pnode.api.envelope import condition_of, envelope, json_bytes, json_response
 from p2pnode.api.generation import MAX_TOKENS_DEFAULT, extension, new_id, run_choices
 from p2pnode.api.schemas import (
     FunctionCall,
@@ -34,11 +36,21 @@ from p2pnode.api.schemas import (
     ToolCall,
     parse,
 )
+from p2pnode.api.security import Caller
 from p2pnode.api.sse import DONE, HEARTBEAT, sse_data, stream_response, until_closed
 from p2pnode.api.tools import Call, ToolReader, plan_tools
-from p2pnode.errors import EngineUnavailable, RequestError
+from p2pnode.errors import EngineUnavailable, Forbidden, NotFound, RequestError, ToolFailed
 from p2pnode.facade import Finished, GenerateRequest, Loading, Mode, NodeFacade, SamplingParams, TextDelta
-from p2pnode.limits import AGENT_RESULT_CHARS_MAX, AGENT_STEPS_MAX, API_MESSAGES_MAX, API_TOOLS_MAX
+from p2pnode.limits import (
+    AGENT_CALLS_MAX,
+    AGENT_RESULT_CHARS_MAX,
+    AGENT_STEPS_MAX,
+    API_MESSAGES_MAX,
+    API_TOOLS_MAX,
+    MCP_SERVERS_MAX,
+)
+
+_NOT_IN_NAMES = re.compile(r"[^a-zA-Z0-9_-]")
 
 _OPERATORS: dict[type[ast.AST], Callable[..., float]] = {
     ast.Add: operator.add,
@@ -58,6 +70,8 @@ class AgentRequest(Struct, forbid_unknown_fields=True, kw_only=True):
     """The caller's own tools, beside the built-in ones."""
     builtin: list[str] | None = None
     """Which built-in tools are offered; all when not given."""
+    mcp: Annotated[list[str], Meta(max_length=MCP_SERVERS_MAX)] | None = None
+    """Which tool servers are offered; all that this caller may use when not given."""
     max_steps: Annotated[int, Meta(ge=1, le=AGENT_STEPS_MAX)] = 6
     max_tokens: PositiveInt | None = None
     temperature: Temperature | None = None
@@ -124,13 +138,46 @@ BUILTIN: dict[str, BuiltIn] = {
 }
 
 
+async def outside_tools(
+    node: NodeFacade, asked: AgentRequest, who: Caller
+) -> dict[str, tuple[str, str, Tool]]:
+    """Tools of the operator's servers for this caller: name for the model, then server, tool and what it is told."""
+    servers = {server["name"]: server for server in (await node.tools())["servers"]}
+    names = list(servers) if asked.mcp is None else asked.mcp
+    found: dict[str, tuple[str, str, Tool]] = {}
+    for name in names:
+        server = servers.get(name)
+        if server is None:
+            raise RequestError(
+                f"there is no tool server {name[:40]!r}", param="mcp", hint="GET /agent/tools lists them"
+            )
+        if server["scope"] == "admin" and who.scope != "admin":
+            if asked.mcp is None:
+                continue
+            raise Forbidden(f"the tools of {name} need an admin key", param="mcp")
+        if server["error"] and asked.mcp is not None:
+            raise ToolFailed(server["error"])
+        for row in server["tools"]:
+            shown = _NOT_IN_NAMES.sub("_", f"{name}__{row['name']}")[:64]
+            spec = FunctionSpec(shown, row["description"], row["input_schema"])
+            found.setdefault(shown, (name, row["name"], Tool(spec)))
+    return found
+
+
 class Agent:
     """One run: steps of writing and looking things up, until there is an answer or the bound is reached."""
 
-    def __init__(self, context: ApiContext, asked: AgentRequest, account: str) -> None:
+    def __init__(
+        self,
+        context: ApiContext,
+        asked: AgentRequest,
+        account: str,
+        outside: Mapping[str, tuple[str, str, Tool]],
+    ) -> None:
         self._context = context
         self._asked = asked
         self._account = account
+        self._outside = outside
         names = list(BUILTIN) if asked.builtin is None else asked.builtin
         unknown = [name for name in names if name not in BUILTIN]
         if unknown:
@@ -141,7 +188,13 @@ class Agent:
             )
         self._own = {tool.function.name for tool in asked.tools or []}
         self._tools = plan_tools(
-            [*(BUILTIN[name].tool for name in names), *(asked.tools or [])], "auto", True
+            [
+                *(BUILTIN[name].tool for name in names),
+                *(tool for name, (_, _, tool) in outside.items() if name not in self._own),
+                *(asked.tools or []),
+            ],
+            "auto",
+            True,
         )
         self._model = context.node.resolve_model(asked.model)
         self._messages = list(asked.messages)
@@ -168,9 +221,15 @@ class Agent:
                 return
             self._remember(calls, "".join(written))
             for call in calls:
-                result = self._look_up(call)
+                result, is_error = await self._look_up(call)
                 self._messages.append(Message("tool", result, tool_call_id=call.identity))
-                yield {"type": "tool_result", "name": call.name, "result": result, "step": step}
+                yield {
+                    "type": "tool_result",
+                    "name": call.name,
+                    "result": result,
+                    "is_error": is_error,
+                    "step": step,
+                }
         yield {
             "type": "finished",
             "finish_reason": "max_steps",
@@ -210,6 +269,8 @@ class Agent:
                     continue
                 for piece in pieces:
                     if isinstance(piece, Call):
+                        if len(calls) >= AGENT_CALLS_MAX:
+                            continue  # it is writing calls in a circle
                         calls.append(piece)
                         yield {
                             "type": "tool_call",
@@ -227,19 +288,22 @@ class Agent:
         rows = [ToolCall(FunctionCall(call.name, call.arguments), call.identity) for call in calls]
         self._messages.append(Message("assistant", text, tool_calls=rows))
 
-    def _look_up(self, call: Call) -> str:
-        """A built-in tool's result as text; what goes wrong is told to the model, who may do better."""
+    async def _look_up(self, call: Call) -> tuple[str, bool]:
+        """A tool's result as text, and whether it failed: that is told to the model, who may do better."""
         try:
             arguments = msgspec.json.decode(call.arguments)
-            result = BUILTIN[call.name].run(
-                self._context.node, arguments if isinstance(arguments, dict) else {}
-            )
-        except RequestError as error:
-            return f"error: {error.message}"
+            given = arguments if isinstance(arguments, dict) else {}
+            if call.name in self._outside:
+                server, tool, _ = self._outside[call.name]
+                answer = await self._context.node.call_tool(server, tool, given, request_id=self._request_id)
+                return str(answer["text"])[:AGENT_RESULT_CHARS_MAX], bool(answer["is_error"])
+            result = BUILTIN[call.name].run(self._context.node, given)
+        except (RequestError, ToolFailed, NotFound) as error:
+            return f"error: {error.message}", True
         except msgspec.DecodeError:
-            return "error: the arguments are not JSON"
+            return "error: the arguments are not JSON", True
         text = result if isinstance(result, str) else json_bytes(result).decode()
-        return text[:AGENT_RESULT_CHARS_MAX]
+        return text[:AGENT_RESULT_CHARS_MAX], False
 
 
 def agent_routes(context: ApiContext) -> Blueprint:
@@ -248,8 +312,22 @@ def agent_routes(context: ApiContext) -> Blueprint:
     @routes.post("/agent/stream")
     async def agent() -> Response:
         who = caller("use")
-        run = Agent(context, parse(AgentRequest, await body()), who.account)
-        return stream_response(stream(run))
+        asked = parse(AgentRequest, await body())
+        outside = await outside_tools(context.node, asked, who)
+        return stream_response(stream(Agent(context, asked, who.account, outside)))
+
+    @routes.get("/agent/tools")
+    async def tools() -> Response:
+        """What an agent of this caller may use."""
+        who = caller("use")
+        servers = (await context.node.tools())["servers"]
+        specs = [built.tool.function for built in BUILTIN.values()]
+        builtin = [
+            {"name": spec.name, "description": spec.description, "input_schema": spec.parameters}
+            for spec in specs
+        ]
+        mine = [server for server in servers if server["scope"] == "use" or who.scope == "admin"]
+        return json_response({"builtin": builtin, "servers": mine})
 
     async def stream(run: Agent) -> AsyncGenerator[bytes, None]:
         with context.slot():

@@ -54,6 +54,9 @@ import click
     "--allow-host", "allowed_hosts", multiple=True, metavar="NAME", help="Host name the API also answers to."
 )
 @click.option("--console", is_flag=True, help="Enable POST /shell/exec for admin keys on this machine.")
+@click.option(
+    "--mcp", type=click.Path(path_type=Path), metavar="FILE", help="JSON file of tool servers for agents."
+)
 @click.option("--oidc-issuer", metavar="URL", help="Take tokens of this OpenID issuer as keys.")
 @click.option("--oidc-audience", metavar="NAME", help="What their `aud` must name [default: p2pnode].")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document once the node is ready.")

@@ -62,6 +62,20 @@ class ConsoleCommandRun:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ToolCalled:
+    """A model's agent used a tool of another program; what it asked for is committed to, not told."""
+
+    server: Label
+    tool: Label
+    request_id: Label
+    arguments_commitment: Hash
+    outcome: Label
+    """`ok`, `error` when the tool said so, or the code of what kept it from answering."""
+    reason: Reason = ""
+    duration_ms: Count
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ApiKeyCreated:
     """A key for the HTTP API was made; only its public id is recorded."""
 

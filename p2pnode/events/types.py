@@ -52,6 +52,7 @@ from p2pnode.events.facts_node import (
     PeerEquivocated,
     SettingChanged,
     SubjectForgotten,
+    ToolCalled,
     WitnessReceived,
 )
 from p2pnode.events.facts_work import (
@@ -123,6 +124,7 @@ __all__ = [
     "StageLost",
     "StageRecovered",
     "SubjectForgotten",
+    "ToolCalled",
     "UnknownEvent",
     "WelcomeGranted",
     "WitnessReceived",
@@ -139,7 +141,8 @@ class UnknownEvent:
 
 
 Event = (
-    NodeStarted | NodeStopped | KeysBound | SettingChanged | ConsoleCommandRun | ApiKeyCreated | ApiKeyRevoked
+    NodeStarted | NodeStopped | KeysBound | SettingChanged | ConsoleCommandRun | ToolCalled | ApiKeyCreated
+    | ApiKeyRevoked
     | MeshCreated | MeshJoined | InviteCreated | InviteRevoked | InviteUsed
     | PeerAdmitted | PeerRevoked | PeerSeen | PeerLost | PeerForgotten | PeerMeasured
     | IdentityDuplicated

@@ -14,6 +14,7 @@ from random import Random
 from typing import Any
 from weakref import WeakSet
 
+import msgspec
 import structlog
 
 from p2pnode import __version__, limits
@@ -44,6 +45,7 @@ from p2pnode.node.ledger import Ledger
 from p2pnode.node.links import Links
 from p2pnode.node.loading import Loads
 from p2pnode.node.log_sharing import LogSharing
+from p2pnode.node.mcp import Tools, read_file
 from p2pnode.node.measuring import machine_rates
 from p2pnode.node.mesh import Mesh, key_of, peer_of
 from p2pnode.node.nearby import listen_nearby
@@ -276,6 +278,7 @@ class Node:
             transfers=self.transfers,
             came=self._model_came,
         )
+        self.tools = Tools(read_file(options.mcp) if options.mcp else {}, self._tool_called)
         self.telemetry: list[Callable[[dict[str, Any]], None]] = []
         transport.handle(BLOB, BlobServer(store).handle)
 
@@ -391,6 +394,7 @@ class Node:
             self.presence.end_discovery,
             self.routing.close,
             self.embedding.close,
+            self.tools.close,
             self.tunnel.close,
             self.hosting.close,
             lambda: asyncio.to_thread(self.mesh.remember, self.where()),
@@ -486,6 +490,11 @@ class Node:
                 )
             )
         )
+
+    async def _tool_called(self, about: dict[str, Any]) -> None:
+        arguments = msgspec.json.encode(about.pop("arguments"))
+        commitment = self.ledger.log.commit_secret(about["request_id"], arguments)
+        await self.ledger.do(c.RecordFact(fact=facts.ToolCalled(arguments_commitment=commitment, **about)))
 
     def _blob_refused(self, peer: str, error: P2PNodeError) -> None:
         fact = facts.BlobRefused(content="", peer=peer[:128], reason=f"{error.code}: {error.message}"[:500])

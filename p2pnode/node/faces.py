@@ -432,6 +432,14 @@ class Faces:
     async def _key_revoked(self, a: Mapping[str, Any]) -> JsonObject:
         return await self._node.ledger.do(c.RevokeApiKey(key_id=str(a["key_id"])))
 
+    async def tools(self) -> JsonObject:
+        return await self._node.tools.view()
+
+    async def call_tool(
+        self, server: str, tool: str, arguments: Mapping[str, Any], *, request_id: str
+    ) -> JsonObject:
+        return await self._node.tools.call(server, tool, arguments, request_id=request_id)
+
     # --- the record ----------------------------------------------------------------------------------
     def log_query(self, name: str, arguments: Mapping[str, Any]) -> Any:
         return self._queries.ask(name, arguments)

@@ -1,6 +1,6 @@
-"""Sets up other libp2p implementations under .interop/ and runs every check against them.
+"""Sets up other implementations of libp2p and MCP under .interop/ and runs every check against them.
 
-    python tests/interop/run.py [--only js|py] [--skip-setup]
+    python tests/interop/run.py [--only js|py|mcp] [--skip-setup]
 
 Needs node (20 or newer) with npm for js, and a Python that can make a virtual environment for py. Versions
 that were used are written to .interop/versions.json.
@@ -19,6 +19,7 @@ HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]
 INSTALLED = REPOSITORY / ".interop"
 PY_LIBP2P = "libp2p==0.8.1"
+MCP = "mcp==2.3.0"
 SETUP_S_MAX = 900
 CHECKS_S_MAX = 600
 
@@ -54,16 +55,26 @@ def set_up_py() -> dict[str, str]:
     return {name: versions[name] for name in ("libp2p", "aioquic", "trio")}
 
 
+def set_up_mcp() -> dict[str, str]:
+    """The protocol's official package, of which our servers in these checks are made."""
+    folder = INSTALLED / "mcp"
+    python = folder / "bin" / "python"
+    if not python.exists():
+        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True, timeout=SETUP_S_MAX)
+    subprocess.run([str(python), "-m", "pip", "install", "--quiet", MCP], check=True, timeout=SETUP_S_MAX)
+    return {"mcp": MCP.partition("==")[2]}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", choices=["js", "py"])
+    parser.add_argument("--only", choices=["js", "py", "mcp"])
     parser.add_argument("--skip-setup", action="store_true", help="what is in .interop/ is used as it is")
     options = parser.parse_args()
-    wanted = [options.only] if options.only else ["js", "py"]
+    wanted = [options.only] if options.only else ["js", "py", "mcp"]
     if not options.skip_setup:
-        set_up = {"js": set_up_js, "py": set_up_py}
+        set_up = {"js": set_up_js, "py": set_up_py, "mcp": set_up_mcp}
         record = INSTALLED / "versions.json"
         versions = json.loads(record.read_text()) if record.exists() else {}
         for name in wanted:

@@ -61,6 +61,8 @@ class FakeNode:
         """Models that load: requests for one wait until `loaded` is set."""
         self.loaded = asyncio.Event()
         self.transfer_views: dict[str, JsonObject] = {}
+        self.tool_servers: list[JsonObject] = []
+        self.tools_called: list[tuple[str, str, dict[str, Any]]] = []
         self.metadata: JsonObject = {
             "name": "demo",
             "chat_template": CHATML,
@@ -286,6 +288,15 @@ class FakeNode:
             return ()
         top = tuple((f"alt{n}", -1.0 - n, f"alt{n}".encode()) for n in range(request.sampling.logprobs))
         return (TokenLogprob(token, -0.5, token.encode(), top),)
+
+    async def tools(self) -> JsonObject:
+        return {"servers": self.tool_servers}
+
+    async def call_tool(
+        self, server: str, tool: str, arguments: Mapping[str, Any], *, request_id: str
+    ) -> JsonObject:
+        self.tools_called.append((server, tool, dict(arguments)))
+        return {"text": f"{tool} says {sorted(arguments)}", "is_error": False}
 
     async def plan(self, request: Mapping[str, Any]) -> JsonObject:
         self.plans_asked.append(dict(request))
