@@ -19,41 +19,28 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from bench.parts import Line, measure, spec_of
-from p2pnode.compute.builder import Builder
+from p2pnode.compute import cost
 from p2pnode.compute.cost import Device, Group, Link, Mesh
 from p2pnode.compute.engine_client import EngineClient
 from p2pnode.compute.gguf import ModelIndex, open_model
-from p2pnode.compute.measure import LayerTiming, time_layers
-from p2pnode.compute.part import Part
-from p2pnode.compute.planner import Wish
+from p2pnode.compute.measure import LayerTiming
 from p2pnode.compute.shape import shape_of
-from p2pnode.frame import DType, Frame, Kind
+from p2pnode.node.layer_rates import sample_of, time_rows
 
 PROMPT, STEPS = 64, 32
 STAGES = (1, 2, 3)
 
 
 async def time_slice(index: ModelIndex, path: Path, threads: int) -> LayerTiming:
-    """A quarter of the layers in an engine of its own."""
+    """The layers that a node times, in an engine of their own."""
     shape = shape_of(index, name="x", content_id="x")
-    first = shape.layer_count // 4
-    end = max(first + 1, first + shape.layer_count // 4)
+    part = sample_of(shape, 2**50)
+    assert part is not None, "this model cannot be cut"
     engine = await EngineClient.start()
     try:
-        unit = (await engine.load(spec_of(index, path, Part(first, end), threads=threads))).unit_id
-        values = np.random.default_rng(0).standard_normal((64, shape.width), dtype=np.float32)
-
-        async def run_rows(rows: int) -> None:
-            payload = values[:rows].tobytes()
-            frame = Frame(
-                Kind.ROWS, DType.F32, rows, shape.width, 1, payload, position_first=0, wanted_first=0
-            )
-            await engine.step(unit, frame)
-
-        return await time_layers(run_rows, sum(shape.active_bytes[first:end]))
+        unit = (await engine.load(spec_of(index, path, part, threads=threads))).unit_id
+        return await time_rows(engine, unit, shape, part)
     finally:
         await engine.close()
 
@@ -64,13 +51,14 @@ def predicted(index: ModelIndex, timing: LayerTiming, stages: int) -> float:
     peers = [f"p{number}" for number in range(stages)]
     rates = (timing.decode_bytes_per_s, timing.prefill_bytes_per_s)
     mesh = Mesh(
-        {peer: Device(peer, peer, 2**50, 2**50, *rates) for peer in peers},
+        {p: Device(p, p, 2**50, 2**50, *rates, step_overhead_s=timing.overhead_s) for p in peers},
         {(a, b): Link(0.0, 1e12) for a in peers for b in peers},
     )
     edges = [shape.layer_count * number // stages for number in range(stages + 1)]
     groups = [Group(a, b, (peer,)) for peer, a, b in zip(peers, edges, edges[1:], strict=False)]
-    # No network here: engines hand over inside one process, so only computing is compared.
-    return 1.0 / Builder(Wish(peers[0]), shape, mesh).predict("pipeline", groups).compute_s
+    # No network here, and the last of these engines samples too: only computing is compared.
+    computing = [cost.group_decode_s(shape, mesh, group) for group in groups]
+    return 1.0 / (sum(computing) + cost.output_decode_s(shape, mesh.devices[peers[0]]))
 
 
 async def one_round(index: ModelIndex, path: Path, threads: int) -> list[dict[str, Any]]:

@@ -53,6 +53,8 @@ class JoinOptions:
     """Whether to announce and look for members on the local network."""
     port_mapping: bool = False
     """Whether to ask the home router (UPnP) to forward this node's UDP port."""
+    metered: bool = False
+    """Whether traffic costs money here: others give this device no layers that it would have to fetch."""
     allowed_hosts: tuple[str, ...] = ()
     """Host names the API answers to besides loopback and its own address."""
     console: bool = False
@@ -177,6 +179,7 @@ CONVERTERS: Mapping[str, Callable[[Any], Any]] = {
     "memory_max_bytes": _size,
     "mdns": _boolean,
     "port_mapping": _boolean,
+    "metered": _boolean,
     "allowed_hosts": _many(_text),
     "console": _boolean,
     "mcp": _path,

@@ -492,12 +492,12 @@ RTT_ASSUMED_S = 0.01
 LINK_ASSUMED_BYTES_PER_S = 10e6
 """A link nobody has timed is taken for slow Wi-Fi: an unknown one must not look attractive."""
 
-HOP_PROCESSING_S = 0.0008
-"""Node, engine pipe and QUIC on both sides of a hop, measured on loopback."""
+HOP_PROCESSING_S = 0.0005
+"""Tasks of the nodes on both sides of a hop, beside half a round trip: 1.46 ms for two hops on loopback, less one."""
 
 REDUCE_PROCESSING_S = 0.0003
 STEP_OVERHEAD_S = 0.0005
-"""Batch set-up and taps of one engine step."""
+"""Handing a step to an engine and back, until a device has measured it."""
 
 UNIT_BUFFER_BYTES = 48 * 1024 * 1024
 """An engine process with its code and graphs, beside weights, KV cache and room to compute."""
@@ -614,6 +614,19 @@ TICK_S = 2.0
 RPC_SERVERS_MAX = 4
 RPC_PIECE_BYTES = 256 * 1024
 AUTO_INTERVAL_S = 30.0
+MEASURE_LAYER_BYTES = 128 * 1024 * 1024
+"""Weights that are timed: more than the caches of processors hold, or fewer if the model has fewer."""
+
+MEASURE_PREFILL_ROWS = 64
+MEASURE_LOOK_S = 2.0
+RATES_TOLD_MAX = 16
+"""Models whose measured speed is part of a status, three numbers each."""
+
+LINK_PINGS = 5
+LINK_ECHO_BYTES = 256 * 1024
+"""About the rows of a small chunk of prompt; with the pause below at most 440 bytes a second for each link."""
+
+LINK_TIME_FRESH_S = 600.0
 MEASURE_FRESH_MS = 24 * 3600 * 1000
 MEASURE_S_MAX = 60.0
 WITNESS_INTERVAL_S = 10.0

@@ -51,6 +51,9 @@ import click
 @click.option("--no-mdns", is_flag=True, help="Do not announce or look for members on the local network.")
 @click.option("--port-mapping", is_flag=True, help="Ask the router (UPnP) to forward this node's UDP port.")
 @click.option(
+    "--metered", is_flag=True, help="Traffic costs money here: fetch no models unless asked by name."
+)
+@click.option(
     "--allow-host", "allowed_hosts", multiple=True, metavar="NAME", help="Host name the API also answers to."
 )
 @click.option("--console", is_flag=True, help="Enable POST /shell/exec for admin keys on this machine.")
@@ -67,6 +70,7 @@ def join(
     nearby: bool,
     no_mdns: bool,
     port_mapping: bool,
+    metered: bool,
     console: bool,
     as_json: bool,
     **flags: Any,
@@ -91,6 +95,7 @@ def join(
         "ask": True if ask else None,
         "moved": True if moved else None,
         "port_mapping": True if port_mapping else None,
+        "metered": True if metered else None,
     }
     resolved = load_options(flags, config_file=config_file)
     return run_node(resolved.options)

@@ -48,6 +48,8 @@ class Builder:
         head = self.mesh.devices[self.wish.head]
         compute_s = sum(cost.group_decode_s(self.shape, self.mesh, group) for group in groups)
         compute_s += cost.output_decode_s(self.shape, head)
+        if mode in ("pipeline", "tensor", "hybrid") and not self._is_on_head(groups):
+            compute_s += head.step_overhead_s  # the output is a unit of its own there
         network_s = cost.network_s(self.shape, self.mesh, self.wish.head, groups)
         first_token_s = cost.first_token_s(self.shape, self.mesh, head.peer, groups, self.wish.prompt_tokens)
         if mode == "tensor_rpc":
@@ -66,6 +68,9 @@ class Builder:
             fetch_bytes=sum(size for _, size in fetches),
             fetch_s=max((self._fetch_s(peer, size) for peer, size in fetches), default=0.0),
         )
+
+    def _is_on_head(self, groups: Sequence[Group]) -> bool:
+        return [group.peers for group in groups] == [(self.wish.head,)]
 
     def _streamed_s(self, group: Group) -> float:
         """Weights that do not stay in memory are read from disk for every token."""
@@ -164,6 +169,7 @@ class Builder:
                 for device in self.mesh.devices.values()
                 if device.peer not in group.peers
                 and not device.is_paused
+                and (not device.is_metered or layers <= device.held_layers)
                 and device.peer not in self.wish.excluded
                 and device.name not in self.wish.excluded
                 and device.decode_bytes_per_s > 0

@@ -95,6 +95,8 @@ class Device:
     can_rpc: bool = False
     build: str = ""
     """llama.cpp build: tensor_rpc needs equal ones."""
+    step_overhead_s: float = limits.STEP_OVERHEAD_S
+    """What a step of an engine takes besides computing."""
 
     @property
     def prefill_rate(self) -> float:
@@ -171,7 +173,7 @@ def group_decode_s(shape: ModelShape, mesh: Mesh, group: Group) -> float:
         for peer, share in zip(group.peers, group.shares, strict=True)
     )
     reduces = 2 * (group.end - group.first) * reduce_s(shape, mesh, group.peers)
-    return slowest + reduces + limits.STEP_OVERHEAD_S
+    return slowest + reduces + overhead_s(mesh, group.peers)
 
 
 def group_prefill_s(shape: ModelShape, mesh: Mesh, group: Group, tokens: int) -> float:
@@ -183,7 +185,12 @@ def group_prefill_s(shape: ModelShape, mesh: Mesh, group: Group, tokens: int) ->
         for peer, share in zip(group.peers, group.shares, strict=True)
     )
     reduces = 2 * (group.end - group.first) * reduce_s(shape, mesh, group.peers, tokens)
-    return slowest + reduces + limits.STEP_OVERHEAD_S
+    return slowest + reduces + overhead_s(mesh, group.peers)
+
+
+def overhead_s(mesh: Mesh, peers: Sequence[str]) -> float:
+    """Of one engine step; ranks take theirs at the same time."""
+    return max(mesh.devices[peer].step_overhead_s for peer in peers)
 
 
 def output_decode_s(shape: ModelShape, device: Device) -> float:

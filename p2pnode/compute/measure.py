@@ -23,8 +23,8 @@ import psutil
 from p2pnode import limits
 
 Clock = Callable[[], float]
-RunRows = Callable[[int], Awaitable[None]]
-"""Compute this many rows through the layers under test; returns when they are there."""
+RunRows = Callable[[int], Awaitable[float]]
+"""Compute this many rows through the layers under test; the seconds the engine itself took for that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,26 +34,21 @@ class LayerTiming:
     layer_bytes: int
     """Weights one token reads in these layers."""
     decode_s: float
-    """Median time of one row."""
+    """Median time the engine computed on one row."""
     prefill_s: float
-    """Median time of `prefill_rows` rows at once."""
+    """Median time for `prefill_rows` rows at once."""
     prefill_rows: int
+    overhead_s: float
+    """Median of what a step of one row takes besides: to the engine and back."""
 
     @property
     def decode_bytes_per_s(self) -> float:
-        return self.layer_bytes / max(self.decode_s - limits.STEP_OVERHEAD_S, self.decode_s / 2)
+        return self.layer_bytes / self.decode_s
 
     @property
     def prefill_bytes_per_s(self) -> float:
         """Weight bytes times rows per second."""
         return self.layer_bytes * self.prefill_rows / self.prefill_s
-
-    def as_dict(self) -> dict[str, Any]:
-        """The keys of a device's capability that the planner reads."""
-        return {
-            "decode_bytes_per_s": round(self.decode_bytes_per_s),
-            "prefill_bytes_per_s": round(self.prefill_bytes_per_s),
-        }
 
 
 async def time_layers(
@@ -64,13 +59,20 @@ async def time_layers(
     decode = [await _timed(run_rows, 1, clock) for _ in range(limits.MEASURE_DECODE_STEPS)]
     await run_rows(prefill_rows)
     prefill = [await _timed(run_rows, prefill_rows, clock) for _ in range(limits.MEASURE_PREFILL_STEPS)]
-    return LayerTiming(layer_bytes, statistics.median(decode), statistics.median(prefill), prefill_rows)
+    return LayerTiming(
+        layer_bytes,
+        statistics.median(computed for computed, _ in decode),
+        statistics.median(computed for computed, _ in prefill),
+        prefill_rows,
+        statistics.median(besides for _, besides in decode),
+    )
 
 
-async def _timed(run_rows: RunRows, rows: int, clock: Clock) -> float:
+async def _timed(run_rows: RunRows, rows: int, clock: Clock) -> tuple[float, float]:
+    """Seconds computed, and seconds besides."""
     started = clock()
-    await run_rows(rows)
-    return max(clock() - started, limits.MEASURE_SECONDS_MIN)
+    computed = max(await run_rows(rows), limits.MEASURE_SECONDS_MIN)
+    return computed, max(clock() - started - computed, limits.MEASURE_SECONDS_MIN)
 
 
 def memory_bytes_per_s(

@@ -44,7 +44,7 @@ def plan(wish: Wish, shape: ModelShape, mesh: Mesh) -> Planned:
     """The best plan for a wish; NoPlan(rejections, nearest) in words when nothing fits."""
     check_wish(wish, shape)
     mesh = capped(wish, mesh)
-    devices, rejections = usable_devices(wish, mesh)
+    devices, rejections = usable_devices(wish, shape, mesh)
     builder = Builder(wish, shape, mesh)
     found: list[Plan] = []
     for mode, groups in candidates(wish, shape, mesh, devices, rejections):
@@ -167,7 +167,7 @@ def _nearest(
 
 
 def _first_that_fits(wish: Wish, shape: ModelShape, mesh: Mesh) -> Plan | None:
-    devices, _ = usable_devices(wish, mesh)
+    devices, _ = usable_devices(wish, shape, mesh)
     builder = Builder(wish, shape, mesh)
     for mode, groups in candidates(replace(wish, mode="local"), shape, mesh, devices, []):
         result = builder.build(mode, groups)

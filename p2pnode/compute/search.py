@@ -36,7 +36,7 @@ class Found:
     """The best pipeline of an order."""
 
     seconds: float
-    """Of a token, without the output matrix."""
+    """Of a token, without the output matrix and its step."""
     groups: tuple[Group, ...]
 
 
@@ -69,8 +69,12 @@ class Search:
         times = (
             (self._active[end] - self._active[first]) * pace
             + (end - first) * reduce_s
-            + limits.STEP_OVERHEAD_S
+            + cost.overhead_s(self.mesh, unit.peers)
         )
+        if unit.peers == (self.wish.head,):
+            times[0, self.layers] -= cost.overhead_s(
+                self.mesh, unit.peers
+            )  # the output is of the same step there
         allowed = (
             (first < end) & self._on_boundary(first) & self._on_boundary(end) & self._pinned(unit, first, end)
         )

@@ -98,7 +98,7 @@ def resolve(name: str, mesh: Mesh) -> Device:
     raise PlanError(f"{many} called {name!r}", hint=f"devices here: {known}")
 
 
-def usable_devices(wish: Wish, mesh: Mesh) -> tuple[list[Device], list[Rejection]]:
+def usable_devices(wish: Wish, shape: ModelShape, mesh: Mesh) -> tuple[list[Device], list[Rejection]]:
     """Devices that may be used, in the wished order or the head first and then the fastest, with caps applied."""
     if wish.head not in mesh.devices:
         raise PlanError("the device that is to lead is not in this mesh")
@@ -113,7 +113,7 @@ def usable_devices(wish: Wish, mesh: Mesh) -> tuple[list[Device], list[Rejection
     result: list[Device] = []
     rejections: list[Rejection] = []
     for device in chosen:
-        reason = _unusable(device, excluded)
+        reason = _unusable(device, excluded) or _too_dear(wish, shape, device)
         if reason is None:
             result.append(device)
         else:
@@ -133,6 +133,15 @@ def _unusable(device: Device, excluded: set[str]) -> str | None:
     if device.decode_bytes_per_s <= 0:
         return "its speed is not measured yet"
     return None
+
+
+def _too_dear(wish: Wish, shape: ModelShape, device: Device) -> str | None:
+    """Nobody is made to pay for traffic unless somebody named the device."""
+    is_named = wish.devices is not None or wish.blocks is not None or device.peer == wish.head
+    missing = shape.layer_count - len(device.held_layers & frozenset(range(shape.layer_count)))
+    if is_named or not device.is_metered or not missing:
+        return None
+    return f"its traffic costs money, and it would have to fetch: it lacks {missing} of {shape.layer_count} layers"
 
 
 def capped(wish: Wish, mesh: Mesh) -> Mesh:

@@ -17,10 +17,13 @@ def cores() -> int:
 
 
 class Capability:
-    def __init__(self, data_dir: Path, *, threads: int, memory_max_bytes: int | None) -> None:
+    def __init__(
+        self, data_dir: Path, *, threads: int, memory_max_bytes: int | None, is_metered: bool = False
+    ) -> None:
         self._data_dir = data_dir
         self._threads = threads
         self._memory_max_bytes = memory_max_bytes
+        self._is_metered = is_metered
         self.measured: dict[str, Any] = {}
 
     def view(self) -> dict[str, Any]:
@@ -38,5 +41,6 @@ class Capability:
             "machine": platform.machine(),
             "system": platform.system(),
             "on_battery": bool(battery and not battery.power_plugged),
+            "is_metered": self._is_metered,
             **self.measured,
         }

@@ -41,8 +41,10 @@ from p2pnode.node.federation import Federation, nearest_holder
 from p2pnode.node.grants import Grants
 from p2pnode.node.hosting import HostedStage, Hosting
 from p2pnode.node.instances import Instance
+from p2pnode.node.layer_rates import LayerRates
 from p2pnode.node.ledger import Ledger
-from p2pnode.node.links import Links
+from p2pnode.node.link_times import LinkTime, LinkTimes
+from p2pnode.node.links import Link, Links
 from p2pnode.node.loading import Loads
 from p2pnode.node.log_sharing import LogSharing
 from p2pnode.node.mcp import Tools, read_file
@@ -106,7 +108,10 @@ class Node:
         self.engine_hosts: WeakSet[EngineHost] = WeakSet()
         self.tasks = Tasks(self._report)
         self.capability = Capability(
-            options.data, threads=self.threads, memory_max_bytes=options.memory_max_bytes
+            options.data,
+            threads=self.threads,
+            memory_max_bytes=options.memory_max_bytes,
+            is_metered=options.metered,
         )
         self.reach = Reach(
             bound=lambda: self.transport.listen_multiaddrs,
@@ -199,11 +204,23 @@ class Node:
                 engines=engines,
             ),
         )
+        self.link_times = LinkTimes(
+            self.links, is_busy=lambda: bool(self.requests.running), tell=self._link_timed
+        )
+        self.layer_rates = LayerRates(
+            catalog=self.catalog,
+            path=options.data / "rates.json",
+            threads=self.threads,
+            is_busy=self._is_busy,
+            now_ms=now_ms,
+            changed=self._rates_changed,
+        )
         self.planning = Planning(
             me=self.me,
             catalog=self.catalog,
             links=self.links,
             capability=self.capability.view,
+            link_times=self.link_times.times,
             name=self.name,
         )
         self.loads = Loads(kind="loading", name=self.name, say=self.say, clock=time.monotonic)
@@ -236,6 +253,7 @@ class Node:
             links=self.links,
             catalog=self.catalog,
             capability=self.capability,
+            link_times=self.link_times.times,
             hosting=self.hosting,
             routing=self.routing,
             tasks=self.tasks,
@@ -363,6 +381,36 @@ class Node:
     async def _measure(self) -> None:
         self.capability.measured.update(await machine_rates(self.options.data, self.threads, now_ms))
         self.capability.measured.update(build=await self.tunnel.build(), can_rpc=True)
+        self._rates_changed()
+        self.tasks.spawn("link times", self.link_times.run())
+        await self.layer_rates.run()
+
+    def _rates_changed(self) -> None:
+        self.capability.measured["rates"] = self.layer_rates.view()
+        self.links.status_changed()
+
+    def _is_busy(self) -> bool:
+        """Whether something computes here: measuring would disturb it, and be disturbed."""
+        return bool(self.requests.running) or not self.hosting.idle.is_set()
+
+    async def _link_timed(self, link: Link, found: LinkTime) -> None:
+        """Into the record, which keeps only what changed much."""
+        said = link.status.capability if link.status is not None else {}
+
+        def number(key: str) -> int:
+            value = said.get(key, 0)
+            return int(value) if isinstance(value, int | float) and value > 0 else 0
+
+        measured = facts.PeerMeasured(
+            peer=link.peer_id,
+            rtt_us=int(found.rtt_s * 1e6),
+            bytes_per_s=int(found.bytes_per_s),
+            memory_bytes=number("memory_total_bytes"),
+            memory_free_bytes=number("memory_free_bytes"),
+            flops_mega=0,
+            memory_bytes_per_s=number("memory_bytes_per_s"),
+        )
+        await self.ledger.do(c.RecordMeasurement(measured=measured))
         self.links.status_changed()
 
     async def _tick(self) -> None:

@@ -146,6 +146,11 @@ class Faces:
                     bytes_received=stats.bytes_received,
                     datagram_bytes=stats.datagram_bytes,
                 )
+                if (timed := self._node.link_times.times.get(link.peer_id)) is not None:
+                    entry["link"] = {
+                        "rtt_ms": round(timed.rtt_s * 1000, 3),
+                        "bytes_per_s": round(timed.bytes_per_s),
+                    }
                 entry["last_seen_ms"] = now_ms()
             elif entry["state"] in ("online", "unadmitted") and self._node.mesh.is_member(
                 PeerId(entry["peer"])

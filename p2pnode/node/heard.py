@@ -16,22 +16,29 @@ def check_status(status: Status) -> Status:
     for key, value in status.capability.items():
         if isinstance(value, int | float) and not _is_number(value):
             raise _wrong(f"capability {key[:40]!r} is not a number that can be")
-    if "link_bytes_per_s" in status.capability and not _is_number(status.capability["link_bytes_per_s"]):
-        raise _wrong("capability link_bytes_per_s is not a number")
+    _check_rates(status.capability.get("rates", {}))
     for model in status.models:
         if not all(isinstance(model.get(key, ""), str) for key in ("manifest", "name")):
             raise _wrong("a model's manifest and name are text")
         _check_held(model.get("held", {}))
-    peers, rtt_ms = _map(status, "peers"), _map(status, "rtt_ms")
+    peers, rtt_ms, link_rates = (_map(status, key) for key in ("peers", "rtt_ms", "link_bytes_per_s"))
     if not all(isinstance(a, list) and all(isinstance(x, str) for x in a) for a in peers.values()):
         raise _wrong("addresses of peers are lists of text")
-    if not all(_is_number(value) for value in rtt_ms.values()):
-        raise _wrong("round trips are numbers")
+    if not all(_is_number(value) for value in (*rtt_ms.values(), *link_rates.values())):
+        raise _wrong("round trips and rates are numbers")
     if not isinstance(status.extra.get("stages", []), list):
         raise _wrong("stages are a list")
     if "instance" in status.extra and Instance.read(status.extra["instance"]) is None:
         raise _wrong("an instance is an id and a host")
     return status
+
+
+def _check_rates(rates: object) -> None:
+    if not isinstance(rates, dict) or len(rates) > limits.RATES_TOLD_MAX:
+        raise _wrong(f"speeds are of at most {limits.RATES_TOLD_MAX} models")
+    for entry in rates.values():
+        if not isinstance(entry, list) or len(entry) != 3 or not all(_is_number(x) and x > 0 for x in entry):
+            raise _wrong("a model's speed is three numbers above 0")
 
 
 def _check_held(held: object) -> None:

@@ -21,11 +21,15 @@ from p2pnode.errors import RequestError
 from p2pnode.models.stored import Holdings
 from p2pnode.node.active import StagePart
 from p2pnode.node.catalog import Catalog, KnownModel
+from p2pnode.node.link_times import LinkTime
 from p2pnode.node.links import Links
 from p2pnode.units import PeerId
 
 RATE_ASSUMED_BYTES_PER_S = 8e9
 """Weights a laptop of the last ten years reads per second, until the device itself was measured."""
+
+RATE_OF_LINK_ASSUMED = 30e6
+"""Bytes a second of a home network, until the link was timed."""
 
 AUTO_MODES = frozenset({"local", "pipeline", "tensor", "hybrid", "streamed"})
 """What this node carries out without being asked by name; llama.cpp's own RPC is for who wants just that."""
@@ -67,19 +71,21 @@ class Planning:
         catalog: Catalog,
         links: Links,
         capability: Callable[[], dict[str, Any]],
+        link_times: Mapping[PeerId, LinkTime],
         name: str,
     ) -> None:
         self._me = me
         self._catalog = catalog
         self._links = links
         self._capability = capability
+        self._link_times = link_times
         self._name = name
         self.calibration = Calibration()
 
     def mesh(self, model: KnownModel) -> Mesh:
         """Every reachable member that computes, with what it last said of itself."""
         here = self._catalog.store.holdings(model.content_id) if model.is_local else Holdings((), False)
-        own = self._device(self._me, self._name, self._capability(), "active", held=here)
+        own = self._device(self._me, self._name, self._capability(), "active", held=here, model=model)
         devices: dict[str, Device] = {self._me: own}
         links: dict[tuple[str, str], Link] = {}
         for link in self._links.links.values():
@@ -96,30 +102,45 @@ class Planning:
                 link.status.capability,
                 link.status.state,
                 held=held_by(link.status.models, model.content_id),
+                model=model,
             )
-            stats = link.connection.stats()
-            rate = float(link.status.capability.get("link_bytes_per_s", 0)) or 30e6
-            links[self._me, link.peer_id] = Link(max(stats.rtt_s, 1e-5), rate)
+            timed, stats = self._link_times.get(link.peer_id), link.connection.stats()
+            rtt_s, rate = (timed.rtt_s, timed.bytes_per_s) if timed else (stats.rtt_s, RATE_OF_LINK_ASSUMED)
+            links[self._me, link.peer_id] = Link(max(rtt_s, 1e-5), max(rate, 1.0))
+            rates = dict(link.status.extra.get("link_bytes_per_s", {}))
             for other, rtt_ms in dict(link.status.extra.get("rtt_ms", {})).items():
-                links.setdefault((link.peer_id, str(other)), Link(max(float(rtt_ms) / 1000, 1e-5), rate))
+                told = max(float(rates.get(other, RATE_OF_LINK_ASSUMED)), 1.0)
+                links.setdefault((link.peer_id, str(other)), Link(max(float(rtt_ms) / 1000, 1e-5), told))
         return Mesh({peer: self.calibration.applied(device) for peer, device in devices.items()}, links)
 
     def learn(self, made: Plan, measured: Measured) -> None:
         """Believe a device a little more or less after each request."""
         self.calibration = self.calibration.updated(made, measured)
 
-    def _device(self, peer: str, name: str, said: Mapping[str, Any], state: str, *, held: Holdings) -> Device:
+    def _device(
+        self,
+        peer: str,
+        name: str,
+        said: Mapping[str, Any],
+        state: str,
+        *,
+        held: Holdings,
+        model: KnownModel,
+    ) -> Device:
         def number(key: str, otherwise: float) -> float:
             value = said.get(key)
             return float(value) if isinstance(value, int | float) and value >= 0 else otherwise
 
+        guess = [number("decode_bytes_per_s", RATE_ASSUMED_BYTES_PER_S), number("prefill_bytes_per_s", 0.0)]
+        rates = said.get("rates", {}).get(model.content_id, [*guess, limits.STEP_OVERHEAD_S])
         return Device(
             peer=peer,
             name=name,
             memory_free_bytes=int(number("memory_free_bytes", 0)),
             memory_total_bytes=int(number("memory_total_bytes", 0)),
-            decode_bytes_per_s=number("decode_bytes_per_s", RATE_ASSUMED_BYTES_PER_S),
-            prefill_bytes_per_s=number("prefill_bytes_per_s", 0.0),
+            decode_bytes_per_s=float(rates[0]),
+            prefill_bytes_per_s=float(rates[1]),
+            step_overhead_s=float(rates[2]),
             disk_free_bytes=int(number("disk_free_bytes", 0)) or None,
             held_layers=frozenset(layer for first, end in held.layers for layer in range(first, end)),
             holds_ends=held.ends,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from p2pnode import __version__, limits
@@ -14,6 +14,7 @@ from p2pnode.node.catalog import Catalog
 from p2pnode.node.duplicates import Duplicates
 from p2pnode.node.hosting import HostedStage, Hosting
 from p2pnode.node.ledger import Ledger
+from p2pnode.node.link_times import LinkTime
 from p2pnode.node.links import Link, Links
 from p2pnode.node.mesh import Mesh
 from p2pnode.node.routing import Routing
@@ -37,6 +38,7 @@ class Presence:
         links: Links,
         catalog: Catalog,
         capability: Capability,
+        link_times: Mapping[PeerId, LinkTime],
         hosting: Hosting,
         routing: Routing,
         tasks: Tasks,
@@ -55,6 +57,7 @@ class Presence:
         self._links = links
         self._catalog = catalog
         self._capability = capability
+        self._link_times = link_times
         self._hosting = hosting
         self._routing = routing
         self._tasks = tasks
@@ -90,11 +93,14 @@ class Presence:
     # --- saying and hearing --------------------------------------------------------------------------
     def status(self) -> messages.Status:
         membership = self._mesh.membership
-        rtt_ms = {
-            link.peer_id: round(link.connection.stats().rtt_s * 1000, 3)
-            for link in self._links.links.values()
-            if link.connection is not None and link.is_up
-        }
+        rtt_ms, link_rates = {}, {}
+        for link in self._links.links.values():
+            if link.connection is None or not link.is_up:
+                continue
+            timed = self._link_times.get(link.peer_id)
+            rtt_ms[link.peer_id] = round(1000 * (timed.rtt_s if timed else link.connection.stats().rtt_s), 3)
+            if timed is not None:
+                link_rates[link.peer_id] = round(timed.bytes_per_s)
         return messages.Status(
             name=self._name,
             version=__version__,
@@ -110,6 +116,7 @@ class Presence:
             checkpoint=self._ledger.log.checkpoint() or "",
             extra={
                 "rtt_ms": rtt_ms,
+                "link_bytes_per_s": link_rates,
                 "peers": self._where(),
                 "stages": [self._hosted_view(h) for h in self._hosting.stages.values()],
                 **self._duplicates.status(),

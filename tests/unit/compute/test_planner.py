@@ -94,7 +94,8 @@ def test_the_search_finds_what_trying_everything_finds(found: Mesh, model: Model
     if best is None:
         assert not seen
     else:
-        made_s = best.seconds + cost.output_decode_s(model, found.devices[HEAD])
+        head = found.devices[HEAD]
+        made_s = best.seconds + cost.output_decode_s(model, head) + head.step_overhead_s
         assert made_s == pytest.approx(min(seen))
 
 
@@ -484,6 +485,18 @@ def test_devices_that_cannot_help_say_why() -> None:
     assert planned.rejections[0].as_dict() == Rejection("n1", "it is paused").as_dict()
 
 
+def test_a_metered_device_is_made_to_fetch_only_by_name() -> None:
+    small = device("n0", gib=0.6)
+    dear = replace(device("n1"), is_metered=True)
+    with pytest.raises(
+        NoPlan, match="n1: its traffic costs money, and it would have to fetch: it lacks 8 of 8"
+    ):
+        plan(Wish(HEAD), shape(), mesh(small, dear))
+    assert cuts(plan(Wish(HEAD, devices=("n0", "n1")), shape(), mesh(small, dear)).plan)
+    holder = replace(dear, held_layers=frozenset(range(8)))
+    assert "n1" in {name for name, *_ in cuts(plan(Wish(HEAD), shape(), mesh(small, holder)).plan)}
+
+
 def test_devices_may_be_named_by_the_end_of_their_id() -> None:
     made = plan(Wish(HEAD, devices=("peer-n1",)), shape(), mesh(device("n0"), device("n1"))).plan
     assert cuts(made)[0][0] == "n1"
@@ -497,7 +510,7 @@ def test_time_follows_the_law() -> None:
     model, found = shape(), mesh(device("n0"), device("n1"), rtt_ms=4)
     made = plan(Wish(HEAD, mode="pipeline", stages=2), model, found).plan
     weights_s = (8 * 100 + 50) * MIB / 10e9
-    assert made.prediction.compute_s == pytest.approx(weights_s + 2 * limits.STEP_OVERHEAD_S)
+    assert made.prediction.compute_s == pytest.approx(weights_s + 3 * limits.STEP_OVERHEAD_S)
     hops_s = 2 * (0.002 + 4096 / 1e9 + limits.HOP_PROCESSING_S)
     assert made.prediction.network_s == pytest.approx(hops_s)
     assert made.prediction.tokens_per_s == pytest.approx(1 / (made.prediction.compute_s + hops_s))

@@ -26,7 +26,7 @@ GOOD: list[dict[str, Any]] = [
             "cores": 4,
             "build": "x",
             "on_battery": True,
-            "link_bytes_per_s": 1e6,
+            "rates": {"b": [1e9, 2e10, 0.0005]},
             "later": {"a": 1},
         }
     },
@@ -35,6 +35,7 @@ GOOD: list[dict[str, Any]] = [
         "extra": {
             "peers": {"p": ["/ip4/1.2.3.4/udp/1/quic-v1"]},
             "rtt_ms": {"p": 0.4},
+            "link_bytes_per_s": {"p": 1e6},
             "stages": [{}],
             "later": 1,
         }
@@ -45,7 +46,13 @@ BAD: list[dict[str, Any]] = [
     {"capability": {"memory_free_bytes": float("nan")}},
     {"capability": {"memory_free_bytes": -1}},
     {"capability": {"memory_free_bytes": 2**63}},
-    {"capability": {"link_bytes_per_s": "fast"}},
+    {"capability": {"rates": [1, 2, 3]}},
+    {"capability": {"rates": {"b": [1e9, 2e10]}}},
+    {"capability": {"rates": {"b": [1e9, 2e10, 0]}}},
+    {"capability": {"rates": {"b": [1e9, "fast", 0.1]}}},
+    {"capability": {"rates": {str(n): [1.0, 1.0, 1.0] for n in range(17)}}},
+    {"extra": {"link_bytes_per_s": 5}},
+    {"extra": {"link_bytes_per_s": {"p": "fast"}}},
     {"models": [{"manifest": 5}]},
     {"models": [{"name": []}]},
     {"extra": {"peers": 5}},
