@@ -348,10 +348,12 @@ class QuicPeerConnection:
         if self.error is not None or at is None:
             return
         now = self.loop.time()
-        if at <= now:
-            self.core.handle_timer(now=now)
-            self.process()
-            self._path.judge_losses()
+        if at > now:  # what it was armed for is done already
+            self.arm_timer()
+            return
+        self.core.handle_timer(now=now)
+        self.process()
+        self._path.judge_losses()
         self.flush()
 
     # --- keep-alive --------------------------------------------------------------------------------

@@ -41,6 +41,8 @@ PRIVATE_NAMES = {
         "_initialize",
         "_parse_transport_parameters",
         "_replenish_connection_ids",
+        "_spaces",
+        "_streams_queue",
         "_write_connection_limits",
         "_write_stream_limits",
         "_on_max_stream_data_delivery",
@@ -232,6 +234,21 @@ class QuicCore(QuicConnection):
         stream = self._streams.get(stream_id)
         if stream is not None and not stream.receiver.is_finished:
             self.stop_stream(stream_id, code)
+
+    # --- sending -----------------------------------------------------------------------------------
+    def datagrams_to_send(self, now: float) -> list[tuple[bytes, NetworkAddress]]:
+        """aioquic lets an acknowledgement wait for its time even when data leaves before; here it goes along.
+
+        Without that each message on an open stream costs both sides a packet and a timer of its own.
+        """
+        space = self._spaces[tls.Epoch.ONE_RTT]
+        at = space.ack_at
+        if at is not None and at > now and self._handshake_confirmed and self._has_data():
+            space.ack_at = now
+        return super().datagrams_to_send(now)
+
+    def _has_data(self) -> bool:
+        return any(not stream.sender.buffer_is_empty for stream in self._streams_queue)
 
     # --- receive windows: grown when bytes are read ------------------------------------------------
     def consume(self, stream_id: int, size: int) -> bool:

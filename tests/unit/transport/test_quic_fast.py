@@ -15,7 +15,7 @@ from p2pnode import limits
 from p2pnode.transport.quic_core import QuicCore
 from p2pnode.transport.quic_fast import FastQuicCore
 from p2pnode.transport.quic_fast_packet import decode_varint, encode_varint
-from tests.kit.quic_pair import Pair
+from tests.kit.quic_pair import CLIENT, SERVER, Pair
 
 
 @given(st.integers(0, (1 << 62) - 1), st.binary(max_size=3))
@@ -275,3 +275,27 @@ def test_a_retransmission_that_has_to_wait_waits(blocked_by: str) -> None:
         pair.server.receive_datagram(data, ("192.0.2.1", 1), pair.now)
     received = [event for event in pair.server_events() if isinstance(event, events.StreamDataReceived)]
     assert sum(len(event.data) for event in received) == 10_000
+
+
+@pytest.mark.parametrize("core", [QuicCore, FastQuicCore])
+def test_an_answer_takes_the_acknowledgement_along(core: type[QuicCore]) -> None:
+    """A message and its answer are two packets, not four: nothing waits for an acknowledgement's timer."""
+    pair = opened(core)
+    pair.server.send_stream_data(0, b"first answer")
+    pair.roundtrip()
+    while pair.client.next_event() is not None:
+        pass
+    before = pair.client._packet_number, pair.server._packet_number
+    for _ in range(20):
+        pair.now += 0.0002
+        for sender, receiver, address in (
+            (pair.client, pair.server, CLIENT),
+            (pair.server, pair.client, SERVER),
+        ):
+            sender.send_stream_data(0, b"message")
+            (packet,) = sender.datagrams_to_send(pair.now)
+            receiver.receive_datagram(packet[0], address, pair.now)
+            while receiver.next_event() is not None:
+                pass
+    assert (pair.client._packet_number, pair.server._packet_number) == (before[0] + 20, before[1] + 20)
+    assert pair.client._loss._cc.bytes_in_flight == 0  # the last answer told
