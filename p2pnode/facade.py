@@ -48,6 +48,9 @@ class GenerateRequest:
     stop: Sequence[str] = ()
     sampling: SamplingParams = SamplingParams()
     mode: Mode = "auto"
+    cache_prompt: bool | None = None
+    """Whether to begin with what was kept of earlier requests. None: yes, and where the answer can be repeated
+    (temperature 0, or a seed) only with what leaves every number the same; True: with all of it; False: with none."""
     parse_special: bool = True
     """Whether special tokens in the prompt text are tokens (chat templates) or text."""
     caller: str = "local"

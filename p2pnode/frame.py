@@ -45,6 +45,18 @@ class Kind(IntEnum):
     ERROR = 4
     FREE = 5
     """A session is over: sent along the line, in order with the frames before it."""
+    KEEP = 6
+    """Lay the first `position_first` positions of a session aside, as the prefix of the session's number."""
+    REUSE = 7
+    """A session begins with the first `position_first` positions of the prefix `request`."""
+    FORGET = 8
+    """The prefix of the session's number is wanted no more."""
+
+
+CONTROLS = frozenset({Kind.FREE, Kind.KEEP, Kind.REUSE, Kind.FORGET})
+"""What a stage does without computing, and passes on."""
+NOTICES = CONTROLS | {Kind.ERROR}
+"""Frames without rows."""
 
 
 class DType(IntEnum):
@@ -125,7 +137,7 @@ def _shape_fault(frame: Frame, payload_bytes: int) -> str | None:
         return f"wanted rows from {frame.wanted_first} of {frame.rows}"
     if frame.flags & ~FLAGS_KNOWN:
         return f"unknown flags {frame.flags:#x}"
-    if frame.kind in (Kind.ERROR, Kind.FREE):
+    if frame.kind in NOTICES:
         return None if not (frame.rows or frame.columns or payload_bytes) else "a notice with a payload"
     if frame.kind in (Kind.TOKENS, Kind.RESULT) and (frame.dtype is not DType.I32 or frame.columns != 1):
         return "token ids that are not one column of i32"

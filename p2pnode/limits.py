@@ -368,6 +368,13 @@ PREFILL_CHUNKS_IN_FLIGHT = 4
 REFILL_ROWS_IN_FLIGHT = 32
 """Single rows sent again after a loss: enough that no stage waits for the others, half of what a stage holds."""
 
+PREFIX_BYTES_DEFAULT = 64 * 1024 * 1024
+"""Keys and values that a plan keeps of finished requests, over all its devices; beside the cache itself in size."""
+
+PREFIX_BYTES_MAX = 64 * 1024**3
+PREFIX_TOKENS_MIN = 16
+"""A shorter beginning is computed sooner than it is found on every stage."""
+
 EMBEDDING_TOKENS_MAX = 512
 RECOVERIES_MAX = 8
 REPLAN_TRIES_MAX = 3

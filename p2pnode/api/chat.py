@@ -138,6 +138,7 @@ def chat_routes(context: ApiContext) -> Blueprint:
             stop=stop_list(asked) + stops,
             sampling=sampling_of(asked, grammar=chat_grammar(asked, tools), logprobs=logprobs),
             mode=asked.mode or "auto",
+            cache_prompt=asked.cache_prompt,
             caller=who.account,
             address=who.address,
             request_id=reply.identity,

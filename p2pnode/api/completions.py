@@ -189,6 +189,7 @@ def completion_routes(context: ApiContext) -> Blueprint:
                     stop=stop_list(asked),
                     sampling=sampling,
                     mode=asked.mode or "auto",
+                    cache_prompt=asked.cache_prompt,
                     caller=who.account,
                     address=who.address,
                     request_id=reply.identity if number == 0 else f"{reply.identity}-p{number}",

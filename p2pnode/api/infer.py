@@ -51,6 +51,7 @@ async def requested(context: ApiContext, mode: Mode) -> tuple[InferRequest, Gene
         stop=stop_list(asked) + stops,
         sampling=sampling_of(asked, grammar=grammar_of(asked), logprobs=None),
         mode=asked.mode or mode,
+        cache_prompt=asked.cache_prompt,
         caller=who.account,
         address=who.address,
         request_id=new_id("infer"),

@@ -291,7 +291,7 @@ class KeyRequest(Struct, forbid_unknown_fields=True, kw_only=True):
     scope: Literal["use", "admin"] = "use"
 
 
-_EVERYWHERE = frozenset({"user", "metadata", "service_tier", "store", "cache_prompt"})
+_EVERYWHERE = frozenset({"user", "metadata", "service_tier", "store"})
 _CHAT_ONLY = frozenset(
     {
         "safety_identifier",

@@ -256,7 +256,8 @@ def _ask_again(data: Path, as_json: bool, request: str, prompt_file: Path | None
     prompt = None if prompt_file is None else prompt_file.read_text(encoding="utf-8")
     again = rerun_of(open_reader(data), request, prompt)
     answer = connect(data, api).post(
-        "/v1/completions", {"model": again.model, "prompt": again.prompt, **again.parameters}
+        "/v1/completions",
+        {"model": again.model, "prompt": again.prompt, **again.parameters, "cache_prompt": False},
     )
     found = again.compare(answer["choices"][0]["text"])
     if as_json:

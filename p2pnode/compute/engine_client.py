@@ -223,6 +223,19 @@ class EngineClient:
             {"op": "copy_prefix", "unit": unit_id, "source": source, "target": target, "count": count}
         )
 
+    async def keep_prefix(self, unit_id: int, session: int, count: int) -> None:
+        """Lay the first `count` positions of a session aside, under its number, beside the cells."""
+        await self._call({"op": "keep_prefix", "unit": unit_id, "session": session, "count": count})
+
+    async def reuse_prefix(self, unit_id: int, session: int, prefix: int, count: int) -> None:
+        """Let a session begin with the first `count` positions of a kept prefix; SessionLost when that cannot be."""
+        await self._call(
+            {"op": "reuse_prefix", "unit": unit_id, "session": session, "prefix": prefix, "count": count}
+        )
+
+    async def forget_prefix(self, unit_id: int, prefix: int) -> None:
+        await self._call({"op": "forget_prefix", "unit": unit_id, "prefix": prefix})
+
     async def state_get(self, unit_id: int, session: int) -> memoryview:
         """The session's key-value state behind our header."""
         _, payload = await self._call({"op": "state_get", "unit": unit_id, "session": session})

@@ -53,6 +53,9 @@ class Engine:
             "free": self._free,
             "cancel": self._cancel,
             "copy_prefix": self._copy_prefix,
+            "keep_prefix": self._keep_prefix,
+            "reuse_prefix": self._reuse_prefix,
+            "forget_prefix": self._forget_prefix,
             "tokenize": self._tokenize,
             "detokenize": self._detokenize,
             "pieces": self._pieces,
@@ -228,6 +231,19 @@ class Engine:
         self._unit(message).sessions.copy_prefix(message["source"], message["target"], message["count"])
         return {}, b""
 
+    def _keep_prefix(self, message: Message, _payload: memoryview) -> Answer:
+        self._unit(message).settle(message["session"])
+        return {"bytes": self._unit(message).sessions.keep_prefix(message["session"], message["count"])}, b""
+
+    def _reuse_prefix(self, message: Message, _payload: memoryview) -> Answer:
+        self._unit(message).settle(message["session"])
+        self._unit(message).sessions.reuse_prefix(message["session"], message["prefix"], message["count"])
+        return {}, b""
+
+    def _forget_prefix(self, message: Message, _payload: memoryview) -> Answer:
+        self._unit(message).sessions.forget_prefix(message["prefix"])
+        return {}, b""
+
     def _tokenize(self, message: Message, payload: memoryview) -> Answer:
         model = self._unit(message).model
         ids = model.tokenize(
@@ -260,11 +276,13 @@ class Engine:
     def _adapters(self, message: Message, _payload: memoryview) -> Answer:
         self._unit(message).settle_all()
         self._unit(message).adapters.set([Adapter(*item) for item in message["adapters"]])
+        self._unit(message).sessions.forget_prefixes()
         return {}, b""
 
     def _control_vector(self, message: Message, payload: memoryview) -> Answer:
         self._unit(message).settle_all()
         self._unit(message).adapters.set_control_vector(payload, message["layer_first"], message["layer_end"])
+        self._unit(message).sessions.forget_prefixes()
         return {}, b""
 
     def _lane_open(self, message: Message, _payload: memoryview) -> Answer:

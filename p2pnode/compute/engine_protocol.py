@@ -200,6 +200,8 @@ class UnitSpec:
     yarn_orig_context: int = 0
     pooling: Literal["model", "none", "mean", "cls", "last", "rank"] = "model"
     swa_full: bool = True
+    prefix_bytes_max: int = 0
+    """Most bytes of prefixes kept beside the cells; 0 keeps none."""
     adapters: tuple[Adapter, ...] = ()
     resident_bytes_max: int = 0
     """Streamed mode: weights stay in the file and at most this much of them in memory; 0 for all."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from p2pnode.compute import kv_state
+from p2pnode.compute.engine_prefixes import Prefixes
 from p2pnode.compute.engine_step import Session
 from p2pnode.compute.llama import Context, Model
 from p2pnode.compute.llama_sampler import Sampler
@@ -18,7 +19,14 @@ class Sessions:
     """A bounded table; the first frame of an unknown session opens it."""
 
     def __init__(
-        self, model: Model, context: Context, count: int, fingerprint: str, *, stateless: bool
+        self,
+        model: Model,
+        context: Context,
+        count: int,
+        fingerprint: str,
+        *,
+        stateless: bool,
+        prefix_bytes_max: int = 0,
     ) -> None:
         self._model = model
         self._context = context
@@ -27,6 +35,7 @@ class Sessions:
         self._stateless = stateless
         self._sessions: dict[int, Session] = {}
         self._free = list(range(count - 1, -1, -1))
+        self._prefixes = Prefixes(model, context, prefix_bytes_max)
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -85,6 +94,7 @@ class Sessions:
     def close(self) -> None:
         for session_id in list(self._sessions):
             self.free(session_id)
+        self._prefixes.clear()
 
     def forget(self, session: Session) -> None:
         """What the session holds is gone; the session stays."""
@@ -154,6 +164,24 @@ class Sessions:
         self._context.drop(target.sequence)
         self._context.copy_prefix(source.sequence, target.sequence, count)
         target.length = count
+
+    def keep_prefix(self, session_id: int, count: int) -> int:
+        """Lay the first positions of a session aside, under its number; bytes kept in all."""
+        return self._prefixes.keep(session_id, self._held(session_id), count)
+
+    def reuse_prefix(self, session_id: int, prefix_id: int, count: int) -> None:
+        """Let a session begin with the first positions of a kept prefix; what it held is gone."""
+        self._prefixes.check(prefix_id, count)
+        session = self.take(session_id)
+        self.forget(session)
+        self._prefixes.restore(prefix_id, session, count)
+
+    def forget_prefix(self, prefix_id: int) -> None:
+        self._prefixes.forget(prefix_id)
+
+    def forget_prefixes(self) -> None:
+        """All of them: what is computed has changed (adapters, control vectors)."""
+        self._prefixes.clear()
 
     def state(self, session_id: int) -> bytearray:
         """The session's key-value state, for another engine with the same part of the same model."""

@@ -95,7 +95,14 @@ class Unit:
         self._all_rows = bool(spec.tap) or self._pools
         """Every row goes on to another stage; else only wanted ones leave the last layer."""
         self._table_of_sessions = (
-            Sessions(self.model, self.context, spec.sessions_max, self.fingerprint, stateless=stateless)
+            Sessions(
+                self.model,
+                self.context,
+                spec.sessions_max,
+                self.fingerprint,
+                stateless=stateless,
+                prefix_bytes_max=0 if stateless else spec.prefix_bytes_max,
+            )
             if self.context is not None
             else None
         )

@@ -32,6 +32,7 @@ from p2pnode.limits import (
     ENGINE_CONTEXT_TOKENS_MAX,
     ENGINE_SESSIONS_MAX,
     ENGINE_THREADS_MAX,
+    PREFIX_BYTES_MAX,
 )
 
 _LOAD_MODES = {"auto": -1, "copy": 0, "mmap": 1, "mlock": 2, "mmap_mlock": 3, "direct": 4}
@@ -273,6 +274,7 @@ def check_spec(spec: UnitSpec) -> None:
         ("gpu_layers", spec.gpu_layers, -1, 100_000),
         ("main_gpu", spec.main_gpu, 0, 64),
         ("rank", spec.rank, 0, spec.ranks - 1),
+        ("prefix_bytes_max", spec.prefix_bytes_max, 0, 2 * PREFIX_BYTES_MAX),
     )
     for name, value, low, high in bounds:
         if not isinstance(value, int) or not low <= value <= high:

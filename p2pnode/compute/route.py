@@ -14,11 +14,11 @@ from typing import Any, Protocol, TypeVar
 
 from p2pnode import limits
 from p2pnode.compute.engine_protocol import Sampled
-from p2pnode.compute.notices import condition_of, free_frame
+from p2pnode.compute.notices import condition_of, forget_frame, free_frame, keep_frame, reuse_frame
 from p2pnode.compute.stage import SendFrame
 from p2pnode.errors import P2PNodeError, StageLost
 from p2pnode.facade import SamplingParams
-from p2pnode.frame import DType, Frame, Kind, pack_tokens
+from p2pnode.frame import CONTROLS, DType, Frame, Kind, pack_tokens
 
 AskStages = Callable[[], Awaitable[None]]
 """Whether the devices of all stages answer; raises StageLost for one that does not."""
@@ -55,6 +55,12 @@ class HeadEngine(Protocol):
     ) -> None: ...
 
     async def free_session(self, unit_id: int, session: int) -> None: ...
+
+    async def keep_prefix(self, unit_id: int, session: int, count: int) -> None: ...
+
+    async def reuse_prefix(self, unit_id: int, session: int, prefix: int, count: int) -> None: ...
+
+    async def forget_prefix(self, unit_id: int, prefix: int) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +106,19 @@ class Route(Protocol):
 
     async def free(self, session: int) -> None: ...
 
+    async def keep(self, session: int, count: int) -> None:
+        """Every stage lays the session's first positions aside, as the prefix of its number."""
+        ...
+
+    async def reuse(self, session: int, prefix: int, count: int) -> None:
+        """An opened session begins with the first positions of a prefix.
+
+        SessionLost, now or with the first rows, when a stage does not hold it: then feed from position 0.
+        """
+        ...
+
+    async def forget(self, prefix: int) -> None: ...
+
 
 class LocalRoute:
     """The whole model in one engine unit of this device."""
@@ -125,6 +144,15 @@ class LocalRoute:
 
     async def free(self, session: int) -> None:
         await self._engine.free_session(self._unit_id, session)
+
+    async def keep(self, session: int, count: int) -> None:
+        await self._engine.keep_prefix(self._unit_id, session, count)
+
+    async def reuse(self, session: int, prefix: int, count: int) -> None:
+        await self._engine.reuse_prefix(self._unit_id, session, prefix, count)
+
+    async def forget(self, prefix: int) -> None:
+        await self._engine.forget_prefix(self._unit_id, prefix)
 
 
 class PipelineRoute:
@@ -262,7 +290,7 @@ class PipelineRoute:
     def arrived(self, frame: Frame) -> None:
         """A frame of the last stage; late ones of an older epoch or a freed session are nobody's."""
         waiting = self._waiting.get(frame.sequence)
-        if waiting is None or waiting.done() or frame.kind is Kind.FREE:
+        if waiting is None or waiting.done() or frame.kind in CONTROLS:
             return
         if frame.kind is Kind.ERROR:
             waiting.set_exception(condition_of(frame))
@@ -287,3 +315,28 @@ class PipelineRoute:
         finally:
             if self._lost is None and self._send is not None:
                 await self._send(free_frame(session, epoch))
+
+    async def keep(self, session: int, count: int) -> None:
+        if self._first_unit is not None:
+            await self._engine.keep_prefix(self._first_unit, session, count)
+        await self._tell(keep_frame(session, count))
+
+    async def reuse(self, session: int, prefix: int, count: int) -> None:
+        if self._first_unit is not None:
+            await self._engine.reuse_prefix(self._first_unit, session, prefix, count)
+        await self._tell(reuse_frame(session, prefix, count))
+
+    async def forget(self, prefix: int) -> None:
+        try:
+            if self._first_unit is not None:
+                await self._engine.forget_prefix(self._first_unit, prefix)
+        finally:
+            if self._lost is None:
+                await self._tell(forget_frame(prefix))
+
+    async def _tell(self, frame: Frame) -> None:
+        """A frame without rows, in order with those before it; the last stage's echo of it is nobody's."""
+        if self._lost is not None:
+            raise self._lost
+        if self._send is not None:
+            await self._send(frame)

@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 
 from p2pnode import limits
 from p2pnode.compute.engine_protocol import Sampled
+from p2pnode.compute.prefix_cache import Reuse
 from p2pnode.compute.route import Feed, Route
 from p2pnode.compute.text import TextAssembler
-from p2pnode.errors import Busy, ContextFull
+from p2pnode.errors import Busy, ContextFull, SessionLost
 from p2pnode.facade import FinishReason, PrefillProgress, SamplingParams, TextDelta, TokenLogprob
 
 Clock = Callable[[], float]
@@ -88,7 +89,12 @@ class Session:
     epoch: int = 0
     generated: list[int] = field(default_factory=list)
     prefilled: int = 0
+    """Rows computed of the prompt (of all that is known, after a loss); not those that were cached."""
+    reuse: Reuse | None = None
+    """What a cache has of the prompt: used once, by the first route."""
     cached: int = 0
+    exact: int = 0
+    """Positions from the first one on that were computed in whole chunks."""
     prefill_s: float = 0.0
     decode_s: float = 0.0
     reason: FinishReason | None = None
@@ -160,8 +166,8 @@ async def generate(
         yield TextDelta(rest, len(session.generated))
 
 
-def _feeds(session: Session, *, sample_again: bool) -> Iterator[Feed]:
-    """What brings a route to where the session stands, in the batches that brought the first one there.
+def _feeds(session: Session, first: int, *, sample_again: bool) -> Iterator[Feed]:
+    """What brings a route from a position to where the session stands, in the batches that brought the first one there.
 
     Kernels round differently for other batch shapes, and a text must depend neither on how many devices computed
     it nor on what happened to them: a prompt comes in chunks of one size, what was chosen comes row by row. A
@@ -169,9 +175,9 @@ def _feeds(session: Session, *, sample_again: bool) -> Iterator[Feed]:
     those of the lost one stood.
     """
     size, prompt = limits.PREFILL_CHUNK_TOKENS, session.prompt
-    batches = [prompt[i : i + size] for i in range(0, len(prompt), size)]
+    batches = [prompt[i : i + size] for i in range(first, len(prompt), size)]
     batches += [[token] for token in session.generated]
-    position = 0
+    position = first
     for left, batch in zip(range(len(batches) - 1, -1, -1), batches, strict=True):
         is_chosen_after = position + len(batch) >= len(prompt)
         is_last_chunk = left == 0
@@ -186,9 +192,48 @@ def _feeds(session: Session, *, sample_again: bool) -> Iterator[Feed]:
 async def _fill(
     route: Route, session: Session, *, sample_again: bool
 ) -> AsyncGenerator[tuple[PrefillProgress, Sampled | None], None]:
+    """From what a cache has, if every stage turns out to have it; else all of it."""
+    begun = await _reuse(route, session)
+    feeds = _feeds(session, session.cached, sample_again=sample_again)
+    try:
+        async with aclosing(_feed_all(route, session, feeds)) as results:
+            async for result in results:
+                yield result
+    except SessionLost:
+        if not begun:
+            raise
+        session.cached = session.exact = session.prefilled = 0
+        feeds = _feeds(session, 0, sample_again=sample_again)
+        async with aclosing(_feed_all(route, session, feeds)) as results:
+            async for result in results:
+                yield result
+    if (
+        session.exact == session.cached
+    ):  # no row before this prompt's own chunks was computed in other batches
+        size = limits.PREFILL_CHUNK_TOKENS
+        session.exact += (len(session.prompt) - session.cached) // size * size
+
+
+async def _reuse(route: Route, session: Session) -> bool:
+    """Begin with what is kept; whether it could be asked for, which a far stage may still deny."""
+    reuse, session.reuse = session.reuse, None
+    session.cached = session.exact = 0
+    if reuse is None:
+        return False
+    try:
+        await route.reuse(session.session, reuse.prefix, reuse.count)
+    except SessionLost:
+        return False
+    session.cached, session.exact = reuse.count, reuse.exact
+    return True
+
+
+async def _feed_all(
+    route: Route, session: Session, feeds: Iterator[Feed]
+) -> AsyncGenerator[tuple[PrefillProgress, Sampled | None], None]:
     """Feeds under way side by side, so that every stage of a ring works; what the last one chose is news."""
     chunks_max = max(limits.PREFILL_CHUNKS_IN_FLIGHT, route.stages + 1)
-    total = session.position
+    total, cached = session.position, session.cached
     under_way: deque[tuple[int, asyncio.Task[Sampled | None]]] = deque()
 
     def has_room(rows: int) -> bool:
@@ -199,10 +244,10 @@ async def _fill(
         count, task = under_way.popleft()
         result = await task
         session.prefilled += count
-        return PrefillProgress(session.prefilled, total, session.cached), result
+        return PrefillProgress(cached + session.prefilled, total, cached), result
 
     try:
-        for feed in _feeds(session, sample_again=sample_again):
+        for feed in feeds:
             while not has_room(len(feed.tokens)):
                 yield await take()
             under_way.append((len(feed.tokens), asyncio.ensure_future(route.feed(feed))))

@@ -7,14 +7,14 @@ session never do, because the engine answers each session in the order it was as
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from p2pnode import limits
 from p2pnode.compute.notices import error_frame
 from p2pnode.errors import P2PNodeError
-from p2pnode.frame import Frame, Kind
+from p2pnode.frame import CONTROLS, Frame, Kind
 
 SendFrame = Callable[[Frame], Awaitable[None]]
 ObserveRows = Callable[[Frame, Frame], None]
@@ -27,6 +27,12 @@ class UnitEngine(Protocol):
     async def step(self, unit_id: int, frame: Frame) -> Frame: ...
 
     async def free_session(self, unit_id: int, session: int) -> None: ...
+
+    async def keep_prefix(self, unit_id: int, session: int, count: int) -> None: ...
+
+    async def reuse_prefix(self, unit_id: int, session: int, prefix: int, count: int) -> None: ...
+
+    async def forget_prefix(self, unit_id: int, prefix: int) -> None: ...
 
 
 class Gate(Protocol):
@@ -64,8 +70,11 @@ class StageServer:
         self._gate = gate
         self._room = asyncio.Semaphore(limits.STAGE_FRAMES_IN_FLIGHT_MAX)
         self._tails: dict[int, asyncio.Task[None]] = {}
+        self._steps: dict[int, asyncio.Future[Frame]] = {}
+        """The newest step of each session with frames under way; the engine answers a session's in order."""
         self._running: set[asyncio.Task[None]] = set()
         self.sessions: set[int] = set()
+        self.prefixes: set[int] = set()
 
     async def serve(self, read: Callable[[], Awaitable[Frame]]) -> None:
         """Until the stream ends or breaks; then every session that came over it is freed."""
@@ -84,14 +93,19 @@ class StageServer:
                 for session in self.sessions:
                     self._gate.freed(session)  # all at once: engines may take their time, new rings do not
             for session in list(self.sessions):
-                await self._free(session)
+                await self._quietly(self._free(session))
+            for prefix in list(self.prefixes):
+                await self._quietly(self._forget(prefix))
 
     def _start(self, group: asyncio.TaskGroup, frame: Frame) -> None:
         before = self._tails.get(frame.session)
         # The engine must see the frames of a session in the order they came, so the call starts now ...
-        work = None
+        work: asyncio.Future[Frame] | None = None
         if frame.kind in (Kind.ROWS, Kind.TOKENS):
             work = self._admitted(frame)
+        elif frame.kind in CONTROLS and self._is_computed(frame.session):
+            # Done before what comes next: another session's step may count on the room, or on the prefix.
+            work = asyncio.ensure_future(self._control(frame))
         # ... and its answer waits for the answers before it.
         task = self._tails[frame.session] = group.create_task(self._finish(frame, work, before))
         self._running.add(task)
@@ -104,7 +118,12 @@ class StageServer:
             refused.set_exception(gate.refusal(frame))
             return refused
         self.sessions.add(frame.session)
-        return asyncio.ensure_future(self._engine.step(self._unit_id, frame))
+        step = self._steps[frame.session] = asyncio.ensure_future(self._engine.step(self._unit_id, frame))
+        return step
+
+    def _is_computed(self, session: int) -> bool:
+        step = self._steps.get(session)
+        return step is None or step.done()
 
     def _over(self, task: asyncio.Task[None], session: int, work: asyncio.Future[Frame] | None) -> None:
         """Also for a task that was cancelled before its first step."""
@@ -114,11 +133,15 @@ class StageServer:
             work.exception()  # whoever would have told of it is gone
         if self._tails.get(session) is task:
             del self._tails[session]
+            self._steps.pop(session, None)
 
     async def _finish(
         self, frame: Frame, work: asyncio.Future[Frame] | None, before: asyncio.Task[None] | None
     ) -> None:
         result = frame
+        if work is None and before is not None and frame.kind in CONTROLS:
+            await asyncio.wait([before])
+            work = asyncio.ensure_future(self._control(frame))
         if work is not None:
             try:
                 result = replace(await work, sequence=frame.sequence, request=frame.request)
@@ -126,17 +149,42 @@ class StageServer:
                 result = error_frame(frame, error)
         if before is not None:
             await asyncio.wait([before])
-        if frame.kind is Kind.FREE:
-            await self._free(frame.session)
-        elif self._observe is not None and work is not None and result.kind is not Kind.ERROR:
+        if (
+            self._observe is not None
+            and frame.kind in (Kind.ROWS, Kind.TOKENS)
+            and result.kind is not Kind.ERROR
+        ):
             self._observe(frame, result)
         await self._send(result)
+
+    async def _control(self, frame: Frame) -> Frame:
+        """Do what a frame without rows says; it goes on as it came."""
+        match frame.kind:
+            case Kind.FREE:
+                await self._quietly(self._free(frame.session))
+            case Kind.KEEP:
+                self.prefixes.add(frame.session)
+                await self._engine.keep_prefix(self._unit_id, frame.session, frame.position_first)
+            case Kind.REUSE:
+                self.sessions.add(frame.session)
+                prefix, count = frame.request, frame.position_first
+                await self._engine.reuse_prefix(self._unit_id, frame.session, prefix, count)
+            case _:
+                await self._quietly(self._forget(frame.session))
+        return frame
 
     async def _free(self, session: int) -> None:
         self.sessions.discard(session)
         if self._gate is not None:
             self._gate.freed(session)
+        await self._engine.free_session(self._unit_id, session)
+
+    async def _forget(self, prefix: int) -> None:
+        self.prefixes.discard(prefix)
+        await self._engine.forget_prefix(self._unit_id, prefix)
+
+    async def _quietly(self, ending: Coroutine[Any, Any, None]) -> None:
         try:
-            await self._engine.free_session(self._unit_id, session)
+            await ending
         except P2PNodeError:
-            return  # the engine is gone, and its sessions with it
+            return  # the engine is gone, and what it held with it

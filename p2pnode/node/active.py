@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from p2pnode.compute.prefixes import Prefixes
 from p2pnode.compute.route import Route
 from p2pnode.compute.scheduler import Cells
 from p2pnode.errors import P2PNodeError, StageLost
@@ -63,6 +64,8 @@ class Active:
     """What other devices do for this plan beside stages; ended with it."""
     announce: Announce | None = None
     """Tells the other devices of a ring which request a session is for; they compute for no other."""
+    prefixes: Prefixes | None = None
+    """What this plan keeps of finished requests; None where states cannot be moved in and out."""
     units: tuple[int, ...] = ()
     """Of the engine here; another plan of the model may take their place."""
 

@@ -8,19 +8,38 @@ from typing import Any
 
 from p2pnode import limits
 from p2pnode.compute.gguf import ModelIndex
-from p2pnode.compute.part import Part, real_layer_count
+from p2pnode.compute.memory import part_memory
+from p2pnode.compute.part import Part, real_layer_count, whole
+from p2pnode.compute.prefix_cache import PrefixShape
+from p2pnode.compute.prefixes import Prefixes
+from p2pnode.compute.route import Route
+from p2pnode.config import parse_size
 from p2pnode.errors import PlanError
 from p2pnode.node.active import Say
 from p2pnode.node.catalog import Catalog, KnownModel
 from p2pnode.node.units import UnitOptions, wanted_tensors
 
+_CELL_BYTES = 16
+"""What a state says of each position beside its keys and values."""
 PartOf = Callable[[ModelIndex], Part]
 
 
+PREFIXES = "cache.prefix"
+"""Setting: how much of finished requests a plan keeps, as a size; `off` for nothing."""
+
+
+def prefix_bytes_of(text: str) -> int:
+    """Bytes of the setting's text; ConfigError for what is neither a size nor `off`."""
+    if text == "off":
+        return 0
+    return min(parse_size(text), limits.PREFIX_BYTES_MAX) if text else limits.PREFIX_BYTES_DEFAULT
+
+
 class Bringing:
-    def __init__(self, catalog: Catalog, threads: int) -> None:
+    def __init__(self, catalog: Catalog, threads: int, prefix_bytes: Callable[[], int] = lambda: 0) -> None:
         self._catalog = catalog
         self._threads = threads
+        self.prefix_bytes = prefix_bytes
 
     async def bring(self, model: KnownModel, part_of: PartOf, say: Say) -> ModelIndex:
         """Fetch what a part on this device needs; returns the index with its vocabulary."""
@@ -78,7 +97,24 @@ class Bringing:
             limits.CONTEXT_TOKENS_MIN,
             min(limits.CONTEXT_TOKENS_MAX, limits.KV_BYTES_DEFAULT // max(kv_bytes, 1)),
         )
-        return UnitOptions(cells // 256 * 256, limits.SESSIONS_ACTIVE_MAX, self._threads)
+        return UnitOptions(
+            cells // 256 * 256,
+            limits.SESSIONS_ACTIVE_MAX,
+            self._threads,
+            prefix_bytes=self.prefix_bytes(),
+        )
+
+    def prefixes(self, index: ModelIndex, route: Route, options: UnitOptions) -> Prefixes | None:
+        """The prefix cache of a plan, within what its units were loaded for and what the operator allows now."""
+        if not options.prefix_bytes:
+            return None
+        memory = part_memory(index, whole(index))
+        shape = PrefixShape(
+            memory.cache_bytes_per_token + _CELL_BYTES,
+            memory.state_bytes_per_session,
+            whole_only=memory.state_bytes_per_session > 0,
+        )
+        return Prefixes(route, shape, lambda: min(options.prefix_bytes, self.prefix_bytes()))
 
 
 def _say_nothing(data: dict[str, Any]) -> None:

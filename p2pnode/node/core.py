@@ -30,7 +30,7 @@ from p2pnode.models.store import ModelStore, StoredModel
 from p2pnode.node.approval import Approvals, ask, ask_nearby
 from p2pnode.node.auto_mode import AutoMode
 from p2pnode.node.books import Books
-from p2pnode.node.bringing import Bringing
+from p2pnode.node.bringing import PREFIXES, Bringing, prefix_bytes_of
 from p2pnode.node.capability import Capability, cores
 from p2pnode.node.catalog import BLOB, Catalog
 from p2pnode.node.choosing import Choosing
@@ -65,6 +65,7 @@ from p2pnode.node.stage_streams import StageStreams
 from p2pnode.node.tasks import Tasks, describe
 from p2pnode.node.whole import Whole
 from p2pnode.node.witnessing import Witnessing
+from p2pnode.projections.settings import value_of
 from p2pnode.projections.views import default_model
 from p2pnode.transport.port import Transport
 from p2pnode.units import ContentId, PeerId
@@ -180,7 +181,9 @@ class Node:
             threads=self.threads,
             check_head=self.grants.check_uncounted,
         )
-        self.bringing = Bringing(self.catalog, self.threads)
+        self.bringing = Bringing(
+            self.catalog, self.threads, lambda: prefix_bytes_of(value_of(ledger.state.settings, PREFIXES))
+        )
         engines = EnginePool(self._new_engine)
         self.routing = Routing(
             me=self.me,

@@ -15,6 +15,7 @@ from p2pnode.errors import Busy, NotFound, RequestError
 from p2pnode.events.codec import Record
 from p2pnode.events.types import ConsoleCommandRun
 from p2pnode.facade import GenerateEvent, GenerateRequest, JsonObject
+from p2pnode.node.bringing import PREFIXES, prefix_bytes_of
 from p2pnode.node.core import Node, now_ms
 from p2pnode.node.memory_use import memory_use
 from p2pnode.node.mode_commands import ModeCommands
@@ -357,7 +358,10 @@ class Faces:
         }
 
     async def _set(self, a: Mapping[str, Any]) -> JsonObject:
-        return await self._node.ledger.do(c.ChangeSetting(key=str(a["key"]), value=str(a["value"])))
+        key, value = str(a["key"]), str(a["value"])
+        if key == PREFIXES:
+            prefix_bytes_of(value)  # says what is wrong with it
+        return await self._node.ledger.do(c.ChangeSetting(key=key, value=value))
 
     async def _forget_peer(self, a: Mapping[str, Any]) -> JsonObject:
         self._node.links.forget(PeerId(str(a["peer"])))

@@ -142,6 +142,7 @@ def _request_of(call: messages.AnyMessage, stream: Stream) -> GenerateRequest:
         stop=made.stop,
         sampling=SamplingParams(**{**fields, "logit_bias": biases}),
         mode=made.mode,
+        cache_prompt=made.cache_prompt,
         parse_special=made.parse_special,
         caller=stream.peer_id,
         address=remote[2] if len(remote) > 2 else "",

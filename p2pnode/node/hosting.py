@@ -144,7 +144,12 @@ class Hosting:
             on_progress=lambda done, total: progress({"state": "fetching", "done": done, "total": total}),
         )
         index, paths = await self._catalog.index(content_id, vocabulary=part.embedding)
-        options = UnitOptions(order.context_tokens, order.sessions, order.threads or self._threads)
+        options = UnitOptions(
+            order.context_tokens,
+            order.sessions,
+            order.threads or self._threads,
+            prefix_bytes=max(0, min(order.prefix_bytes, limits.PREFIX_BYTES_MAX)),
+        )
         spec = unit_spec(
             index, paths, part, options, model_id=self._catalog.model_id(content_id), is_last=order.is_last
         )

@@ -36,6 +36,7 @@ class StageOrder(msgspec.Struct, frozen=True, kw_only=True):
     next_stage: int
     next_addresses: list[str] = []
     threads: int = 0
+    prefix_bytes: int = 0
     rank: int = 0
     shares: list[int] = []
     """Weights of all ranks of this stage's tensor group; empty when one device has it alone."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from p2pnode import limits
+from p2pnode.compute.prefix_cache import Reuse
 from p2pnode.compute.scheduler import Cells, Session, generate
 from p2pnode.errors import (
     ContextFull,
@@ -51,7 +52,7 @@ class Running:
             "caller": self.request.caller,
             "stages": self.active.stages,
             "prompt_tokens": len(session.prompt),
-            "prefilled_tokens": session.prefilled,
+            "prefilled_tokens": session.cached + session.prefilled,
             "completion_tokens": len(session.generated),
             "tokens_per_s": round(speed, 2) if speed else None,
             "age_s": round(time.monotonic() - self.started_s, 3),
@@ -141,6 +142,27 @@ class Requests:
         await running.active.cells.take(len(running.session.prompt) + running.session.max_tokens)
         taken.append(running.active.cells)
 
+    def _begin(self, running: Running) -> Reuse | None:
+        """What is kept of this prompt; an answer that can be repeated takes only what changes no number."""
+        request, session, prefixes = running.request, running.session, running.active.prefixes
+        if prefixes is None or request.cache_prompt is False:
+            return None
+        repeatable = request.sampling.temperature <= 0 or request.sampling.seed is not None
+        session.reuse = prefixes.find(session.prompt, exact=repeatable and not request.cache_prompt)
+        return session.reuse
+
+    async def _keep(self, running: Running, reuse: Reuse | None) -> None:
+        """After a whole answer: the next request may begin where this one ended."""
+        active, session = running.active, running.session
+        if active.prefixes is None or active.lost is not None or running.request.cache_prompt is False:
+            return
+        try:
+            if reuse is not None and not session.cached and not running.recoveries:
+                await active.prefixes.missed(reuse)
+            await active.prefixes.keep(session)
+        except P2PNodeError:
+            return  # whoever should have kept it is gone; the answer is whole all the same
+
     async def _run(self, running: Running, taken: list[Cells]) -> AsyncGenerator[GenerateEvent, None]:
         shown: list[str] = []
         session = running.session
@@ -179,6 +201,7 @@ class Requests:
         """The same stream of text whatever happens to the stages, as long as this head lives."""
         session = running.session
         recovery: _Recovery | None = None
+        reuse = self._begin(running)
         try:
             while True:
                 rows_before = len(session.generated)
@@ -193,6 +216,7 @@ class Requests:
                             await self._book.recovered(running, recovery.times_ms())
                             recovery = None
                         yield event
+                    await self._keep(running, reuse)
                     return
                 except SURVIVABLE as error:
                     trouble: P2PNodeError = error

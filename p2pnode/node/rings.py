@@ -72,6 +72,10 @@ class Rings:
         try:
             mine = parts[0] if mine_first else None
             active = await self._stand_up(plan_id, model, mine, remote, orders, options, say)
+            active.prefixes = prefixes = self._bringing.prefixes(index, active.route, options)
+            if prefixes is not None:
+                # This head's own unit may serve the next plan; nobody there would know of these.
+                active.close.append(lambda: self._tasks.spawn("forget prefixes", prefixes.clear()))
             try:
                 await self._probe(active)
             except BaseException as error:
@@ -165,6 +169,7 @@ class Rings:
                     is_last=is_last,
                     context_tokens=options.context_tokens,
                     sessions=options.sessions,
+                    prefix_bytes=options.prefix_bytes,
                     head=self._me,
                     previous_peer=before if rank == 0 else part.peer,
                     next_peer=following,

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from p2pnode import limits
 from p2pnode.compute.engine_client import EngineClient
 from p2pnode.compute.engine_protocol import LaneToRank, Sampled
-from p2pnode.compute.notices import free_frame
+from p2pnode.compute.notices import forget_frame, free_frame, keep_frame, reuse_frame
 from p2pnode.errors import ComputeError, P2PNodeError, RemoteProtocolError, StageLost
 from p2pnode.facade import SamplingParams
 from p2pnode.frame import Frame
@@ -59,6 +59,22 @@ class GroupEngine:
             if self._lost is None:
                 await self._tell(free_frame(session, 0))
             await self._client.free_session(unit_id, session)
+
+    async def keep_prefix(self, unit_id: int, session: int, count: int) -> None:
+        async with self._turn:
+            await self._tell(keep_frame(session, count))
+            await self._client.keep_prefix(unit_id, session, count)
+
+    async def reuse_prefix(self, unit_id: int, session: int, prefix: int, count: int) -> None:
+        async with self._turn:
+            await self._tell(reuse_frame(session, prefix, count))
+            await self._client.reuse_prefix(unit_id, session, prefix, count)
+
+    async def forget_prefix(self, unit_id: int, prefix: int) -> None:
+        async with self._turn:
+            if self._lost is None:
+                await self._tell(forget_frame(prefix))
+            await self._client.forget_prefix(unit_id, prefix)
 
     async def _tell(self, frame: Frame) -> None:
         if self._lost is not None:

@@ -27,6 +27,8 @@ class UnitOptions:
     threads: int
     rows_dtype: str = "f32"
     resident_bytes_max: int = 0
+    prefix_bytes: int = 0
+    """What a plan keeps of finished requests, over all its devices."""
 
 
 def is_tied(index: ModelIndex) -> bool:
@@ -92,6 +94,8 @@ def unit_spec(
         fingerprint=facts.fingerprint,
         load_mode="copy",
         resident_bytes_max=options.resident_bytes_max,
+        # The head counts what all stages keep; a unit refuses only what no head in its right mind asks for.
+        prefix_bytes_max=0 if stateless else 2 * options.prefix_bytes,
     )
     if part.layer_first == 0 and not part.embedding and not stateless:
         return replace(spec, token_table=_token_table(index, paths))

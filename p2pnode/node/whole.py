@@ -49,7 +49,9 @@ class Whole:
         engine = self._engines.of(model, "local")
         info = await engine.ensure(WHOLE, spec, _loading(say))
         stages = [self._view(self._me, part.layer_end, {"model_bytes": info.model_bytes})]
-        return self._active(plan_id, model, "local", stages, engine, info, options)
+        active = self._active(plan_id, model, "local", stages, engine, info, options)
+        active.prefixes = bringing.prefixes(index, active.route, options)
+        return active
 
     async def streamed(self, plan_id: str, model: KnownModel, resident_bytes_max: int, say: Say) -> Active:
         """One device, less memory than the model: layers come from the file as they are needed."""

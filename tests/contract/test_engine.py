@@ -321,6 +321,93 @@ async def test_a_prefix_can_be_copied(engine: EngineClient, unit: int, expected:
         await engine.copy_prefix(unit, 1, 1, 2)
 
 
+async def test_a_kept_prefix_changes_no_number(engine: EngineClient, model: Path) -> None:
+    """Kept beside the cells, used by two others as often as wanted, and every probability is that of a cold run."""
+    spec = UnitSpec(model_path=str(model), prefix_bytes_max=10**8, **SMALL)
+    unit = (await engine.load(spec)).unit_id
+    exact = SamplingParams(temperature=0.0, logprobs=3)
+    prompts = [[3 + 7 * k % 250 for k in range(100)], [3 + 7 * k % 250 for k in range(64)] + [9, 8, 7] * 9]
+
+    async def answer(session: int, prompt: list[int], begun: int) -> list[Any]:
+        await engine.open_session(unit, session, exact)
+        if begun:
+            await engine.reuse_prefix(unit, session, 1, begun)
+        else:
+            await engine.step(unit, tokens_frame(prompt[:64], 0, session=session, wanted=64))
+        out = [await engine.step_sample(unit, tokens_frame(prompt[64:], 64, session=session))]
+        for at in range(len(prompt), len(prompt) + 20):
+            out.append(await engine.step_sample(unit, tokens_frame([out[-1].token], at, session=session)))
+        return [step.tokens for step in out]
+
+    cold = []
+    for session, prompt in enumerate(prompts, start=1):
+        cold.append(await answer(session, prompt, 0))
+        if session == 1:
+            await engine.keep_prefix(unit, 1, 120)
+        await engine.free_session(unit, session)
+    for session, prompt in enumerate(prompts, start=3):
+        assert await answer(session, prompt, 64) == cold[session - 3]
+        await engine.free_session(unit, session)
+    await engine.open_session(unit, 9, exact)
+    with pytest.raises(SessionLost):
+        await engine.reuse_prefix(unit, 9, 1, 121)
+    with pytest.raises(SessionLost):
+        await engine.reuse_prefix(unit, 9, 2, 64)
+    with pytest.raises(SessionLost):
+        await engine.keep_prefix(unit, 9, 1)
+    await engine.forget_prefix(unit, 1)
+    with pytest.raises(SessionLost):
+        await engine.reuse_prefix(unit, 9, 1, 64)
+    await engine.unload(unit)
+
+
+async def test_kept_prefixes_are_bounded_and_end_with_what_they_were_computed_by(
+    engine: EngineClient, model: Path
+) -> None:
+    unit = (await engine.load(UnitSpec(model_path=str(model), prefix_bytes_max=40_000, **SMALL))).unit_id
+    await engine.step(unit, tokens_frame(range(3, 33), wanted=30))
+    await engine.keep_prefix(unit, 1, 30)
+    await engine.step(unit, tokens_frame(range(3, 63), session=2, wanted=60))
+    with pytest.raises(ContextFull):
+        await engine.keep_prefix(unit, 2, 60)
+    await engine.reuse_prefix(unit, 3, 1, 30)
+    await engine.set_adapters(unit, [])  # what is computed may have changed
+    with pytest.raises(SessionLost):
+        await engine.reuse_prefix(unit, 4, 1, 30)
+    await engine.unload(unit)
+
+
+async def test_a_prefix_without_room_is_as_good_as_none(engine: EngineClient, model: Path) -> None:
+    unit = (await engine.load(UnitSpec(model_path=str(model), prefix_bytes_max=10**8, **SMALL))).unit_id
+    tokens = [3 + k % 250 for k in range(150)]
+    for at in (0, 50, 100):
+        await engine.step(unit, tokens_frame(tokens[at : at + 50], at, wanted=50))
+    await engine.keep_prefix(unit, 1, 150)
+    with pytest.raises(SessionLost):
+        await engine.reuse_prefix(unit, 2, 1, 140)
+    await engine.reuse_prefix(unit, 2, 1, 90)  # only what is wanted needs room
+    await engine.unload(unit)
+
+
+async def test_a_recurrent_prefix_is_used_as_a_whole(engine: EngineClient, tmp_path: Path) -> None:
+    path = write_model(tmp_path / "hybrid.gguf", Toy("qwen3next", text=True, vocabulary=300))
+    unit = (await engine.load(UnitSpec(model_path=str(path), prefix_bytes_max=10**8, **SMALL))).unit_id
+    await engine.open_session(unit, 1, GREEDY)
+    whole = await generate(engine, unit, PROMPT, 6)
+    await engine.free_session(unit, 1)
+    await engine.step(unit, tokens_frame(PROMPT[:5], session=2, wanted=5))
+    with pytest.raises(SessionLost):
+        await engine.keep_prefix(unit, 2, 4)
+    await engine.keep_prefix(unit, 2, 5)
+    await engine.open_session(unit, 3, GREEDY)
+    with pytest.raises(SessionLost):
+        await engine.reuse_prefix(unit, 3, 2, 4)
+    await engine.reuse_prefix(unit, 3, 2, 5)
+    sampled = await engine.step_sample(unit, tokens_frame(PROMPT[5:], 5, session=3))
+    assert sampled.token == whole[0]
+    await engine.unload(unit)
+
+
 async def test_epochs_make_late_frames_harmless(engine: EngineClient, unit: int) -> None:
     await engine.open_session(unit, 1, GREEDY)
     await engine.step_sample(unit, tokens_frame(PROMPT, epoch=3))

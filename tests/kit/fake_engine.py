@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from p2pnode.compute.engine_protocol import Sampled, SampledToken, Timings
-from p2pnode.errors import P2PNodeError
+from p2pnode.errors import P2PNodeError, SessionLost
 from p2pnode.facade import SamplingParams
 from p2pnode.frame import Frame
 
@@ -28,6 +28,8 @@ class FakeEngine:
         self.eog: int | None = None
         self.alive = True
         self.given_up = 0
+        self.missing: set[int] = set()
+        """Prefixes that it does not hold."""
         self.on_step: Callable[[Frame], None] = lambda frame: None
 
     async def _wait(self, frame: Frame) -> None:
@@ -66,6 +68,17 @@ class FakeEngine:
     async def open_lanes(self, host: str, count: int) -> list[int]:
         self.calls.append(("lanes", host, count))
         return list(range(40_000, 40_000 + count))
+
+    async def keep_prefix(self, unit_id: int, session: int, count: int) -> None:
+        self.calls.append(("keep", unit_id, session, count))
+
+    async def reuse_prefix(self, unit_id: int, session: int, prefix: int, count: int) -> None:
+        self.calls.append(("reuse", unit_id, session, prefix, count))
+        if prefix in self.missing:
+            raise SessionLost("not kept here")
+
+    async def forget_prefix(self, unit_id: int, prefix: int) -> None:
+        self.calls.append(("forget", unit_id, prefix))
 
     def give_up_exchange(self) -> None:
         self.given_up += 1

@@ -10,9 +10,11 @@ import pytest
 
 from p2pnode import limits
 from p2pnode.compute.engine_protocol import Sampled
+from p2pnode.compute.prefix_cache import PrefixShape, Reuse
+from p2pnode.compute.prefixes import Prefixes
 from p2pnode.compute.route import Feed, LocalRoute
 from p2pnode.compute.scheduler import Cells, Session, generate
-from p2pnode.errors import Busy, ContextFull, StageLost
+from p2pnode.errors import Busy, ContextFull, SessionLost, StageLost
 from p2pnode.facade import PrefillProgress, SamplingParams, TextDelta
 from tests.kit.fake_engine import FakeEngine
 
@@ -272,3 +274,109 @@ async def test_a_prompt_closed_between_chunks_ends_the_rest_at_once() -> None:
     route.go.clear()
     await events.aclose()
     assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+# --- prefixes --------------------------------------------------------------------------------------
+LONG = list(range(600))
+
+
+def positions(engine: FakeEngine) -> list[int]:
+    return [call[3] for call in engine.calls if call[0] in ("step", "sample")]
+
+
+async def test_a_kept_prefix_is_not_computed_again() -> None:
+    engine, one = FakeEngine(), session(LONG, 1, reuse=Reuse(9, 512, 512))
+    seen = [e async for e in generate(LocalRoute(engine, 1), one, clock=itertools.count().__next__)]
+    assert engine.named("reuse") == [("reuse", 1, 1, 9, 512)]
+    assert positions(engine) == [512]
+    assert (one.cached, one.prefilled, one.exact) == (512, 88, 512)
+    assert seen[0] == PrefillProgress(600, 600, 512)
+
+
+async def test_what_was_not_computed_in_whole_chunks_spoils_what_follows() -> None:
+    one = session([*LONG, *LONG], 1, reuse=Reuse(9, 300, 256))
+    await run(LocalRoute(FakeEngine(), 1), one)
+    assert (one.cached, one.exact) == (300, 256)
+    cold = session([*LONG, *LONG], 1)
+    await run(LocalRoute(FakeEngine(), 1), cold)
+    assert (cold.cached, cold.exact) == (0, 1024)
+
+
+async def test_a_prefix_that_is_gone_costs_a_computation_and_nothing_else() -> None:
+    engine, one = FakeEngine(), session(LONG, 1, reuse=Reuse(9, 512, 512))
+    engine.missing = {9}
+    await run(LocalRoute(engine, 1), one)
+    assert positions(engine) == [0, 256, 512]
+    assert (one.cached, one.exact) == (0, 512)
+
+
+class ForgetfulStage(LocalRoute):
+    """A far stage: only rows that do not fit show what it holds."""
+
+    length = 0
+
+    async def reuse(self, session: int, prefix: int, count: int) -> None:
+        """Said to the near stage, never to this one."""
+
+    async def feed(self, feed: Feed) -> Sampled | None:
+        if feed.position_first > self.length:
+            raise SessionLost(f"a frame at {feed.position_first}, the session holds {self.length}")
+        self.length = feed.position_first + len(feed.tokens)
+        return await super().feed(feed)
+
+
+async def test_a_far_stage_without_the_prefix_is_found_out_by_its_rows() -> None:
+    engine, one = FakeEngine(), session(LONG, 1, reuse=Reuse(9, 512, 512))
+    await run(ForgetfulStage(engine, 1), one)
+    assert positions(engine) == [0, 256, 512]
+    assert (one.cached, one.prefilled, one.exact) == (0, 600, 512)
+
+
+async def test_a_session_lost_without_a_prefix_is_an_error() -> None:
+    route = ForgetfulStage(FakeEngine(), 1)
+    route.length = -1
+    with pytest.raises(SessionLost):
+        await run(route, session(LONG, 1))
+
+
+# --- what a route keeps ----------------------------------------------------------------------------
+SHAPE = PrefixShape(bytes_per_token=1, bytes_per_session=0, whole_only=False)
+
+
+async def test_prefixes_come_and_go_on_the_route() -> None:
+    engine, bytes_max = FakeEngine(), [700]
+    kept = Prefixes(LocalRoute(engine, 1), SHAPE, lambda: bytes_max[0])
+    first = session(LONG)
+    first.generated = [7, 8]
+    await kept.keep(first)
+    assert engine.named("keep") == [("keep", 1, 1, 601)], "the last token was never fed"
+    found = kept.find([*LONG, 7, 1, 2], exact=False)
+    assert found == Reuse(1, 601, 0)
+    second = session([5] * 200)
+    second.session, second.generated = 2, [1]
+    await kept.keep(second)
+    assert engine.named("forget") == [("forget", 1, 1)]
+    assert (len(kept), kept.size_bytes) == (1, 200)
+    await kept.keep(second)
+    assert len(engine.named("keep")) == 2, "it is kept already"
+    bytes_max[0] = 0
+    assert kept.find([5] * 201, exact=False) is None, "the operator ended it"
+    await kept.missed(Reuse(2, 200, 0))
+    await kept.missed(Reuse(2, 200, 0))
+    assert engine.named("forget")[1:] == [("forget", 1, 2)]
+
+
+async def test_what_a_broken_route_kept_is_forgotten_where_it_can_be() -> None:
+    class Broken(LocalRoute):
+        async def forget(self, prefix: int) -> None:
+            await super().forget(prefix)
+            raise StageLost("gone")
+
+    engine = FakeEngine()
+    kept = Prefixes(Broken(engine, 1), SHAPE, lambda: 10**6)
+    for number, prompt in enumerate(([1] * 50, [2] * 50)):
+        one = session(prompt)
+        one.session, one.generated = number, [3]
+        await kept.keep(one)
+    await kept.clear()
+    assert (len(kept), len(engine.named("forget"))) == (0, 2)

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from p2pnode import limits
-from p2pnode.compute.notices import free_frame
+from p2pnode.compute.notices import forget_frame, free_frame, keep_frame, reuse_frame
 from p2pnode.compute.stage import StageServer
 from p2pnode.errors import ComputeError, Forbidden, P2PNodeError, StreamReset
 from p2pnode.frame import Frame, Kind
@@ -211,3 +211,65 @@ async def test_a_stream_that_ends_ends_its_sessions_at_the_gate_first() -> None:
     await settle()
     await stage.end()
     assert sorted(gate.over)[::2] == [1, 2]
+
+
+# --- prefixes --------------------------------------------------------------------------------------
+async def test_prefixes_are_kept_reused_and_forgotten_in_order_with_frames() -> None:
+    stage = Stage()
+    stage.put(tokens_frame([1, 2], 0, session=1))
+    await settle()
+    stage.put(
+        keep_frame(1, 2),
+        free_frame(1, 0),
+        reuse_frame(2, 1, 2),
+        tokens_frame([3], 2, session=2),
+        forget_frame(1),
+    )
+    await settle()
+    assert [call[0] for call in stage.engine.calls] == ["step", "keep", "free", "reuse", "step", "forget"]
+    assert stage.engine.named("reuse") == [("reuse", 1, 2, 1, 2)]
+    sent = [(frame.kind, frame.session) for frame in stage.sent]
+    assert [kind for kind, session in sent if session == 1] == [
+        Kind.TOKENS,
+        Kind.KEEP,
+        Kind.FREE,
+        Kind.FORGET,
+    ]
+    assert [kind for kind, session in sent if session == 2] == [Kind.REUSE, Kind.TOKENS]
+    assert sent.index((Kind.KEEP, 1)) < sent.index((Kind.REUSE, 2))
+    (told,) = [frame for frame in stage.sent if frame.kind is Kind.REUSE]
+    assert (told.position_first, told.request) == (2, 1), "the next stage is told the same"
+    assert (stage.server.sessions, stage.server.prefixes) == ({2}, set())
+    await stage.end()
+
+
+async def test_what_is_kept_was_computed_before() -> None:
+    """A frame still in the engine holds back what is said of its session, and of no other."""
+    stage = Stage()
+    stage.engine.gate = asyncio.Event()
+    stage.put(tokens_frame([1, 2], 0, session=1), keep_frame(1, 2), forget_frame(7))
+    await settle()
+    assert [call[0] for call in stage.engine.calls] == ["step", "forget"]
+    stage.engine.gate.set()
+    await settle()
+    assert stage.engine.named("keep") == [("keep", 1, 1, 2)]
+    await stage.end()
+
+
+async def test_what_is_not_kept_here_is_said_onward() -> None:
+    """And the next stages never hear that they should begin there: nothing begins in half of the stages."""
+    stage = Stage()
+    stage.engine.missing = {1}
+    stage.put(reuse_frame(2, 1, 7))
+    await settle()
+    (frame,) = stage.sent
+    assert (frame.kind, frame.meta["code"]) == (Kind.ERROR, "session_lost")
+    await stage.end()
+
+
+async def test_prefixes_end_with_their_stream() -> None:
+    stage = Stage()
+    stage.put(tokens_frame([1, 2], 0, session=1), keep_frame(1, 2), free_frame(1, 0))
+    await settle()
+    await stage.end()
+    assert stage.engine.named("forget") == [("forget", 1, 1)]

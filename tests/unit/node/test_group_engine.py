@@ -75,3 +75,16 @@ def test_every_pair_of_ranks_shares_one_secret_lane() -> None:
         assert one["secret"] == other["secret"]
         assert (one["port"], one["peer_port"]) == (other["peer_port"], other["port"])
     assert len({end["secret"] for own in ends for end in own}) == 3
+
+
+async def test_all_ranks_keep_the_same_prefixes() -> None:
+    made = Group()
+    await made.group.keep_prefix(1, 5, 40)
+    await made.group.reuse_prefix(1, 6, 5, 32)
+    await made.group.forget_prefix(1, 5)
+    told = [(f.kind, f.session, f.request, f.position_first) for f in made.told["two"]]
+    assert told == [(Kind.KEEP, 5, 0, 40), (Kind.REUSE, 6, 5, 32), (Kind.FORGET, 5, 0, 0)]
+    assert [call[0] for call in made.engine.calls] == ["keep", "reuse", "forget"]
+    made.group.lose(StageLost("beta went away"))
+    await made.group.forget_prefix(1, 7)
+    assert len(made.told["two"]) == 3, "nobody is told any more"

@@ -109,6 +109,8 @@ class World:
             cells=CountedCells(self.log, name, cells),
             session_tokens=50,
             announce=self._announcing(name),
+            prefixes=None,
+            lost=None,
         )
         return cast(Active, made)
 
