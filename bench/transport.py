@@ -1,6 +1,6 @@
 """Bulk rate, round trips and processor time of the transport, beside TCP, TLS and aioquic's own API.
 
-    python -m bench.transport [--rounds N] [--quick] [--out bench/results/transport.json]
+    python -m bench.transport [--rounds N] [--only TEXT] [--out bench/results/transport.json]
 
 Two processes on loopback; each variant runs once per round, rounds are interleaved and medians reported, so
 that ratios within one run can be compared on a busy machine.
@@ -32,6 +32,10 @@ from aioquic.quic.configuration import QuicConfiguration
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+sys.path.insert(0, str(Path(__file__).parent))
+
+import engine_hop
+
 from p2pnode.errors import RemoteProtocolError
 from p2pnode.identity import Identity
 from p2pnode.transport.quic import QuicTransport
@@ -59,14 +63,18 @@ VARIANTS = [
     Variant("TLS over TCP (asyncio)", "tls"),
     Variant("aioquic API 1200", "stock", 1200),
     Variant("aioquic API 1452", "stock", 1452),
+    Variant("aioquic API 8192", "stock", 8192),
     Variant("aioquic API 16384", "stock", 16_384),
     Variant("plain core 1200", "p2pnode", 1200, "plain"),
     Variant("plain core 1452", "p2pnode", 1452, "plain"),
+    Variant("plain core 8192", "p2pnode", 8192, "plain"),
     Variant("plain core 16384", "p2pnode", 16_384, "plain"),
     Variant("fast core 1200", "p2pnode", 1200),
     Variant("fast core 1452", "p2pnode", 1452),
     Variant("fast core 8192", "p2pnode", 8192),
     Variant("fast core 16384 (default on loopback)", "p2pnode", 16_384),
+    Variant("engine to engine 1452", "engines", 1452),
+    Variant("engine to engine 16384", "engines", 16_384),
 ]
 
 
@@ -305,11 +313,32 @@ async def p2pnode_client(variant: Variant, where: tuple[list[str], Any]) -> dict
     return result
 
 
+async def engines_server(variant: Variant, queue: Queue) -> None:
+    node = _node(variant)
+    await node.start()
+    await engine_hop.serve(node)
+    queue.put((list(node.listen_multiaddrs), node.peer_id))
+    await asyncio.Event().wait()
+
+
+async def engines_client(variant: Variant, where: tuple[list[str], Any]) -> dict[str, Any]:
+    node = _node(variant)
+    await node.start()
+    connection = await node.dial(*where)
+    for _ in range(3):
+        await connection.ping()
+    assert connection.stats().datagram_bytes == variant.datagram, "probes did not settle"
+    result = await engine_hop.measure(connection)
+    await node.close()
+    return result
+
+
 KINDS: dict[str, tuple[Any, Any]] = {
     "tcp": (tcp_server, tcp_client),
     "tls": (tcp_server, tcp_client),
     "stock": (stock_server, stock_client),
     "p2pnode": (p2pnode_server, p2pnode_client),
+    "engines": (engines_server, engines_client),
 }
 
 
@@ -390,6 +419,13 @@ def main() -> None:
             rounds[variant.name].append(run(variant))
     results = {name: median(found) for name, found in rounds.items()}
     for name, one in results.items():
+        if "engines_add_ms" in one:
+            frames, engines = one["rtt_ms_8192_frames"]["p50"], one["rtt_ms_8192_engines"]["p50"]
+            print(
+                f"{name:40} rtt ms 8192 of frames {frames:.3f}, from engine to engine {engines:.3f}: "
+                f"engines add {one['engines_add_ms']:.3f} ms"
+            )
+            continue
         trips = "  ".join(f"{size}: {one[f'rtt_ms_{size}']['p50']:7.3f}" for size in ROUND_TRIPS)
         cpu = one["cpu_ms_per_mb"]
         new_stream = one["new_stream_rtt_ms_8192"]["p50"]
