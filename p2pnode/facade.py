@@ -203,6 +203,14 @@ class NodeFacade(Protocol):
         remove_model, copy_model, log_forget, ... Raises RequestError for an unknown name."""
         ...
 
+    def hops(self) -> JsonObject:
+        """{"totals": {stage: [steps, compute_ns]}, "requests": [ids of traces that are kept, newest last]}"""
+        ...
+
+    def trace(self, request_id: str) -> JsonObject:
+        """The way of one request in Chrome's trace format; raises NotFound."""
+        ...
+
     async def tools(self) -> JsonObject:
         """{"servers": [{"name", "scope": use | admin, "error", "tools": [{"name", "description", "input_schema"}]}]}:
         tools of other programs that the operator allows."""

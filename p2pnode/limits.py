@@ -551,6 +551,11 @@ API_LOADING_LOOK_S = 0.2
 LOAD_ETA_SEEN_S_MIN = 1.0
 LOAD_ETA_SEEN_FRACTION_MIN = 0.05
 """A time to go is told after this much of a step was seen; less would be a guess."""
+HOPS_LOOK_S = 0.5
+"""How often the hops of a running answer are looked at: lively for an eye, one small message a device."""
+TRACES_KEPT_MAX = 64
+TRACE_SAMPLES_MAX = 1200
+"""Ten minutes of one answer."""
 LOAD_STALLED_S = 5.0
 """A step that says nothing for so long has no pace any more."""
 LOAD_TOLD_EVERY_S = 0.1

@@ -68,6 +68,14 @@ def view_routes(context: ApiContext) -> Blueprint:
 
         routes.add_url_rule(path, method, answer, methods=["GET"])
 
+    @routes.get("/sessions/<request_id>/trace")
+    async def trace(request_id: str) -> Response:
+        """For Perfetto or chrome://tracing."""
+        caller("use")
+        answer = json_response(node.trace(request_id))
+        answer.headers["Content-Disposition"] = 'attachment; filename="p2pnode-trace.json"'
+        return answer
+
     @routes.get("/settings/origins")
     async def origins() -> Response:
         caller("admin")

@@ -17,7 +17,7 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric, SummaryMetricFamily
 
 from p2pnode import __version__
 from p2pnode.api.sse import close
@@ -40,6 +40,7 @@ class _Projections:
         for family in self._node.metrics().get("metrics", []):
             yield _family(family)
         yield from _links(self._node)
+        yield _hops(self._node)
 
 
 def _links(node: NodeFacade) -> Iterable[Metric]:
@@ -55,6 +56,18 @@ def _links(node: NodeFacade) -> Iterable[Metric]:
                 moved.add_metric([name, direction], peer[f"bytes_{direction}"])
     yield rtt
     yield moved
+
+
+def _hops(node: NodeFacade) -> Metric:
+    """Computing time of each hop of the plans this node leads; a stage is named by its number."""
+    hop = SummaryMetricFamily(
+        "p2pnode_hop_seconds",
+        "Computing time of one step of a stage, of plans this node leads.",
+        labels=["stage"],
+    )
+    for stage, (steps, compute_ns) in node.hops()["totals"].items():
+        hop.add_metric([stage], steps, compute_ns / 1e9)
+    return hop
 
 
 def _family(family: Mapping[str, Any]) -> Metric:

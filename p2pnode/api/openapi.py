@@ -68,6 +68,7 @@ SUMMARIES: dict[str, str] = {
     "GET /models": "Models, who holds them and how much",
     "GET /plans": "Plans, newest first",
     "GET /sessions": "Requests that run and that ran",
+    "GET /sessions/<request_id>/trace": "The way of one request, for Perfetto or Chrome's tracing",
     "GET /billing": "Accounts, holds and channels",
     "GET /settings": "Settings that were changed, and by whom",
     "POST /settings": "Change a setting",

@@ -39,6 +39,7 @@ from p2pnode.node.embedding import Embedding
 from p2pnode.node.engines import EngineHost, EnginePool
 from p2pnode.node.federation import Federation, nearest_holder
 from p2pnode.node.grants import Grants
+from p2pnode.node.hops import Hops
 from p2pnode.node.hosting import HostedStage, Hosting
 from p2pnode.node.instances import Instance
 from p2pnode.node.layer_rates import LayerRates
@@ -57,7 +58,7 @@ from p2pnode.node.presence import Presence
 from p2pnode.node.pulling import Pulling
 from p2pnode.node.reach import Reach
 from p2pnode.node.receipts import Receipts
-from p2pnode.node.requests import Requests
+from p2pnode.node.requests import Requests, Running
 from p2pnode.node.rings import Rings
 from p2pnode.node.routing import Routing
 from p2pnode.node.rpc_tunnel import RpcTunnel
@@ -285,7 +286,7 @@ class Node:
             choose_again=self.choosing.choose_again,
             book=Books(ledger, self.receipts, self.tasks),
             new_id=lambda: f"req-{secrets.token_hex(8)}",
-            finished=self.choosing.learn,
+            finished=self._request_finished,
         )
         self.federation = Federation(transport=transport, links=self.links, generate=self.requests.generate)
         self.embedding = Embedding(self.bringing, self._new_engine, self.loads)
@@ -298,6 +299,15 @@ class Node:
             mesh=self.mesh,
             transfers=self.transfers,
             came=self._model_came,
+        )
+        self.hops = Hops(
+            me=self.me,
+            links=self.links,
+            hosting=self.hosting,
+            active=lambda: list(self.routing.active.values()),
+            running=lambda: self.requests.running,
+            say=self.say,
+            clock=time.monotonic,
         )
         self.tools = Tools(read_file(options.mcp) if options.mcp else {}, self._tool_called)
         self.telemetry: list[Callable[[dict[str, Any]], None]] = []
@@ -326,6 +336,7 @@ class Node:
             self.tasks.spawn("port mapping", self.reach.keep_mapped(tell))
         self.tasks.spawn("record clock", self._tick())
         self.tasks.spawn("witnesses", self.witnessing.run())
+        self.tasks.spawn("hops", self.hops.run())
         self.tasks.spawn("auto mode", self.auto_mode.run())
         self.tasks.spawn("measuring", self._measure())
         self.is_started = True
@@ -365,6 +376,10 @@ class Node:
                 )
             )
         )
+
+    def _request_finished(self, running: Running) -> None:
+        self.choosing.learn(running)
+        self.hops.finished(running)
 
     async def _model_came(self, model: StoredModel) -> None:
         await self.offer(model)

@@ -17,6 +17,7 @@ from p2pnode.events.types import ConsoleCommandRun
 from p2pnode.facade import GenerateEvent, GenerateRequest, JsonObject
 from p2pnode.node.bringing import PREFIXES, prefix_bytes_of
 from p2pnode.node.core import Node, now_ms
+from p2pnode.node.hops import chrome_trace
 from p2pnode.node.memory_use import memory_use
 from p2pnode.node.mode_commands import ModeCommands
 from p2pnode.node.planning import PlanRequest
@@ -440,6 +441,22 @@ class Faces:
 
     async def _key_revoked(self, a: Mapping[str, Any]) -> JsonObject:
         return await self._node.ledger.do(c.RevokeApiKey(key_id=str(a["key_id"])))
+
+    def hops(self) -> JsonObject:
+        hops = self._node.hops
+        return {
+            "totals": {stage: list(counts) for stage, counts in hops.totals.items()},
+            "requests": list(hops.traces),
+        }
+
+    def trace(self, request_id: str) -> JsonObject:
+        trace = self._node.hops.traces.get(request_id)
+        if trace is None:
+            kept = limits.TRACES_KEPT_MAX
+            raise NotFound(
+                f"no trace of {request_id[:64]!r} is kept", hint=f"the newest {kept} are, while the node runs"
+            )
+        return chrome_trace(trace)
 
     async def tools(self) -> JsonObject:
         return await self._node.tools.view()

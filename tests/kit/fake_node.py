@@ -289,6 +289,14 @@ class FakeNode:
         top = tuple((f"alt{n}", -1.0 - n, f"alt{n}".encode()) for n in range(request.sampling.logprobs))
         return (TokenLogprob(token, -0.5, token.encode(), top),)
 
+    def hops(self) -> JsonObject:
+        return {"totals": {"0": [10, 20_000_000], "output": [10, 1_000_000]}, "requests": ["chatcmpl-1"]}
+
+    def trace(self, request_id: str) -> JsonObject:
+        if request_id != "chatcmpl-1":
+            raise NotFound(f"no trace of {request_id!r} is kept")
+        return {"traceEvents": [], "displayTimeUnit": "ms", "otherData": {"request_id": request_id}}
+
     async def tools(self) -> JsonObject:
         return {"servers": self.tool_servers}
 

@@ -87,6 +87,61 @@ def test_home(page: Page, url: str) -> None:
     picture(page, "home")
 
 
+def test_the_active_hop_moves(page: Page, url: str, node: RecordedNode) -> None:
+    """While an answer is written, the stage at work moves along the ring and each hop says what it takes."""
+    hops = [
+        {
+            "stage": "0",
+            "peer": PEER,
+            "name": "studio",
+            "layers": [0, 4],
+            "steps": 9,
+            "step_ms": 1.5,
+            "busy": 0.4,
+        },
+        {
+            "stage": "1",
+            "peer": PEER_TWO,
+            "name": "kitchen",
+            "layers": [4, 8],
+            "steps": 9,
+            "step_ms": 3.25,
+            "busy": 0.6,
+        },
+        {
+            "stage": "output",
+            "peer": PEER,
+            "name": "studio",
+            "layers": [0, 0],
+            "steps": 9,
+            "step_ms": 0.25,
+            "busy": 0.1,
+        },
+    ]
+    data = {"plan_id": "p1", "model": "p2pnode-demo", "hops": hops, "token_ms": 6.0, "rest_ms": 1.0}
+    node.live_items = [{"kind": "hops", "data": data}]
+    page.goto(url)
+    expect(page.get_by_text("layers 4–7 · 3.3 ms")).to_be_visible()
+    expect(page.get_by_role("figure", name=re.compile("wires and waiting: 1.00 ms"))).to_be_visible()
+    expect(page.locator(".device.tone-0.is-active")).to_be_visible()
+    expect(page.locator(".device.tone-1.is-active")).to_be_visible()
+    picture(page, "hops")
+    expect(page.get_by_text("Where the time went")).to_be_visible()
+    expect(page.locator(".device.is-active")).to_have_count(0)
+
+
+def test_a_trace_is_saved(page: Page, url: str, node: RecordedNode) -> None:
+    """The way of an answer is a file for Perfetto; one that is not kept any more is said."""
+    page.goto(f"{url}/#/chat")
+    page.get_by_label("Your message").fill("hello")
+    page.keyboard.press("Enter")
+    page.get_by_text("Who computed this").click()
+    node.trace = lambda request_id: {"traceEvents": []}  # type: ignore[method-assign]
+    with page.expect_download() as saved:
+        page.get_by_role("button", name="Save the trace").click()
+    assert saved.value.suggested_filename.endswith(".trace.json")
+
+
 def test_attention(page: Page, url: str, node: RecordedNode) -> None:
     """A lost device is the one thing that needs a person, with a way there."""
     peers = node.peers()

@@ -13,7 +13,13 @@ export function positions(count, width = 640, height = heightFor(count)) {
   });
 }
 
-export function Topology({ peers, plan, hop, busy = false }) {
+// What a step of a stage takes now, where that is known.
+function took(hops, stage) {
+  const hop = hops?.hops.find((item) => item.stage === String(stage));
+  return hop ? ` · ${hop.step_ms.toFixed(1)} ms` : "";
+}
+
+export function Topology({ peers, plan, hop, hops = null, busy = false }) {
   if (!peers.length) return null;
   const ordered = [...peers].sort((a, b) => Number(Boolean(b.self)) - Number(Boolean(a.self)));
   const at = positions(ordered.length);
@@ -37,7 +43,7 @@ export function Topology({ peers, plan, hop, busy = false }) {
       return html`<g key=${peer.peer} class=${`device ${stage >= 0 ? toneOf(stage) : "tone-none"} ${hop === stage && stage >= 0 ? "is-active" : ""}`}>
         <circle cx=${at[index].x} cy=${at[index].y} r="17" />
         <text x=${at[index].x} y=${at[index].y + 35}>${peer.name || shortPeer(peer.peer)}</text>
-        ${stage >= 0 && html`<text class="small" x=${at[index].x} y=${at[index].y + 49}>layers ${layers(stages[stage].layers)}</text>`}
+        ${stage >= 0 && html`<text class="small" x=${at[index].x} y=${at[index].y + 49}>layers ${layers(stages[stage].layers)}${took(hops, stage)}</text>`}
       </g>`;
     })}
   </svg>`;

@@ -1,10 +1,10 @@
 // Chat: streams an answer, says how fast and by whom it was computed, and stops when told.
 import { html, useEffect, useRef, useState } from "../lib/dom.js";
-import { stream } from "../lib/api.js";
+import { get, stream } from "../lib/api.js";
 import { units } from "../lib/format.js";
 import { LayerBar, StageTable } from "../lib/layers.js";
 import { toSafeHtml } from "../lib/markdown.js";
-import { Progress } from "../lib/widgets.js";
+import { Progress, download } from "../lib/widgets.js";
 
 export const MODES = [
   ["auto", "Auto"],
@@ -138,8 +138,16 @@ function Message({ message }) {
     ${by && html`<details class="who"><summary>Who computed this</summary>
       <p class="muted">${by.mode}, ${by.stages.length === 1 ? "one device" : `${by.stages.length} devices in turn`};
         ${" "}request <a href=${`#/audit?request=${by.request_id}`}>${by.request_id}</a></p>
+      <${TraceButton} request=${by.request_id} />
       <${LayerBar} stages=${by.stages} /><${StageTable} stages=${by.stages} /></details>`}
   </div>`;
+}
+
+// The way of one request for Perfetto or chrome://tracing; the node keeps the newest ones only.
+function TraceButton({ request }) {
+  const [error, setError] = useState(null);
+  const save = () => get(`/sessions/${encodeURIComponent(request)}/trace`).then((trace) => download(`${request}.trace.json`, JSON.stringify(trace)), setError);
+  return html`<p><button type="button" onClick=${save}>Save the trace</button> ${error && html`<span class="muted">${error.message}</span>`}</p>`;
 }
 
 function Prefill({ progress }) {

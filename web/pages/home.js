@@ -1,6 +1,7 @@
 // Home: one line that says how things are, the one thing that needs you, devices and their layers.
 import { html } from "../lib/dom.js";
 import { ago, plural, rtt, shortPeer } from "../lib/format.js";
+import { HopBar, isFresh, useHop } from "../lib/hops.js";
 import { LayerBar, StageTable, toneOf } from "../lib/layers.js";
 import { Topology } from "../lib/topology.js";
 import { Progress } from "../lib/widgets.js";
@@ -43,7 +44,9 @@ export function shownPlan({ plans, running, sessions }) {
 export function Home({ state }) {
   const notice = attention(state);
   const plan = shownPlan(state);
-  const hop = state.telemetry.hop?.stage ?? null;
+  const hops = state.telemetry.hops;
+  const hop = useHop(hops);
+  const fresh = isFresh(hops);
   return html`<section aria-labelledby="home-title">
     <h1 id="home-title">${state.status.mesh?.name ?? "Your mesh"}</h1>
     <p class="pulse" role="status"><span class=${`beat ${state.connected ? "ok" : "bad"}`} aria-hidden="true"></span>${pulse(state)}</p>
@@ -54,7 +57,7 @@ export function Home({ state }) {
     <div class="grid">
       <article class="card wide">
         <h2>Devices</h2>
-        <${Topology} peers=${state.peers} plan=${plan} hop=${hop} busy=${state.running.length > 0} />
+        <${Topology} peers=${state.peers} plan=${plan} hop=${hop} hops=${fresh ? hops : null} busy=${fresh || state.running.length > 0} />
         <${PeerTable} peers=${state.peers} plan=${plan} />
       </article>
       <article class="card wide">
@@ -62,6 +65,7 @@ export function Home({ state }) {
         ${plan
           ? html`<p class="muted">${plan.mode} · ${plan.state}${plan.tokens_per_s ? ` · ${plan.tokens_per_s.toFixed(1)} tokens/s` : ""}</p>
               <${LayerBar} stages=${plan.stages} active=${hop} />
+              ${hops?.model === plan.model && html`<h3>${fresh ? "Where the time goes now" : "Where the time went"}</h3><${HopBar} view=${hops} active=${hop} />`}
               <${StageTable} stages=${plan.stages} />`
           : html`<p class="muted">Ask something in <a href="#/chat">Chat</a> and a plan is made.</p>`}
       </article>
