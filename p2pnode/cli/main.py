@@ -106,7 +106,7 @@ def run_command(arguments: list[str]) -> int:
         click.echo("", err=True)
         return 130
     except click.ClickException as error:
-        return _usage(error)
+        return _usage(error, as_json="--json" in arguments)
     except P2PNodeError as error:
         if debug:
             raise
@@ -123,13 +123,17 @@ def run_command(arguments: list[str]) -> int:
         return _failed(_UnexpectedError(f"{type(error).__name__}: {error}"), as_json="--json" in arguments)
 
 
-def _usage(error: click.ClickException) -> int:
-    from p2pnode.cli.output import one_line
+def _usage(error: click.ClickException, *, as_json: bool) -> int:
+    from p2pnode.cli.output import one_line, print_json
 
-    click.secho(f"error: {one_line(error.format_message())}", fg="red", err=True)
+    message = one_line(error.format_message())
     context = getattr(error, "ctx", None)
-    if context is not None:
-        click.secho(f"hint:  {context.command_path} --help", fg="yellow", err=True)
+    hint = "" if context is None else f"{context.command_path} --help"
+    click.secho(f"error: {message}", fg="red", err=True)
+    if hint:
+        click.secho(f"hint:  {hint}", fg="yellow", err=True)
+    if as_json:
+        print_json({"error": {"code": "usage", "message": message, "hint": hint, "details": {}}})
     return error.exit_code
 
 

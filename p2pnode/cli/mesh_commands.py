@@ -266,7 +266,9 @@ def status(data: Path | None, api: str | None, as_json: bool) -> None:
     if as_json:
         print_json(view)
         return
-    pairs = [("panel", node.url), ("memory", memory_text(view.pop("memory")))]
+    pairs = [("panel", node.url)]
+    if isinstance(memory := view.get("memory"), dict) and "allowed_bytes" in memory:
+        pairs.append(("memory", memory_text(view.pop("memory"))))
     for name, value in view.items():
         if isinstance(value, dict):
             pairs.extend((f"{name}.{inner}", flat(item)) for inner, item in value.items())

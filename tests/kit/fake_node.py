@@ -93,6 +93,11 @@ class FakeNode:
             "peer_count": 2,
             "log_size": 42,
             "tokens_per_s": 41.5,
+            "memory": {
+                "node_and_engines_bytes": 150_000_000,
+                "share_bytes": 4_000_000,
+                "allowed_bytes": 204_000_000,
+            },
         }
 
     def peers(self) -> JsonObject:

@@ -57,6 +57,13 @@ def test_json_and_table(capsys: pytest.CaptureFixture[str], data: str, command: 
     assert out.strip()
 
 
+def test_status_says_what_may_be_in_memory(capsys: pytest.CaptureFixture[str], data: str) -> None:
+    _, out, _ = run(capsys, "status", "--data", data)
+    (line,) = [line for line in out.splitlines() if line.startswith("memory")]
+    assert "150.0 MB resident" in line
+    assert "at most 204.0 MB: 4.0 MB share" in line
+
+
 def test_run(capsys: pytest.CaptureFixture[str], data: str, node: FakeNode) -> None:
     """run streams the answer as it is, and its JSON has what the issue promises."""
     code, out, err = run(capsys, "run", MODEL, "hello", "--data", data)
