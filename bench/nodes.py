@@ -33,11 +33,18 @@ class BenchError(Exception):
 class Node:
     """One `p2pnode join`, in a process group of its own."""
 
-    def __init__(self, root: Path, name: str, *arguments: str, threads: int = 1) -> None:
+    def __init__(
+        self,
+        root: Path,
+        name: str,
+        *arguments: str,
+        threads: int = 1,
+        listen: str = "/ip4/127.0.0.1/udp/0/quic-v1",
+    ) -> None:
         self.name, self.data, self.log = name, root / name, root / f"{name}.log"
         command = [
             sys.executable, "-m", "p2pnode", "join", *arguments, "--data", str(self.data), "--name", name, "--json",
-            "--listen", "/ip4/127.0.0.1/udp/0/quic-v1", "--api", "127.0.0.1:0", "--threads", str(threads), "--no-mdns",
+            "--listen", listen, "--api", "127.0.0.1:0", "--threads", str(threads), "--no-mdns",
         ]  # fmt: skip
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
@@ -115,11 +122,11 @@ class Mesh:
     def head(self) -> Node:
         return self.nodes[0]
 
-    def add(self, name: str, *arguments: str, threads: int = 1) -> Node:
+    def add(self, name: str, *arguments: str, threads: int = 1, **options: str) -> Node:
         ticket = []
         if self.nodes:
             ticket = [str(self.head.api.post("/invites", {"uses": 1, "expires_s": 3600})["ticket"])]
-        node = Node(self.root, name, *ticket, *arguments, threads=threads)
+        node = Node(self.root, name, *ticket, *arguments, threads=threads, **options)
         self.nodes.append(node)
         return node
 
@@ -206,12 +213,17 @@ def ask_side_by_side(node: Node, wishes: Sequence[Mapping[str, Any]]) -> list[An
 
 def random_model() -> Path:
     """A model of TinyLlama's shape with random weights, made once."""
-    path = MODELS / "tinyllama-q4_k_m.gguf"
+    return model_of("tinyllama", "q4_k_m")
+
+
+def model_of(shape: str, weights: str) -> Path:
+    """A model with random weights, made once."""
+    path = MODELS / f"{shape}-{weights}.gguf"
     if not path.is_file():
         MODELS.mkdir(parents=True, exist_ok=True)
         made = path.with_suffix(".part")
-        command = [sys.executable, str(ROOT / "tools" / "random_model.py"), str(made), "--shape", "tinyllama",
-                   "--type", "q4_k_m"]  # fmt: skip
+        command = [sys.executable, str(ROOT / "tools" / "random_model.py"), str(made), "--shape", shape,
+                   "--type", weights]  # fmt: skip
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         made.rename(path)
     return path

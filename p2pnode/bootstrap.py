@@ -40,12 +40,14 @@ from p2pnode.identity import load_or_create
 from p2pnode.machine import bind_to_machine
 from p2pnode.models.files import write_atomic
 from p2pnode.models.store import ModelStore
+from p2pnode.multiformats import DecodeError
 from p2pnode.node.core import Node, now_ms
 from p2pnode.node.data_folder import DataFolder
 from p2pnode.node.faces import Faces
 from p2pnode.node.ledger import Ledger
 from p2pnode.node.mesh import Mesh
 from p2pnode.transport.invite import decode_ticket
+from p2pnode.transport.multiaddr import quic_address
 from p2pnode.transport.quic import QuicTransport
 from p2pnode.units import UnixMs
 
@@ -54,6 +56,14 @@ SWITCH_INTERVAL_S = 0.0005
 """A busy Python thread must not keep the loop that owns the QUIC sockets waiting (measured: 30 ms with the default)."""
 
 Tell = Callable[[str], None]
+
+
+def _check_announced(address: str) -> None:
+    try:
+        quic_address(address)
+    except DecodeError as error:
+        hint = "e.g. /ip4/203.0.113.7/udp/9481/quic-v1"
+        raise ConfigError(f"cannot announce {address}: {error}", hint=hint) from None
 
 
 class RunningNode:
@@ -78,6 +88,8 @@ class RunningNode:
             decode_ticket(options.ticket, now_ms=UnixMs(now_ms()))
         for path in options.models:
             await check_model(path)
+        for address in options.announce:
+            _check_announced(address)
         closing = asyncio.Event()
         server = ApiServer(options.api, closing)
         folder = DataFolder(data)

@@ -39,6 +39,8 @@ class JoinOptions:
     """How people call this device."""
     listen: tuple[str, ...] = (LISTEN_DEFAULT,)
     """QUIC multiaddresses to listen on."""
+    announce: tuple[str, ...] = ()
+    """Multiaddresses others are told instead of the bound ones, e.g. of a forwarded port."""
     api: str = API_DEFAULT
     """HOST:PORT of the HTTP API and panel; port 0 takes a free one."""
     peers: tuple[str, ...] = ()
@@ -172,6 +174,7 @@ CONVERTERS: Mapping[str, Callable[[Any], Any]] = {
     "moved": _boolean,
     "name": _text,
     "listen": _many(_text),
+    "announce": _many(_text),
     "api": _api,
     "peers": _many(_text),
     "models": _many(_path),

@@ -36,6 +36,12 @@ import click
     metavar="MULTIADDR",
     help="QUIC address to listen on [default: /ip4/0.0.0.0/udp/9481/quic-v1].",
 )
+@click.option(
+    "--announce",
+    multiple=True,
+    metavar="MULTIADDR",
+    help="Tell others this address instead of the bound ones.",
+)
 @click.option("--api", metavar="HOST:PORT", help="Address of API and panel [default: 127.0.0.1:9480].")
 @click.option("--peer", "peers", multiple=True, metavar="MULTIADDR", help="Dial this address at start.")
 @click.option(

@@ -116,6 +116,7 @@ class Node:
             is_metered=options.metered,
         )
         self.reach = Reach(
+            announced=options.announce,
             bound=lambda: self.transport.listen_multiaddrs,
             is_member=lambda peer: self.mesh.is_member(peer),
             changed=lambda: self.links.status_changed(),

@@ -64,13 +64,14 @@ class LayerRates:
         """For as long as the node lives."""
         while True:
             content_id = self._next()
-            if content_id is not None and not self._is_busy():
-                self._tried.add(content_id)
-                try:
-                    await self._measure(content_id)
-                except P2PNodeError:
-                    continue  # a model that cannot be cut, or no memory for it now: the guess has to do
-            await asyncio.sleep(limits.MEASURE_LOOK_S)
+            if content_id is None or self._is_busy():
+                await asyncio.sleep(limits.MEASURE_LOOK_S)
+                continue
+            self._tried.add(content_id)
+            try:
+                await self._measure(content_id)
+            except P2PNodeError:
+                continue  # a model that cannot be cut, or no memory for it now: the guess has to do
 
     def _next(self) -> ContentId | None:
         fresh_ms = self._now_ms() - limits.MEASURE_FRESH_MS

@@ -22,15 +22,19 @@ class Reach:
         bound: Callable[[], Sequence[str]],
         is_member: Callable[[PeerId], bool],
         changed: Callable[[], None],
+        announced: Sequence[str] = (),
     ) -> None:
         self._bound = bound
+        self._announced = list(announced)
         self._is_member = is_member
         self._changed = changed
         self.observed = ObservedAddresses()
         self._mapping: port_mapping.PortMapping | None = None
 
     def addresses(self) -> list[str]:
-        """Bound ones first; those from outside always have room."""
+        """What the owner announces; else bound ones first, and those from outside always have room."""
+        if self._announced:
+            return self._announced[: limits.TICKET_ADDRESSES_MAX]
         bound = list(self._bound())
         outside = self.observed.agreed(bound)
         if self._mapping is not None and self._mapping.address not in (*bound, *outside):

@@ -117,6 +117,10 @@ def test_a_taken_quic_port(first_data: Path) -> None:
         refused(found, "--listen")
 
 
+def test_an_announced_address_that_is_none(first_data: Path) -> None:
+    refused(p2pnode("join", "--data", str(first_data), "--announce", "my.example:9481", *LISTEN), "announce")
+
+
 def test_a_ticket_of_a_device_that_is_off(tmp_path: Path) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:  # taken, so that nobody else answers
         silent.bind(("127.0.0.1", 0))

@@ -1,0 +1,243 @@
+"""Random meshes: is the plan that was chosen as fast as the best single device, and did its prediction hold?
+
+    python -m bench.meshes [--count 10] [--first 1] [--seed 1] [--out bench/results/meshes.json]
+
+Each mesh is made by its seed: two or three real nodes with different numbers of threads, perhaps with little memory,
+a model of one of some shapes with random weights, and a delaying UDP relay before every node, so that all of them
+are equally far apart. Nodes measure themselves one after the other, as devices of their own would; then the head
+plans without any wish, and the plan and every single device it could have used instead are asked the same, all
+through the head.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from nodes import MODELS, ROOT, BenchError, Mesh, Node, ask, machine, model_of
+
+from p2pnode.errors import P2PNodeError
+
+PROMPT_TOKENS, TOKENS = 32, 48
+RATIO_MIN, ERROR_MAX = 0.9, 0.2
+WAIT_S_MAX = 60.0
+SHAPES = (("smollm-135m", "q8_0"), ("smollm-135m", "f16"), ("tinyllama", "q4_k_m"))
+SPINS = "30000"
+"""What engines choose on a machine that is otherwise free; a load left by other work must not decide it."""
+
+
+@dataclass
+class Case:
+    """What one seed says."""
+
+    number: int
+    shape: str
+    weights: str
+    rtt_ms: float
+    threads: list[int]
+    memory_share: list[float | None]
+    """Of the model's size, what each device may use; None for all it has."""
+
+
+@dataclass
+class Result:
+    case: Case
+    mode: str = ""
+    stages: list[list[Any]] = field(default_factory=list)
+    predicted_tokens_per_s: float = 0.0
+    measured_tokens_per_s: float = 0.0
+    error: float = 0.0
+    """Measured over predicted, less one."""
+    singles_tokens_per_s: dict[str, float] = field(default_factory=dict)
+    """Each device alone, asked through the head; those that cannot hold the model are missing."""
+    ratio: float | None = None
+    """Of the chosen plan to the best single device; None where none holds the model."""
+
+
+def case_of(number: int, seed: int) -> Case:
+    rng = random.Random(f"{seed}:{number}")
+    shape, weights = rng.choice(SHAPES)
+    count = rng.choice((2, 2, 3))
+    shares = [rng.choice((None, None, 0.75)) for _ in range(count)]
+    rtt_ms = rng.choice((0.0, 1.0, 4.0, 10.0, 20.0))
+    return Case(number, shape, weights, rtt_ms, [rng.choice((1, 2)) for _ in range(count)], shares)
+
+
+def free_udp_port() -> int:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def relay_to(port: int, rtt_ms: float) -> Iterator[int]:
+    """A relay before a node's port; the port to announce."""
+    listen = free_udp_port()
+    command = [sys.executable, str(ROOT / "tools" / "udp_relay.py"), "--to", f"127.0.0.1:{port}",
+               "--listen", f"127.0.0.1:{listen}", "--latency-ms", str(rtt_ms / 2)]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        yield listen
+    finally:
+        process.kill()
+        process.wait()
+
+
+@contextlib.contextmanager
+def made(case: Case, model: Path) -> Iterator[Mesh]:
+    folder = Path(tempfile.mkdtemp(prefix="p2pnode-bench-"))
+    mesh = Mesh(folder)
+    with contextlib.ExitStack() as ending:
+        ending.callback(shutil.rmtree, folder, ignore_errors=True)
+        ending.callback(mesh.close)
+        for number, (threads, share) in enumerate(zip(case.threads, case.memory_share, strict=True)):
+            port = free_udp_port()
+            outside = ending.enter_context(relay_to(port, case.rtt_ms))
+            arguments = ["--model", str(model), "--announce", f"/ip4/127.0.0.1/udp/{outside}/quic-v1"]
+            if share is not None:
+                arguments += ["--memory-max", str(int(model.stat().st_size * share))]
+            listen = f"/ip4/127.0.0.1/udp/{port}/quic-v1"
+            node = mesh.add(f"device{number}", *arguments, threads=threads, listen=listen)
+            until_measured(node)  # before the next one starts: they share this machine's cores
+        for node in mesh.nodes:
+            node.online(len(mesh.nodes))
+        until_linked(mesh.head, len(mesh.nodes) - 1)
+        yield mesh
+
+
+def until_measured(node: Node) -> None:
+    manifests = {m["manifest"] for m in node.api.get("/models")["models"]}
+    wait_for(f"{node.name} to measure itself", lambda: manifests <= set(
+        node.api.get("/status")["capability"].get("rates", {})))  # fmt: skip
+
+
+def until_linked(head: Node, count: int) -> None:
+    wait_for(
+        "the links to be timed", lambda: sum("link" in p for p in head.api.get("/peers")["peers"]) == count
+    )
+
+
+def wait_for(what: str, holds: Any) -> None:
+    deadline_s = time.monotonic() + WAIT_S_MAX
+    while not holds():
+        if time.monotonic() > deadline_s:
+            raise BenchError(f"waited {WAIT_S_MAX:.0f} s for {what}")
+        time.sleep(0.1)
+
+
+def speed(head: Node, model: str) -> float:
+    """Tokens a second between the tokens of an answer, at the median pause; the first answer warms up."""
+    wish = {"model": model, "prompt": list(range(300, 300 + PROMPT_TOKENS)), "max_tokens": TOKENS}
+    ask(head, {**wish, "max_tokens": 4})
+    answer = ask(head, wish)
+    tokens = answer.end["usage"]["completion_tokens"] if "usage" in answer.end else TOKENS
+    spent_s = answer.at_s[-1] - answer.at_s[0]
+    return (tokens - 1) / spent_s
+
+
+def on_plan(head: Node, model: str, wish: dict[str, Any]) -> tuple[dict[str, Any], float] | None:
+    """The plan and its speed; None when it is refused."""
+    try:
+        plan = head.apply(model=model, **wish)
+    except P2PNodeError:
+        return None
+    found = speed(head, model)
+    head.release(plan["plan_id"])
+    return plan, found
+
+
+def run(case: Case, model: Path) -> Result:
+    result = Result(case)
+    name = model.stem
+    with made(case, model) as mesh:
+        first = on_plan(mesh.head, name, {})
+        if first is None:
+            return result
+        plan, before = first
+        for node in mesh.nodes:
+            is_head = node is mesh.head
+            wish = {"mode": "local"} if is_head else {"mode": "pipeline", "devices": [node.name], "stages": 1}
+            alone = on_plan(mesh.head, name, wish)
+            if alone is not None:
+                result.singles_tokens_per_s[node.name] = round(alone[1], 2)
+        again = on_plan(mesh.head, name, {})
+        after = again[1] if again is not None and again[0]["plan_id"] == plan["plan_id"] else before
+    result.mode = plan["mode"]
+    result.stages = [[*stage["devices"], *stage["layers"]] for stage in plan["stages"]]
+    result.predicted_tokens_per_s = round(plan["prediction"]["tokens_per_s"], 2)
+    measured = statistics.mean((before, after))
+    result.measured_tokens_per_s = round(measured, 2)
+    result.error = round(measured / plan["prediction"]["tokens_per_s"] - 1, 3)
+    if result.singles_tokens_per_s:
+        result.ratio = round(measured / max(result.singles_tokens_per_s.values()), 3)
+    return result
+
+
+def summary(results: list[Result]) -> dict[str, Any]:
+    planned = [r for r in results if r.mode]
+    rated = [r.ratio for r in planned if r.ratio is not None]
+    return {
+        "meshes": len(results),
+        "refused": len(results) - len(planned),
+        "with_a_single_device_that_fits": len(rated),
+        "not_slower_than_0.9_of_it": sum(ratio >= RATIO_MIN for ratio in rated),
+        "within_20_percent": sum(abs(r.error) <= ERROR_MAX for r in planned),
+        "error_median": round(statistics.median(r.error for r in planned), 3) if planned else None,
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--count", type=int, default=10)
+    parser.add_argument("--first", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    os.environ["GOMP_SPINCOUNT"] = SPINS
+    MODELS.mkdir(parents=True, exist_ok=True)
+    about, started_s = machine(), time.perf_counter()
+    results = []
+    for number in range(args.first, args.first + args.count):
+        case = case_of(number, args.seed)
+        result = run(case, model_of(case.shape, case.weights))
+        results.append(result)
+        print(f"{number:3} {case.shape} {case.weights}, {case.rtt_ms:g} ms, threads {case.threads}, "
+              f"memory {case.memory_share}: {result.mode} {result.stages}, {result.measured_tokens_per_s} of "
+              f"{result.predicted_tokens_per_s} tokens/s expected ({result.error:+.0%}), alone "
+              f"{result.singles_tokens_per_s}, ratio {result.ratio}", flush=True)  # fmt: skip
+    found = summary(results)
+    print(json.dumps(found, indent=1))
+    if args.out is not None:
+        document = {
+            "command": " ".join(["python -m bench.meshes", *sys.argv[1:]]),
+            "environment": {"GOMP_SPINCOUNT": SPINS},
+            "machine": about,
+            "seconds": round(time.perf_counter() - started_s, 1),
+            "summary": found,
+            "meshes": [asdict(result) for result in results],
+        }
+        args.out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    is_good = found["not_slower_than_0.9_of_it"] == found["with_a_single_device_that_fits"]
+    return 0 if is_good and found["within_20_percent"] >= 0.8 * len(results) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
