@@ -47,7 +47,7 @@ from p2pnode.node.faces import Faces
 from p2pnode.node.ledger import Ledger
 from p2pnode.node.mesh import Mesh
 from p2pnode.transport.invite import decode_ticket
-from p2pnode.transport.multiaddr import quic_address
+from p2pnode.transport.multiaddr import peer_address, quic_address
 from p2pnode.transport.quic import QuicTransport
 from p2pnode.units import UnixMs
 
@@ -86,6 +86,8 @@ class RunningNode:
         # What a person gave is looked at before anything is written.
         if options.ticket is not None:
             decode_ticket(options.ticket, now_ms=UnixMs(now_ms()))
+        for address in options.peers:
+            check_peer(address)
         for path in options.models:
             await check_model(path)
         for address in options.announce:
@@ -153,6 +155,17 @@ class RunningNode:
         await self.server.stop()
         await self._faces.modes.close()
         await self.node.stop(reason)
+
+
+def check_peer(text: str) -> None:
+    """ConfigError for an address of --peer that nobody could dial."""
+    try:
+        peer_address(text)
+    except DecodeError as error:
+        raise ConfigError(
+            f"--peer {text}: {error}",
+            hint="write for example /ip4/192.168.1.20/udp/9481/quic-v1/p2p/ID or /dnsaddr/home.example/p2p/ID",
+        ) from None
 
 
 async def check_model(path: Path) -> None:

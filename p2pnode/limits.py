@@ -57,6 +57,14 @@ ADDRESSES_TRACKED_MAX = 4096
 STREAMS_PER_CONNECTION_MAX = 256
 """What go-libp2p and rust-libp2p allow a peer to open."""
 
+DNS_TIMEOUT_S = 5.0
+"""One question with its repetitions; a dial has 15 s for everything."""
+
+DNSADDR_DEPTH_MAX = 4
+DNSADDR_LOOKUPS_MAX = 16
+DNSADDR_RECORDS_MAX = 100
+"""Names that name names: whoever writes them must not keep a node asking."""
+
 STREAM_LINGER_S = 10.0
 """After a handler ended, how long the peer may take to finish its side."""
 

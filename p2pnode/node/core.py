@@ -68,6 +68,7 @@ from p2pnode.node.whole import Whole
 from p2pnode.node.witnessing import Witnessing
 from p2pnode.projections.settings import value_of
 from p2pnode.projections.views import default_model
+from p2pnode.transport.multiaddr import peer_address
 from p2pnode.transport.port import Transport
 from p2pnode.units import ContentId, PeerId
 
@@ -344,9 +345,8 @@ class Node:
 
     async def _ask_to_join(self, tell: Tell) -> None:
         """Without a ticket: ask the member given with --peer, or the mesh that is near."""
-        for address in self.options.peers:
-            before, _, peer_text = address.partition("/p2p/")
-            await ask(self.mesh, self.transport, PeerId(peer_text), [before], tell)
+        for address, peer_id in map(peer_address, self.options.peers):
+            await ask(self.mesh, self.transport, peer_id, [address], tell)
             return
         tell("looking for a mesh on this network")
         await ask_nearby(self.mesh, self.transport, await listen_nearby(self.me), tell)
@@ -393,9 +393,8 @@ class Node:
             peer = peer_of(key)
             if peer != self.me:
                 self.links.know(peer, addresses=remembered.get(peer, []))
-        for address in self.options.peers:
-            before, _, peer_text = address.partition("/p2p/")
-            self.links.know(PeerId(peer_text), addresses=[before])
+        for address, peer_id in map(peer_address, self.options.peers):
+            self.links.know(peer_id, addresses=[address])
 
     async def _measure(self) -> None:
         self.capability.measured.update(await machine_rates(self.options.data, self.threads, now_ms))

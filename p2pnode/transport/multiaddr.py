@@ -194,6 +194,17 @@ def quic_address(text: str) -> QuicAddress:
             raise DecodeError(f"/{kind} cannot be dialled directly")
 
 
+def peer_address(text: str) -> tuple[str, PeerId]:
+    """What a person gives to be dialled -> (address without the peer, peer); DecodeError says what is missing."""
+    parts = parse(text)
+    if parts[-1][0] != "p2p":
+        raise DecodeError(f"{text} does not name its peer: /p2p/ID belongs at its end")
+    address = render(parts[:-1])
+    if [name for name, _ in parts] != ["dnsaddr", "p2p"]:
+        quic_address(text)
+    return address, PeerId(parts[-1][1])
+
+
 def from_socket_address(host: str, port: int) -> str:
     """What recvfrom reports -> text multiaddr; IPv4-mapped IPv6 is IPv4."""
     address = ipaddress.ip_address(host)

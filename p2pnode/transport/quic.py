@@ -22,6 +22,7 @@ from p2pnode.identity import Identity
 from p2pnode.multiformats import DecodeError
 from p2pnode.transport import identify, multiaddr, ping
 from p2pnode.transport.credentials import make_credentials
+from p2pnode.transport.dnsaddr import TxtLookup, system_txt
 from p2pnode.transport.identify_service import IdentifyService
 from p2pnode.transport.interfaces import interface_multiaddrs
 from p2pnode.transport.peer_connections import PeerConnections
@@ -81,6 +82,7 @@ class QuicTransport:
         self._touched: dict[QuicPeerConnection, None] = {}
         self._dials: dict[PeerId, asyncio.Task[QuicPeerConnection]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self.lookup_txt: TxtLookup = system_txt
         self._closed = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self.identify = IdentifyService(identity, self.router, agent, lambda: self.listen_multiaddrs)
@@ -170,7 +172,9 @@ class QuicTransport:
         if task is None:
             assert self._loop is not None, "dial on a transport that is not started"
             timeout_s = limits.DIAL_TIMEOUT_S if timeout_s is None else timeout_s
-            task = self._loop.create_task(Dialer(peer_id, self._begin_dial, timeout_s).run(multiaddrs))
+            task = self._loop.create_task(
+                Dialer(peer_id, self._begin_dial, timeout_s, self.lookup_txt).run(multiaddrs)
+            )
             self._dials[peer_id] = task
             task.add_done_callback(lambda done: self._dial_done(peer_id, done))
         # Several callers share one dial; one that gives up does not take it from the others.

@@ -8,13 +8,22 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from aioquic.quic.connection import NetworkAddress
 
 from p2pnode import limits
-from p2pnode.errors import ConnectionLost, HandshakeRefused, IdentityMismatch, P2PNodeError, PeerUnreachable
+from p2pnode.errors import (
+    ConnectionLost,
+    HandshakeRefused,
+    IdentityMismatch,
+    P2PNodeError,
+    PeerUnreachable,
+    TransportError,
+)
 from p2pnode.multiformats import DecodeError
 from p2pnode.transport import multiaddr
+from p2pnode.transport.dnsaddr import TxtLookup, is_dnsaddr, resolve, system_txt
 from p2pnode.transport.quic_connection import CRYPTO_ERROR_END, CRYPTO_ERROR_FIRST, QuicPeerConnection
 from p2pnode.transport.quic_socket import socket_address
 from p2pnode.units import PeerId
@@ -29,10 +38,13 @@ _FAMILIES = {"dns": socket.AF_UNSPEC, "dns4": socket.AF_INET, "dns6": socket.AF_
 class Dialer:
     """One dial of one peer."""
 
-    def __init__(self, peer_id: PeerId, begin: Begin, timeout_s: float) -> None:
+    def __init__(
+        self, peer_id: PeerId, begin: Begin, timeout_s: float, lookup: TxtLookup = system_txt
+    ) -> None:
         self._peer_id = peer_id
         self._begin = begin
         self._timeout_s = timeout_s
+        self._lookup_txt = lookup
         self._loop = asyncio.get_running_loop()
         self.tried: Tried = []
         self._refusals: list[P2PNodeError] = []
@@ -40,8 +52,7 @@ class Dialer:
     async def run(self, multiaddrs: Sequence[str]) -> QuicPeerConnection:
         try:
             async with asyncio.timeout(self._timeout_s):
-                targets = await self._resolve(multiaddrs)
-                connection = await self._race(targets)
+                connection = await self._race(multiaddrs)
         except TimeoutError:
             raise self._failure() from None
         if connection is None:
@@ -56,19 +67,33 @@ class Dialer:
             f"{self._peer_id} cannot be reached ({details})", tried=self.tried, peer=self._peer_id
         )
 
-    async def _resolve(self, multiaddrs: Sequence[str]) -> list[Target]:
-        targets: list[Target] = []
-        for text in list(dict.fromkeys(multiaddrs))[: limits.DIAL_ADDRESSES_MAX]:
-            try:
-                address = multiaddr.quic_address(text)
-                if address.peer_id is not None and address.peer_id != self._peer_id:
-                    raise DecodeError("the address names another peer")
-                targets += await self._lookup(text, address)
-            except DecodeError as error:
-                self.tried.append([text, str(error)])
-            except OSError as error:
-                self.tried.append([text, f"the name does not resolve: {error.strerror or error}"])
-        return list(dict.fromkeys(targets))[: limits.DIAL_ADDRESSES_MAX]
+    async def _resolve(self, text: str) -> list[Target]:
+        """Where to dial; an address that leads nowhere is told with its reason."""
+        if not is_dnsaddr(text):
+            return await self._targets(text)
+        try:
+            addresses = await resolve(text, self._peer_id, self._lookup_txt)
+        except DecodeError as error:
+            self.tried.append([text, str(error)])
+            return []
+        except TransportError as error:
+            self.tried.append([text, error.message])
+            return []
+        return [target for address in addresses for target in await self._targets(address)]
+
+    async def _targets(self, text: str) -> list[Target]:
+        try:
+            address = multiaddr.quic_address(text)
+            if address.peer_id is not None and address.peer_id != self._peer_id:
+                raise DecodeError("the address names another peer")
+            return await self._lookup(text, address)
+        except DecodeError as error:
+            self.tried.append([text, str(error)])
+        except (OSError, UnicodeError) as error:
+            # A label of a name that is too long for DNS is a UnicodeError.
+            reason = getattr(error, "strerror", None) or error
+            self.tried.append([text, f"the name does not resolve: {reason}"])
+        return []
 
     async def _lookup(self, text: str, address: multiaddr.QuicAddress) -> list[Target]:
         if address.kind in ("ip4", "ip6"):
@@ -83,29 +108,42 @@ class Dialer:
             if info[0] in (socket.AF_INET, socket.AF_INET6)
         ]
 
-    async def _race(self, targets: Sequence[Target]) -> QuicPeerConnection | None:
-        """Start one attempt each 250 ms, or as soon as all before failed."""
-        waiting = list(targets)
+    async def _race(self, multiaddrs: Sequence[str]) -> QuicPeerConnection | None:
+        """Start one attempt each 250 ms, or as soon as all before failed; names join once they are resolved."""
+        texts = list(dict.fromkeys(multiaddrs))[: limits.DIAL_ADDRESSES_MAX]
+        resolving = [self._loop.create_task(self._resolve(text)) for text in texts]
+        waiting: list[Target] = []
         running: set[asyncio.Task[QuicPeerConnection | None]] = set()
+        known: set[Target] = set()
         try:
-            while waiting or running:
+            while waiting or running or resolving:
                 if waiting:
                     running.add(self._loop.create_task(self._attempt(waiting.pop(0))))
-                done, running = await asyncio.wait(
-                    running,
+                pending: list[asyncio.Task[Any]] = [*resolving, *running]
+                done, _ = await asyncio.wait(
+                    pending,
                     timeout=limits.DIAL_STAGGER_S if waiting else None,
                     return_when=asyncio.FIRST_COMPLETED,
                 )
-                winners = [connection for task in done if (connection := task.result()) is not None]
+                for resolved in [task for task in resolving if task in done]:
+                    resolving.remove(resolved)
+                    fresh = [target for target in resolved.result() if target not in known]
+                    fresh = fresh[: limits.DIAL_ADDRESSES_MAX - len(known)]
+                    known.update(fresh)
+                    waiting += fresh
+                ended = running & done
+                running -= ended
+                winners = [found for task in ended if (found := task.result()) is not None]
                 for extra in winners[1:]:
                     extra.close_now(reason="another address was faster")
                 if winners:
                     return winners[0]
             return None
         finally:
-            for task in running:
-                task.cancel()
-            await asyncio.gather(*running, return_exceptions=True)
+            left: list[asyncio.Task[Any]] = [*running, *resolving]
+            for unfinished in left:
+                unfinished.cancel()
+            await asyncio.gather(*left, return_exceptions=True)
 
     async def _attempt(self, target: Target) -> QuicPeerConnection | None:
         text, family, address = target

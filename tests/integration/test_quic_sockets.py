@@ -61,7 +61,7 @@ async def test_reasons_of_a_failed_dial_are_told_one_by_one() -> None:
         with pytest.raises(PeerUnreachable) as caught:
             await node.dial(tried, other)
         reasons = dict(caught.value.details["tried"])
-        assert list(reasons) == tried
+        assert set(reasons) == set(tried)
         assert "not a quic-v1" in reasons[tried[0]]
         assert "does not resolve" in reasons[tried[1]]
         assert "another peer" in reasons[tried[2]]
