@@ -54,7 +54,7 @@ class JoinOptions:
     mdns: bool = True
     """Whether to announce and look for members on the local network."""
     port_mapping: bool = False
-    """Whether to ask the home router (UPnP) to forward this node's UDP port."""
+    """Whether to ask the home router (PCP, NAT-PMP or UPnP) to forward this node's UDP port."""
     metered: bool = False
     """Whether traffic costs money here: others give this device no layers that it would have to fetch."""
     allowed_hosts: tuple[str, ...] = ()

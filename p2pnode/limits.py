@@ -94,6 +94,14 @@ OBSERVED_ADDRESSES_MAX = 2
 PORT_MAPPING_LEASE_S = 3600
 """What many routers grant at most; renewed at half of it."""
 
+PORT_MAPPING_LEASE_S_MIN = 120
+"""What a router grants is believed down to this: shorter ones would only be asked for all the time."""
+
+PORT_MAPPING_RETRY_S = 300.0
+NAT_PMP_WAIT_S = 0.25
+NAT_PMP_TRIES = 3
+"""RFC 6886 section 3.1 begins at 250 ms and doubles; home routers answer in one, so 1.75 s are enough."""
+
 PORT_MAPPING_DISCOVER_S = 2.0
 PORT_MAPPING_TRIES = 8
 LISTEN_ADDRESSES_MAX = 32

@@ -55,7 +55,11 @@ import click
 @click.option("--threads", type=int, metavar="N", help="Compute threads [default: physical cores].")
 @click.option("--memory-max", "memory_max_bytes", metavar="SIZE", help="Most memory for models, e.g. 6G.")
 @click.option("--no-mdns", is_flag=True, help="Do not announce or look for members on the local network.")
-@click.option("--port-mapping", is_flag=True, help="Ask the router (UPnP) to forward this node's UDP port.")
+@click.option(
+    "--port-mapping",
+    is_flag=True,
+    help="Ask the router (PCP, NAT-PMP or UPnP) to forward this node's UDP port.",
+)
 @click.option(
     "--metered", is_flag=True, help="Traffic costs money here: fetch no models unless asked by name."
 )

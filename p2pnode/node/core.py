@@ -504,6 +504,7 @@ class Node:
         link = self.links.links.get(peer)
         self.links.forget(peer)
         self.duplicates.forget(peer)
+        self.reach.observed.forget(peer)
         self.routing.lose_peer(peer, "its membership was revoked")
         if link is not None and link.connection is not None:
             self.tasks.spawn("close revoked", link.connection.close(CLOSE_GATED, "membership revoked"))

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from p2pnode import limits
 from p2pnode.errors import TransportError
 from p2pnode.node.approval import host_of
-from p2pnode.transport import multiaddr, port_mapping
+from p2pnode.transport import multiaddr, nat_pmp, port_mapping
 from p2pnode.transport.identify import Identify
 from p2pnode.transport.observed import ObservedAddresses
 from p2pnode.transport.port import Connection
 from p2pnode.units import PeerId
+
+
+class MapPort(Protocol):
+    def __call__(self, port: int, *, nonce: bytes) -> port_mapping.PortMapping: ...
 
 
 class Reach:
@@ -30,6 +36,7 @@ class Reach:
         self._changed = changed
         self.observed = ObservedAddresses()
         self._mapping: port_mapping.PortMapping | None = None
+        self._nonce = os.urandom(nat_pmp.NONCE_BYTES)
 
     def addresses(self) -> list[str]:
         """What the owner announces; else bound ones first, and those from outside always have room."""
@@ -50,22 +57,33 @@ class Reach:
         if self.addresses() != before:
             self._changed()
 
-    async def keep_mapped(self, tell: Callable[[str], None]) -> None:
+    async def keep_mapped(
+        self, tell: Callable[[str], None], map_port: MapPort = port_mapping.map_port
+    ) -> None:
         """Map the first bound port and renew it for as long as this runs; without a router one clear word."""
         bound = list(self._bound())
         if not bound:
             return
         port = multiaddr.quic_address(bound[0]).port
+        was_mapped = False
         try:
             while True:
+                before = self._mapping.address if self._mapping else ""
                 try:
-                    self._mapping = await asyncio.to_thread(port_mapping.map_port, port)
+                    self._mapping = await asyncio.to_thread(map_port, port, nonce=self._nonce)
+                    wait_s = max(self._mapping.lifetime_s, limits.PORT_MAPPING_LEASE_S_MIN) / 2
                 except TransportError as error:
-                    tell(f"{error.message} ({error.hint})" if error.hint else error.message)
-                    return
-                self._changed()
-                await asyncio.sleep(limits.PORT_MAPPING_LEASE_S / 2)
+                    if before or not was_mapped:
+                        tell(f"{error.message} ({error.hint})" if error.hint else error.message)
+                    if not was_mapped:
+                        return
+                    # It worked before: the router is away, or was exchanged.
+                    self._mapping, wait_s = None, limits.PORT_MAPPING_RETRY_S
+                was_mapped = True
+                if before != (self._mapping.address if self._mapping else ""):
+                    self._changed()
+                await asyncio.sleep(wait_s)
         finally:
             mapping, self._mapping = self._mapping, None
             if mapping is not None:
-                await asyncio.to_thread(port_mapping.end_mapping, mapping)
+                await asyncio.to_thread(mapping.end)
