@@ -1,4 +1,4 @@
-"""`p2pnode top`: the mesh while it works, drawn again every second."""
+"""`p2pnode top`: the mesh while it works; with Textual a whole screen, without it a picture drawn again and again."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from p2pnode.cli.mesh_commands import since
-from p2pnode.cli.output import connect, layers_text, node_options, print_json, short, size_text
+from p2pnode.cli.output import connect, layers_text, node_options, one_line, print_json, short, size_text
 from p2pnode.endpoint import Endpoint
 
 if TYPE_CHECKING:
@@ -49,16 +49,22 @@ def layer_bar(stages: list[dict[str, Any]]) -> list[tuple[str, str]]:
     ]
 
 
+def pulse(view: dict[str, Any]) -> str:
+    """The mesh in one line."""
+    peers = view["peers"]
+    up = sum(1 for peer in peers if peer.get("self") or peer.get("state") == "online")
+    speed = sum(float(row.get("tokens_per_s") or 0) for row in view["running"])
+    name = one_line(str(view["status"].get("name", "-")))
+    head = f"{name}: {up} of {len(peers)} devices, {len(view['running'])} answers being written"
+    return f"{head}, {speed:.1f} tokens/s, {view['finished']} done, {view['failed']} failed"
+
+
 def picture(view: dict[str, Any]) -> Group:
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
-    status, peers = view["status"], view["peers"]
-    up = sum(1 for peer in peers if peer.get("self") or peer.get("state") == "online")
-    speed = sum(float(row.get("tokens_per_s") or 0) for row in view["running"])
-    head = f"{status.get('name', '-')}: {up} of {len(peers)} devices, {len(view['running'])} answers being written"
-    head += f", {speed:.1f} tokens/s, {view['finished']} done, {view['failed']} failed"
+    peers, head = view["peers"], pulse(view)
     devices = Table("DEVICE", "STATE", "RTT", "SENT", "RECEIVED", "SEEN", box=None, header_style="bold")
     for peer in peers:
         rtt = peer.get("rtt_ms")
@@ -105,9 +111,13 @@ def picture(view: dict[str, Any]) -> Group:
     help="Seconds between pictures.",
 )
 @click.option("--once", is_flag=True, help="One picture, then leave.")
+@click.option("--plain", is_flag=True, help="Draw without Textual also when it is installed.")
 @node_options
-def top(interval: float, once: bool, data: Path | None, api: str | None, as_json: bool) -> None:
-    """Devices, plans and answers while they happen; Ctrl-C leaves."""
+def top(interval: float, once: bool, plain: bool, data: Path | None, api: str | None, as_json: bool) -> None:
+    """Devices, plans, hops and answers while they happen; q or Ctrl-C leaves.
+
+    The whole screen needs Textual (pip install 'p2pnode[top]'); without it a simpler picture is drawn.
+    """
     node = connect(data, api)
     if as_json:
         print_json(snapshot(node))
@@ -119,6 +129,14 @@ def top(interval: float, once: bool, data: Path | None, api: str | None, as_json
     if once or not sys.stdout.isatty():
         Console().print(view)
         return
+    if not plain:
+        try:
+            from p2pnode.cli.top_app import MeshTop
+        except ImportError:
+            pass  # Textual is an extra: the plain picture says the same
+        else:
+            MeshTop(node, interval).run()
+            return
     pause = threading.Event()
     with Live(view, screen=True, auto_refresh=False) as live:
         while not pause.wait(interval):
