@@ -217,9 +217,17 @@ class FinishRequest:
     decode_ms: int
     stages: LayerRanges = ()
     work: Shares = ()
-    """(peer, layer-tokens it computed); this node included. Divides what `work_before` leaves of the price."""
-    work_before: tuple[Shares, ...] = ()
-    """The same for each unit for which receipts were exchanged while the request ran."""
+    """(peer, layer-tokens it computed); this node included. Since the last settled unit, if there was one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SettleUnit:
+    """Pay a unit that a request has delivered and that is receipted before the next begins."""
+
+    request_id: str
+    unit: int
+    """From 1, without gaps."""
+    work: Shares
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -311,6 +319,7 @@ Command = (
     StartNode | StopNode | CreateMesh | JoinMesh | CreateInvite | RevokeInvite | AdmitPeer | RevokePeer
     | ForgetPeer | RecordPeerSeen | RecordPeerLost | RecordMeasurement | PauseDevice | ResumeDevice
     | DrainDevice | ChangeSetting | CreateApiKey | RevokeApiKey | AddModel | RemoveModel | StoreShard
-    | ProposePlan | ActivatePlan | RejectPlan | AbandonPlan | ServeRequest | FinishRequest | FailRequest
+    | ProposePlan | ActivatePlan | RejectPlan | AbandonPlan | ServeRequest | SettleUnit | FinishRequest
+    | FailRequest
     | ExpireHolds | TopUp | SetQuota | GiveReceipt | AcceptReceipt | ReportFraud | RecordFact
 )  # fmt: skip

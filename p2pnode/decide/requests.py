@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from p2pnode import limits
-from p2pnode.commands import ExpireHolds, FailRequest, FinishRequest, ServeRequest, Shares
+from p2pnode.commands import ExpireHolds, FailRequest, FinishRequest, ServeRequest, SettleUnit, Shares
 from p2pnode.decide.outcome import Answer, Deciders, between, decision, label, nothing, reason
 from p2pnode.decide.price import divide, price_microunits
 from p2pnode.errors import (
@@ -22,7 +22,7 @@ from p2pnode.events import types as facts
 from p2pnode.events.log import LOCAL, Decision
 from p2pnode.network import FREE_PATHS
 from p2pnode.projections import MeshState, billing
-from p2pnode.projections.billing import Billing, Hold
+from p2pnode.projections.billing import Billing, Hold, Resolution
 from p2pnode.projections.sessions import Request
 from p2pnode.units import MICRO_PER_UNIT
 
@@ -187,20 +187,58 @@ def finish_request(state: MeshState, command: FinishRequest, now_ms: int) -> Dec
         stages=command.stages,
     )
     if hold is None:
-        return decision(finished, answer=_settled(0, (), True))
+        paid = state.billing.resolved.get(request_id)
+        return decision(finished, answer=_settled(*((0, ()) if paid is None else _paid(paid)), True))
     if command.completion_tokens == 0 and command.reason in _UNPAID_ENDS:
         voided = facts.CreditVoided(hold_id=request_id, payer=hold.payer, reason=command.reason)
         return decision(finished, voided, answer=_settled(0, (), hold.free))
     settled = _settlement(state, command, hold)
-    answer = _settled(settled.amount_microunits, settled.shares, hold.free)
+    answer = _settled(hold.settled + settled.amount_microunits, _together(hold, settled.shares), hold.free)
     return decision(finished, settled, answer=answer)
 
 
+def _paid(resolution: Resolution) -> tuple[int, Shares]:
+    """What a hold that ended was charged for, and who earned it: units, and the last part if it was settled."""
+    return sum(share for _, share in resolution.shares), resolution.shares
+
+
+def _together(hold: Hold, last: Shares) -> Shares:
+    total = dict(hold.shares)
+    for account, share in last:
+        total[account] = total.get(account, 0) + share
+    return tuple(sorted(total.items()))
+
+
+def settle_unit(state: MeshState, command: SettleUnit, now_ms: int) -> Decision:
+    """UnitSettled: what was delivered is paid for, whatever becomes of the rest.
+
+    Answer: {"shares": [[account, micro-units], ...]}. Raises: NotFound (nothing is held any more), HoldResolved.
+    """
+    request_id = command.request_id
+    hold = state.billing.holds.get(request_id)
+    if hold is None or not hold.amount:
+        raise NotFound(f"no credit is held for request {request_id}")
+    if command.unit != hold.units + 1 or hold.amount < MICRO_PER_UNIT:
+        raise HoldResolved(
+            f"request {request_id} has {hold.units} units settled; {command.unit} is not the next"
+        )
+    shares = shares_of(state.billing, MICRO_PER_UNIT, command.work)
+    event = facts.UnitSettled(
+        hold_id=request_id,
+        payer=hold.payer,
+        request_id=request_id,
+        unit=command.unit,
+        amount_microunits=MICRO_PER_UNIT,
+        shares=shares,
+    )
+    return decision(event, answer={"shares": [list(share) for share in shares]})
+
+
 def _settlement(state: MeshState, command: FinishRequest, hold: Hold) -> facts.CreditSettled:
-    """The price by tokens, never more than was held, shared out by layer-tokens."""
+    """The price by tokens that units have not paid yet, never more than is held, shared out by layer-tokens."""
     quoted = min(price_microunits(command.completion_tokens), hold.quoted)
-    amount = min(quoted, hold.amount)
-    shares = shares_of(state.billing, amount, command.work, command.work_before)
+    amount = min(max(quoted - hold.settled, 0), hold.amount)
+    shares = shares_of(state.billing, amount, command.work)
     return facts.CreditSettled(
         hold_id=command.request_id,
         payer=hold.payer,
@@ -211,24 +249,10 @@ def _settlement(state: MeshState, command: FinishRequest, hold: Hold) -> facts.C
     )
 
 
-def shares_of(
-    state: Billing, amount: int, work: Shares, work_before: tuple[Shares, ...] = ()
-) -> tuple[tuple[str, int], ...]:
-    """Who earns how much of `amount`: a unit for each entry of `work_before`, the rest by `work`.
-
-    Accounts without credit earn nothing; what nobody earns is this node's.
-    """
-    total: dict[str, int] = {}
-    left = amount
-    parts: list[tuple[int, Shares]] = []
-    for part in work_before:
-        parts.append((min(left, MICRO_PER_UNIT), part))
-        left -= parts[-1][0]
-    for price, part in (*parts, (left, work)):
-        shares = divide(price, [(peer, done) for peer, done in part if not _has_ended(state, peer)])
-        for account, share in shares or ((state.own_account, price),):
-            total[account] = total.get(account, 0) + share
-    return tuple((account, share) for account, share in sorted(total.items()) if share)
+def shares_of(state: Billing, amount: int, work: Shares) -> Shares:
+    """Who earns how much; accounts without credit earn nothing, and what nobody earns is this node's."""
+    shares = divide(amount, [(peer, done) for peer, done in work if not _has_ended(state, peer)])
+    return shares or (((state.own_account, amount),) if amount else ())
 
 
 def _has_ended(state: Billing, account: str) -> bool:
@@ -252,7 +276,7 @@ def _finished_before(state: MeshState, command: FinishRequest, entry: Request) -
 
 
 def fail_request(state: MeshState, command: FailRequest, now_ms: int) -> Decision:
-    """RequestFailed and the whole hold back: what the caller got for an error is free."""
+    """RequestFailed, and what is still held back: what the caller got of an unsettled unit is free."""
     entry = state.sessions.requests.get(command.request_id)
     hold = state.billing.holds.get(command.request_id)
     if entry is not None and entry.state == "failed":
@@ -293,6 +317,7 @@ def expire_holds(state: MeshState, command: ExpireHolds, now_ms: int) -> Decisio
 
 DECIDERS: Final[Deciders] = {
     ServeRequest: serve_request,
+    SettleUnit: settle_unit,
     FinishRequest: finish_request,
     FailRequest: fail_request,
     ExpireHolds: expire_holds,

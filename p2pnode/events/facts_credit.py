@@ -84,8 +84,21 @@ class CreditSettled:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class UnitSettled:
+    """One unit of a long request was delivered and paid out of its hold while the request goes on."""
+
+    hold_id: Label
+    payer: Label
+    request_id: Label
+    unit: Count
+    """From 1, without gaps."""
+    amount_microunits: Count
+    shares: Shares
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CreditVoided:
-    """A hold was given back whole."""
+    """What a hold still held was given back."""
 
     hold_id: Label
     payer: Label
@@ -94,7 +107,7 @@ class CreditVoided:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CreditExpired:
-    """A hold outlived its time and was given back whole."""
+    """A hold outlived its time; what it still held was given back."""
 
     hold_id: Label
     payer: Label

@@ -20,6 +20,7 @@ from p2pnode.events.facts_credit import (
     QuotaSet,
     ReceiptGiven,
     ReceiptReceived,
+    UnitSettled,
     WelcomeGranted,
 )
 from p2pnode.events.facts_mesh import (
@@ -125,6 +126,7 @@ __all__ = [
     "StageRecovered",
     "SubjectForgotten",
     "ToolCalled",
+    "UnitSettled",
     "UnknownEvent",
     "WelcomeGranted",
     "WitnessReceived",
@@ -151,6 +153,7 @@ Event = (
     | RequestAccepted | RequestFinished | RequestFailed | StageLost | StageRecovered
     | ReceiptGiven | ReceiptReceived
     | WelcomeGranted | CreditToppedUp | CreditHeld | CreditSettled | CreditVoided | CreditExpired | QuotaSet
+    | UnitSettled
     | CheckpointWitnessed | WitnessReceived | PeerEquivocated | SubjectForgotten
     | EngineDied | EngineRestarted | DevicePaused | DeviceResumed | DeviceDrained
     | UnknownEvent

@@ -59,6 +59,11 @@ class Hold(msgspec.Struct, array_like=True):
     free: bool
     quota_window: int = -1
     """The period whose quota it uses; -1 for none."""
+    settled: int = 0
+    """Paid already for units that were delivered; `amount` is what is left."""
+    units: int = 0
+    shares: dict[str, int] = {}
+    """Who earned what of `settled`."""
 
 
 class Resolution(msgspec.Struct, array_like=True):
@@ -163,6 +168,10 @@ def postings_settled(event: facts.CreditSettled, held_microunits: int) -> Postin
         (event.payer, held_microunits - event.amount_microunits),
         *event.shares,
     )
+
+
+def postings_unit(event: facts.UnitSettled) -> Postings:
+    return ((HELD + event.payer, -event.amount_microunits), *event.shares)
 
 
 def postings_released(payer: str, held_microunits: int) -> Postings:

@@ -36,6 +36,7 @@ from p2pnode.projections.accounts import (
     postings_minted,
     postings_released,
     postings_settled,
+    postings_unit,
     quota_left,
 )
 from p2pnode.projections.fold import Handlers, forget_oldest, plus
@@ -52,6 +53,7 @@ __all__ = [
     "Channel",
     "Hold",
     "Postings",
+    "Resolution",
     "available",
     "balances",
     "exposure",
@@ -62,6 +64,7 @@ __all__ = [
     "postings_minted",
     "postings_released",
     "postings_settled",
+    "postings_unit",
     "quota_left",
 ]
 
@@ -197,8 +200,41 @@ def _credit_settled(state: Billing, record: Record, event: facts.CreditSettled) 
     _remember(
         state,
         event.hold_id,
-        Resolution(record.index, "settled", event.payer, event.request_id, amount, event.shares),
+        Resolution(
+            record.index,
+            "settled",
+            event.payer,
+            event.request_id,
+            hold.settled + amount,
+            _all_shares(hold, event.shares),
+        ),
     )
+
+
+def _unit_settled(state: Billing, record: Record, event: facts.UnitSettled) -> None:
+    hold = state.holds.get(event.hold_id)
+    if hold is None or hold.payer != event.payer:
+        raise CorruptRecord(f"event {record.index} settles a unit of no open hold", index=record.index)
+    amount = event.amount_microunits
+    _require(event.unit == hold.units + 1, record, "its unit is out of order")
+    _require(0 < amount <= hold.amount, record, "it settles more than is held")
+    entry = state.accounts[event.payer]
+    entry.spent = plus(entry.spent, amount)
+    for account, share in event.shares:
+        _earn(state, record, account, share)
+        hold.shares[account] = hold.shares.get(account, 0) + share
+    hold.units, hold.amount, hold.settled = event.unit, hold.amount - amount, hold.settled + amount
+    _post(state, record, postings_unit(event))
+
+
+def _all_shares(hold: Hold, last: tuple[tuple[str, int], ...]) -> tuple[tuple[str, int], ...]:
+    """Of every unit together."""
+    if not hold.shares:
+        return last
+    total = dict(hold.shares)
+    for account, share in last:
+        total[account] = total.get(account, 0) + share
+    return tuple(sorted(total.items()))
 
 
 def _earn(state: Billing, record: Record, account: str, amount: int) -> None:
@@ -208,10 +244,11 @@ def _earn(state: Billing, record: Record, account: str, amount: int) -> None:
 
 def _release(state: Billing, record: Record, hold_id: str, payer: str, kind: str) -> None:
     hold, entry = _resolve(state, record, hold_id, payer)
-    _give_back_quota(entry, hold, 0)
+    _give_back_quota(entry, hold, hold.settled)
     if hold.amount:
         _post(state, record, postings_released(payer, hold.amount))
-    _remember(state, hold_id, Resolution(record.index, kind, payer, hold.request_id, hold.amount))
+    shares = _all_shares(hold, ())
+    _remember(state, hold_id, Resolution(record.index, kind, payer, hold.request_id, hold.amount, shares))
 
 
 def _credit_voided(state: Billing, record: Record, event: facts.CreditVoided) -> None:
@@ -288,6 +325,7 @@ HANDLERS: Final[Handlers] = {
     facts.CreditToppedUp: _credit_topped_up,
     facts.CreditHeld: _credit_held,
     facts.CreditSettled: _credit_settled,
+    facts.UnitSettled: _unit_settled,
     facts.CreditVoided: _credit_voided,
     facts.CreditExpired: _credit_expired,
     facts.QuotaSet: _quota_set,

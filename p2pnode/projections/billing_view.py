@@ -161,6 +161,8 @@ def postings_of(state: Billing, record: Record) -> Postings:
             return billing.postings_held(event)
         case facts.CreditSettled():
             return billing.postings_settled(event, _held(state, event.hold_id))
+        case facts.UnitSettled():
+            return billing.postings_unit(event)
         case facts.CreditVoided() | facts.CreditExpired():
             return billing.postings_released(event.payer, _held(state, event.hold_id))
         case facts.ReceiptGiven():

@@ -99,7 +99,13 @@ def _request_failed(state: Sessions, record: Record, event: facts.RequestFailed)
 def _credit_settled(state: Sessions, record: Record, event: facts.CreditSettled) -> None:
     entry = state.requests.get(event.request_id)
     if entry is not None:
-        entry.cost_microunits = event.amount_microunits
+        entry.cost_microunits += event.amount_microunits
+
+
+def _unit_settled(state: Sessions, record: Record, event: facts.UnitSettled) -> None:
+    entry = state.requests.get(event.request_id)
+    if entry is not None:
+        entry.cost_microunits += event.amount_microunits
 
 
 def _stage_lost(state: Sessions, record: Record, event: facts.StageLost) -> None:
@@ -180,6 +186,7 @@ HANDLERS: Final[Handlers] = {
     facts.RequestFinished: _request_finished,
     facts.RequestFailed: _request_failed,
     facts.CreditSettled: _credit_settled,
+    facts.UnitSettled: _unit_settled,
     facts.StageLost: _stage_lost,
     facts.StageRecovered: _stage_recovered,
 }

@@ -103,6 +103,13 @@ def _credit_settled(state: Usage, record: Record, event: facts.CreditSettled) ->
             row.cost_microunits = plus(row.cost_microunits, event.amount_microunits)
 
 
+def _unit_settled(state: Usage, record: Record, event: facts.UnitSettled) -> None:
+    entry = state.open.get(event.request_id)
+    if entry is not None:
+        for row in (_row(state, record, entry), state.total):
+            row.cost_microunits = plus(row.cost_microunits, event.amount_microunits)
+
+
 def _rows(state: Usage) -> list[JsonObject]:
     rows: list[JsonObject] = []
     for day, entries in sorted(state.days.items(), reverse=True):
@@ -130,4 +137,5 @@ HANDLERS: Final[Handlers] = {
     facts.RequestFinished: _request_finished,
     facts.RequestFailed: _request_failed,
     facts.CreditSettled: _credit_settled,
+    facts.UnitSettled: _unit_settled,
 }

@@ -75,6 +75,8 @@ def _request(story: Story, rng: Random, number: int) -> None:
     )
     if request_id not in story.state.billing.holds:
         return
+    if rng.random() < 0.3:
+        _attempt(story, c.SettleUnit(request_id=request_id, unit=1, work=((rng.choice(CALLERS[1:]), 1),)))
     match rng.randrange(5):
         case 0:
             _attempt(story, c.FailRequest(request_id=request_id, code="stage_lost", message="gone"))

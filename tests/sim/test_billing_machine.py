@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from p2pnode import limits, projections
-from p2pnode.commands import Command, ExpireHolds, FailRequest, ServeRequest, StartNode, TopUp
+from p2pnode.commands import Command, ExpireHolds, FailRequest, ServeRequest, SettleUnit, StartNode, TopUp
 from p2pnode.decide import price_microunits
 from p2pnode.errors import HoldResolved, IdempotencyConflict, InsufficientCredit, NotFound
 from p2pnode.projections import billing
+from p2pnode.units import MICRO_PER_UNIT
 from tests.kit.story import SELF, Story, finish, folded, serve
 
 PAYERS = ("alice", "bob", "carol")
@@ -29,10 +30,15 @@ class BillingMachine(RuleBasedStateMachine):
         self.story = Story()
         self.free: dict[str, int] = {}
         self.holds: dict[str, tuple[str, int, int]] = {}
+        """Payer, what is still held, when it expires."""
+        self.units: dict[str, tuple[int, int]] = {}
+        """Settled units of an open hold, and what the whole may cost."""
         self.ended: dict[str, str] = {}
         self.welcomed: set[str] = set()
         self.minted = 0
         self.count = 0
+        self.once: list[Command] = []
+        """What is refused when it comes again."""
         self.done: list[tuple[Command, str | None, dict[str, Any]]] = []
         self.saved: list[bytes] = [projections.snapshot(self.story.state)]
 
@@ -59,6 +65,28 @@ class BillingMachine(RuleBasedStateMachine):
         self.minted += welcome
         self.free[payer] = self.free.get(payer, 0) + welcome - needed
         self.holds[request_id] = (payer, needed, self.story.now_ms + minutes * 60_000)
+        self.units[request_id] = (0, needed)
+
+    @precondition(lambda self: self.holds)
+    @rule(data=st.data(), weights=st.lists(st.integers(0, 9), min_size=3, max_size=3), skip=st.integers(0, 1))
+    def settle_unit(self, data: st.DataObject, weights: list[int], skip: int) -> None:
+        """A delivered unit is paid at once, in order, and never more than is held."""
+        request_id = data.draw(st.sampled_from(sorted(self.holds)))
+        payer, held, expires = self.holds[request_id]
+        units, whole = self.units[request_id]
+        work = tuple(zip(WORKERS, weights, strict=True))
+        command = SettleUnit(request_id=request_id, unit=units + 1 + skip, work=work)
+        if skip or held < MICRO_PER_UNIT:
+            with pytest.raises((HoldResolved, NotFound)):
+                self.story.do(command)
+            return
+        answer = self.story.do(command)
+        self.once.append(command)
+        assert sum(share for _, share in answer["shares"]) == MICRO_PER_UNIT
+        for worker, share in answer["shares"]:
+            self.free[worker] = self.free.get(worker, 0) + share
+        self.holds[request_id] = (payer, held - MICRO_PER_UNIT, expires)
+        self.units[request_id] = (units + 1, whole)
 
     @precondition(lambda self: self.holds)
     @rule(data=st.data(), tokens=TOKENS, weights=st.lists(st.integers(0, 9), min_size=3, max_size=3))
@@ -68,10 +96,12 @@ class BillingMachine(RuleBasedStateMachine):
         answer = self.story.do(command)
         self.remember(command, None, answer)
         payer, held, _ = self.holds.pop(request_id)
-        cost = min(price_microunits(tokens), held)
-        assert answer["cost_microunits"] == cost == sum(share for _, share in answer["shares"])
-        self.free[payer] += held - cost
-        for worker, share in answer["shares"]:
+        units, whole = self.units.pop(request_id)
+        paid = units * MICRO_PER_UNIT
+        last = min(max(min(price_microunits(tokens), whole) - paid, 0), held)
+        assert answer["cost_microunits"] == paid + last == sum(share for _, share in answer["shares"])
+        self.free[payer] += held - last
+        for worker, share in self.story.records[-1].event.shares:  # type: ignore[union-attr]  # a CreditSettled
             self.free[worker] = self.free.get(worker, 0) + share
         self.end(request_id, "settled")
 
@@ -104,6 +134,14 @@ class BillingMachine(RuleBasedStateMachine):
             assert not isinstance(command, TopUp)
         else:
             assert {**again, "available_microunits": 0} == {**answer, "available_microunits": 0}
+        assert projections.snapshot(self.story.state) == before
+
+    @precondition(lambda self: self.once)
+    @rule(data=st.data())
+    def retry_unit(self, data: st.DataObject) -> None:
+        before = projections.snapshot(self.story.state)
+        with pytest.raises((HoldResolved, NotFound)):
+            self.story.do(data.draw(st.sampled_from(self.once)))
         assert projections.snapshot(self.story.state) == before
 
     @precondition(lambda self: self.ended)
@@ -185,6 +223,7 @@ class BillingMachine(RuleBasedStateMachine):
 
     def give_back(self, request_id: str, kind: str) -> None:
         payer, held, _ = self.holds.pop(request_id)
+        del self.units[request_id]
         self.free[payer] += held
         self.end(request_id, kind)
 

@@ -7,16 +7,15 @@ from dataclasses import replace
 import msgspec
 import pytest
 
-from p2pnode.commands import FinishRequest, ReportFraud
+from p2pnode.commands import ReportFraud
 from p2pnode.decide import may_compute
-from p2pnode.decide.requests import shares_of
 from p2pnode.errors import BadReceipt, CreditEnded, ReceiptOwed
 from p2pnode.events import receipt as receipts
 from p2pnode.events import types as facts
 from p2pnode.events.receipt import Signed
 from p2pnode.projections import billing
 from tests.kit.receipts import Channel, channel, keys_of, public
-from tests.kit.story import Story, finish, serve
+from tests.kit.story import Story
 
 UNIT = 1_000_000
 
@@ -175,24 +174,6 @@ def test_two_receipts_under_one_number_end_the_providers_credit(between: Channel
     assert (first.sequence, second.sequence, key) == (1, 1, public(between.provider))
     with pytest.raises(CreditEnded):
         consumer.do(between.accept(between.signed()))
-
-
-# --- instalments -----------------------------------------------------------------------------------
-def test_a_long_request_is_divided_unit_by_unit() -> None:
-    story = Story("self")
-    story.do(serve(max_tokens=3000))
-    command: FinishRequest = finish(
-        completion_tokens=2500,
-        work=(("b", 1),),
-        work_before=((("a", 1), ("b", 1)), (("a", 3), ("b", 1))),
-    )
-    assert story.do(command)["shares"] == [["a", 1_250_000], ["b", 1_750_000]]
-
-
-def test_instalments_never_exceed_the_price_and_unclaimed_ones_stay_here() -> None:
-    state = Story("self").state.billing
-    assert shares_of(state, UNIT, (("b", 1),), ((("a", 1),), (("a", 1),))) == (("a", UNIT),)
-    assert shares_of(state, 2 * UNIT, (("b", 1),), ((),)) == (("b", UNIT), ("self", UNIT))
 
 
 # --- the bytes -------------------------------------------------------------------------------------
