@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
@@ -104,6 +104,9 @@ class Session:
     home: tuple[object, int] | None = None
     """Engine and unit that hold the sampler: a new route with the same home goes on with its state."""
     last_token_s: float = 0.0
+    pause_at: int = 0
+    """After so many tokens `at_pause` is awaited before more are fed: a unit is paid and signed for. 0 for never."""
+    at_pause: Callable[[], Awaitable[None]] | None = None
 
     @property
     def position(self) -> int:
@@ -151,6 +154,8 @@ async def generate(
         session.decode_s = clock() - started_s
         if session.reason is not None:
             break
+        if session.at_pause is not None and len(session.generated) == session.pause_at:
+            await session.at_pause()
         sampled = await route.feed(
             Feed(
                 session.session,

@@ -11,12 +11,20 @@ from typing import Final
 from p2pnode.commands import Command
 from p2pnode.decide import credit, mesh, receipts, requests, work
 from p2pnode.decide.outcome import Deciders
-from p2pnode.decide.price import divide, price_microunits
+from p2pnode.decide.price import divide, parts_of_share, price_microunits
 from p2pnode.decide.receipts import StageWork, draft_receipt, may_compute
 from p2pnode.events.log import Decision
 from p2pnode.projections import MeshState
 
-__all__ = ["StageWork", "decide", "divide", "draft_receipt", "may_compute", "price_microunits"]
+__all__ = [
+    "StageWork",
+    "decide",
+    "divide",
+    "draft_receipt",
+    "may_compute",
+    "parts_of_share",
+    "price_microunits",
+]
 
 _TABLE: Final[Deciders] = {
     **mesh.DECIDERS,

@@ -34,3 +34,20 @@ def divide(amount: int, weights: Sequence[tuple[str, int]]) -> tuple[tuple[str, 
     for name in by_remainder[:left]:
         parts[name] += 1
     return tuple((name, part) for name, part in sorted(parts.items()) if part)
+
+
+def parts_of_share(share: int, price: int, total: int, work: Sequence[int]) -> tuple[int, ...]:
+    """What each piece of one earner's work gets of its `share` of a price that was divided by `total`.
+
+    Each is ⌊price × work / total⌋ or one more, as a receipt demands, and they sum to `share`: an earner may have
+    two stages of one request. () when the share does not come from this division: somebody's credit ended since.
+    """
+    assert 0 < sum(work) <= total, "the parts are of the whole"
+    parts = [price * piece // total for piece in work]
+    left = share - sum(parts)
+    if not 0 <= left <= len(work):
+        return ()
+    by_remainder = sorted(range(len(work)), key=lambda n: (-(price * work[n] % total), n))
+    for number in by_remainder[:left]:
+        parts[number] += 1
+    return tuple(parts)

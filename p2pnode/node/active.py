@@ -9,14 +9,15 @@ from typing import Any
 
 from p2pnode.compute.prefixes import Prefixes
 from p2pnode.compute.route import Route
+from p2pnode.compute.row_tally import rank_part
 from p2pnode.compute.scheduler import Cells
 from p2pnode.errors import P2PNodeError, StageLost
 from p2pnode.node.catalog import KnownModel
 from p2pnode.node.engines import EngineHost
 from p2pnode.units import PeerId
 
-Announce = Callable[[str, int, int], Awaitable[None]]
-"""(request id, session, positions before the unit of output that comes now)."""
+Announce = Callable[[str, int, int], Awaitable[int]]
+"""(request id, session, positions before the unit of output that comes now) to how far all devices compute it."""
 Say = Callable[[dict[str, Any]], None]
 
 
@@ -41,6 +42,20 @@ class StagePart:
     followers: tuple[PeerId, ...] = ()
     shares: tuple[int, ...] = ()
     """Weights of the leader and its followers; empty for one device."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A stage of a plan, or a rank's share of one: where work is counted and receipted."""
+
+    plan_id: str
+    peer: PeerId
+    layers: tuple[int, int]
+    rank: int = 0
+    shares: tuple[int, ...] = ()
+
+    def layer_tokens(self, positions: int) -> int:
+        return rank_part((self.layers[1] - self.layers[0]) * positions, self.rank, self.shares)
 
 
 @dataclass(slots=True, eq=False)
@@ -68,6 +83,20 @@ class Active:
     """What this plan keeps of finished requests; None where states cannot be moved in and out."""
     units: tuple[int, ...] = ()
     """Of the engine here; another plan of the model may take their place."""
+
+    @property
+    def places(self) -> list[Place]:
+        """What computes for it; llama.cpp's RPC workers count nothing, so the head's device stands for them."""
+        return [
+            Place(
+                self.plan_id,
+                PeerId(stage["peer"]),
+                (int(stage["layers"][0]), int(stage["layers"][1])),
+                int(stage.get("rank", 0)),
+                tuple(stage.get("shares", ())),
+            )
+            for stage in (self.stages[:1] if self.mode == "tensor_rpc" else self.stages)
+        ]
 
     @property
     def is_usable(self) -> bool:

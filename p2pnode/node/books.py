@@ -8,7 +8,7 @@ import hmac
 import json
 
 from p2pnode import commands as c
-from p2pnode.errors import DiskFull, P2PNodeError
+from p2pnode.errors import DiskFull, NotFound, P2PNodeError
 from p2pnode.events import types as facts
 from p2pnode.limits import SECRET_TEXT_BYTES_MAX
 from p2pnode.network import network_bucket, path_of
@@ -17,7 +17,6 @@ from p2pnode.node.receipts import Receipts, RequestDone, StageDone
 from p2pnode.node.requests import Running
 from p2pnode.node.tasks import Tasks
 from p2pnode.projections.settings import value_of
-from p2pnode.units import PeerId
 
 KEEP_TEXTS = "keep_texts"
 """Setting: `true` keeps prompts and answers for `p2pnode log replay REQUEST` until they are forgotten."""
@@ -77,7 +76,7 @@ class Books:
         hold = self._ledger.state.billing.holds.get(running.request_id)
         # What is paid is divided by what the stages themselves counted; what is free need not wait for that.
         stages = await self._receipts.tally(done) if hold is not None and hold.amount else None
-        work = {**running.work, **_counted(stages or [])}
+        work = done.work(stages or ())
         answer = await self._ledger.do(
             c.FinishRequest(
                 request_id=running.request_id,
@@ -92,24 +91,41 @@ class Books:
                 work=tuple(work.items()),
             )
         )
-        shares = {str(account): int(share) for account, share in answer.get("shares", ())}
-        if len(running.active.stages) > 1:
-            with contextlib.suppress(asyncio.CancelledError):  # the node is closing: next time, then
-                self._tasks.spawn("receipts", self._sign(done, stages, work, shares))
+        earned = {str(account): int(share) for account, share in answer.get("shares", ())}
+        last = {account: share - running.unit_shares.get(account, 0) for account, share in earned.items()}
+        self._sign_later(done, stages, {account: share for account, share in last.items() if share > 0})
         return int(answer.get("cost_microunits", 0))
 
-    async def _sign(
-        self,
-        done: RequestDone,
-        stages: list[StageDone] | None,
-        work: dict[str, int],
-        shares: dict[str, int],
-    ) -> None:
+    async def unit(self, running: Running) -> None:
+        """Settled by what the places counted, then signed: no receipt is for more than a unit, no debt either."""
+        hold = self._ledger.state.billing.holds.get(running.request_id)
+        is_paid = hold is not None and hold.amount > 0
+        if not (is_paid or running.is_counted):
+            return  # one receipt at the end will do
+        done = _done(running)
+        stages = await self._receipts.tally(done)
+        work, shares = done.work(stages), dict[str, int]()
+        if is_paid:
+            command = c.SettleUnit(
+                request_id=running.request_id, unit=running.units + 1, work=tuple(work.items())
+            )
+            with contextlib.suppress(NotFound):  # the hold expired meanwhile: the rest costs nothing
+                answer = await self._ledger.do(command)
+                shares = {str(account): int(share) for account, share in answer["shares"]}
+        running.unit_settled(shares)
+        await self._receipts.collect(done, stages, work, shares)
+
+    def _sign_later(self, done: RequestDone, stages: list[StageDone] | None, shares: dict[str, int]) -> None:
         """Receipts come after the answer: nobody waits for them."""
+        if all(place.peer == self._ledger.state.billing.own_account for place in done.positions):
+            return
+        with contextlib.suppress(asyncio.CancelledError):  # the node is closing: next time, then
+            self._tasks.spawn("receipts", self._sign(done, stages, shares))
+
+    async def _sign(self, done: RequestDone, stages: list[StageDone] | None, shares: dict[str, int]) -> None:
         if stages is None:
             stages = await self._receipts.tally(done)
-            work = {**work, **_counted(stages)}
-        await self._receipts.collect(done, stages, work, shares)
+        await self._receipts.collect(done, stages, done.work(stages), shares)
 
     async def failed(self, running: Running, error: P2PNodeError) -> None:
         await self._ledger.do(
@@ -120,6 +136,9 @@ class Books:
                 completion_tokens=len(running.session.generated),
             )
         )
+
+        # What was done for it earns nothing, but providers that count have to know that it is no debt.
+        self._sign_later(_done(running), None, {})
 
     async def lost(self, running: Running, error: P2PNodeError) -> None:
         peer = str(error.details.get("peer") or "")
@@ -178,20 +197,10 @@ def parameters_of(running: Running) -> bytes:
 
 
 def _done(running: Running) -> RequestDone:
-    """What the stages that ended the request are asked about."""
-    active = running.active
+    """What all who computed for a request, or for the unit that is there, are asked about."""
     return RequestDone(
         request_id=running.request_id,
-        plan_id=active.plan_id,
         session=running.session.session,
-        model=active.model.content_id,
-        stages=tuple((PeerId(s["peer"]), (int(s["layers"][0]), int(s["layers"][1]))) for s in active.stages),
-        layer_tokens_max={PeerId(peer): done for peer, done in running.work.items()},
+        model=running.active.model.content_id,
+        positions=dict(running.work),
     )
-
-
-def _counted(stages: list[StageDone]) -> dict[str, int]:
-    work: dict[str, int] = {}
-    for stage in stages:
-        work[stage.peer] = work.get(stage.peer, 0) + stage.layer_tokens
-    return work

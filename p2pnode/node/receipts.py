@@ -18,13 +18,14 @@ import msgspec
 
 from p2pnode.commands import AcceptReceipt, Command, GiveReceipt
 from p2pnode.compute.row_tally import RowTallies, RowTally
-from p2pnode.decide import StageWork, draft_receipt, may_compute
+from p2pnode.decide import StageWork, draft_receipt, may_compute, parts_of_share
 from p2pnode.errors import BadReceipt, Forbidden, NotFound, P2PNodeError, RemoteProtocolError
 from p2pnode.events import receipt as receipts
 from p2pnode.events.fields import Count, Hash, Label
 from p2pnode.events.keys import LogKeys, decode_binding, encode_binding
 from p2pnode.events.note import Note, parse_note
 from p2pnode.limits import RECEIPT_CALL_S_MAX
+from p2pnode.node.active import Place
 from p2pnode.projections import MeshState
 from p2pnode.units import PeerId
 
@@ -76,28 +77,36 @@ class _Signed(msgspec.Struct, frozen=True):
     receipt: bytes
     signature: bytes
     keys: bytes
+    repeated: bool = False
+    """It was given before, for something else, and still waits for its signature."""
 
 
 @dataclass(frozen=True, slots=True)
 class StageDone:
-    """One stage's part in a finished request, by its own tally."""
+    """One place's part in a request, by its own tally."""
 
-    peer: PeerId
-    layers: tuple[int, int]
+    place: Place
     layer_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
 class RequestDone:
-    """What the head knows of a finished request."""
+    """What the head knows of a request that is over, or of a unit of it that is there."""
 
     request_id: str
-    plan_id: str
     session: int
     model: str
-    stages: Sequence[tuple[PeerId, tuple[int, int]]]
-    layer_tokens_max: Mapping[PeerId, int]
-    """Most work each device can have done, by what the head fed."""
+    positions: Mapping[Place, int]
+    """Most that each place can have computed since its last receipt, by what the head fed; of all plans it ran on."""
+
+    def work(self, stages: Sequence[StageDone] = ()) -> dict[str, int]:
+        """Layer-tokens by device: by the places' own tallies, where there is none by what the head fed."""
+        counted = {stage.place: stage.layer_tokens for stage in stages}
+        work: dict[str, int] = {}
+        for place, positions in self.positions.items():
+            done = counted.get(place, place.layer_tokens(positions))
+            work[place.peer] = work.get(place.peer, 0) + done
+        return work
 
 
 class Receipts:
@@ -130,19 +139,19 @@ class Receipts:
 
     # --- head -----------------------------------------------------------------------------------------
     async def tally(self, done: RequestDone) -> list[StageDone]:
-        """What each remote stage says it did, never more than the head can have asked of it."""
-        remote = [(peer, layers) for peer, layers in done.stages if peer != self._me]
-        claims = await asyncio.gather(*[self._claim(done, peer, layers) for peer, layers in remote])
+        """What each remote place says it did, never more than the head can have asked of it."""
+        remote = [place for place in done.positions if place.peer != self._me]
+        claims = await asyncio.gather(*[self._claim(place, done.session) for place in remote])
         return [
-            StageDone(peer, layers, max(min(claim, done.layer_tokens_max.get(peer, 0)), 0))
-            for (peer, layers), claim in zip(remote, claims, strict=True)
+            StageDone(place, max(min(claim, place.layer_tokens(done.positions[place])), 0))
+            for place, claim in zip(remote, claims, strict=True)
             if claim is not None
         ]
 
-    async def _claim(self, done: RequestDone, peer: PeerId, layers: tuple[int, int]) -> int | None:
-        where = {"plan_id": done.plan_id, "session": done.session, "layers": list(layers)}
+    async def _claim(self, place: Place, session: int) -> int | None:
+        where = {"plan_id": place.plan_id, "session": session, "layers": list(place.layers)}
         try:
-            answer = await self._call(peer, TALLY, where, timeout_s=RECEIPT_CALL_S_MAX)
+            answer = await self._call(place.peer, TALLY, where, timeout_s=RECEIPT_CALL_S_MAX)
             return msgspec.convert(answer["layer_tokens"], int)
         except (P2PNodeError, KeyError, msgspec.ValidationError):
             return None  # it is gone, or does not know the session: no receipt, no harm
@@ -154,36 +163,43 @@ class Receipts:
         work: Mapping[str, int],
         shares: Mapping[str, int],
     ) -> int:
-        """Exchange a receipt with every stage; answers how many were signed by both. Never raises a condition.
+        """Exchange a receipt with every place; answers how many were signed by both. Never raises a condition.
 
         `work` is what the price was divided by, `shares` who earned what of it.
         """
         accounts = self._record.state.billing.accounts
-        total = sum(done for peer, done in work.items() if peer not in accounts or not accounts[peer].ended)
-        price = sum(shares.values())
+        earning = {peer: n for peer, n in work.items() if peer not in accounts or not accounts[peer].ended}
+        price, total = sum(shares.values()), sum(earning.values())
         salt = self._rng(32)
-        signed = await asyncio.gather(
-            *[
-                self._exchange(
-                    stage.peer,
+        asked: list[tuple[PeerId, _Ask]] = []
+        for peer in earning:
+            own = [stage for stage in stages if stage.place.peer == peer and stage.layer_tokens]
+            if not own:
+                continue
+            pieces = [stage.layer_tokens for stage in own]
+            rest = work[peer] - sum(
+                pieces
+            )  # counted by the head for a place that is gone: nobody signs for that
+            parts = parts_of_share(shares.get(peer, 0), price, total, [*pieces, rest])
+            asked += [
+                (
+                    stage.place.peer,
                     _Ask(
-                        plan_id=done.plan_id,
+                        plan_id=stage.place.plan_id,
                         session=done.session,
-                        layers=stage.layers,
+                        layers=stage.place.layers,
                         request_id=done.request_id,
                         model=done.model,
                         salt=salt,
                         layer_tokens=stage.layer_tokens,
-                        microunits=shares.get(stage.peer, 0),
+                        microunits=part,
                         request_layer_tokens=total,
                         request_microunits=price,
                     ),
                 )
-                for stage in stages
-                if stage.layer_tokens
+                for stage, part in zip(own, parts, strict=False)
             ]
-        )
-        return sum(signed)
+        return sum(await asyncio.gather(*[self._exchange(peer, ask) for peer, ask in asked]))
 
     async def _exchange(self, peer: PeerId, asked: _Ask) -> bool:
         """Whether both signed; what is left unsigned is asked for again with the next request."""
@@ -199,13 +215,16 @@ class Receipts:
             answer = await self._call(peer, ASK, _plain(asked), timeout_s=RECEIPT_CALL_S_MAX)
             offered = msgspec.convert(answer, _Signed, builtin_types=(bytes,))
             receipt = receipts.decode(offered.receipt)
+            is_about = (receipt.request_id, (receipt.layer_first, receipt.layer_end))
+            if not offered.repeated and is_about != (asked.request_id, asked.layers):
+                raise BadReceipt(f"{peer} gave a receipt for something else")
             await self._agree(peer, offered, receipt, asked)
-            if receipt.request_id == asked.request_id:
+            if not offered.repeated:
                 return True
         return False
 
     async def _agree(self, peer: PeerId, offered: _Signed, receipt: receipts.Receipt, asked: _Ask) -> None:
-        is_asked = receipt.request_id == asked.request_id
+        is_asked = not offered.repeated
         keys = self._keys()
         countersignature = receipts.countersign(offered.receipt, keys.receipt)
         answer = await self._record.do(
@@ -225,9 +244,17 @@ class Receipts:
         await self._call(peer, AGREE, _plain(mine), timeout_s=RECEIPT_CALL_S_MAX)
 
     def _earned(self, receipt: receipts.Receipt) -> int:
-        """What this node's settlement of an earlier request gave the provider."""
-        resolution = self._record.state.billing.resolved.get(receipt.request_id)
-        return 0 if resolution is None else dict(resolution.shares).get(receipt.provider, 0)
+        """Most that a repeated receipt can be for: the provider's part of that request, and of all it earned here
+        what no receipt names yet. How much was asked for then, only the provider remembers."""
+        billing, provider = self._record.state.billing, receipt.provider
+        resolution, hold = billing.resolved.get(receipt.request_id), billing.holds.get(receipt.request_id)
+        shares = (
+            dict(resolution.shares) if resolution is not None else hold.shares if hold is not None else {}
+        )
+        account, channel = billing.accounts.get(provider), billing.received.get(provider)
+        earned = account.earned if account is not None else 0
+        named = channel.agreed_microunits if channel is not None else 0
+        return min(shares.get(provider, 0), earned - named)
 
     # --- provider -------------------------------------------------------------------------------------
     async def _serve_tally(self, peer: PeerId, arguments: JsonObject, _: Any) -> JsonObject:
@@ -244,7 +271,7 @@ class Receipts:
         async with self._locks.setdefault((GIVE, peer), asyncio.Lock()):
             channel = self._record.state.billing.given.get(peer)
             if channel is not None and channel.sequence != channel.agreed_sequence:
-                return self._offer(channel.receipt)
+                return self._offer(channel.receipt, repeated=True)
             await self._tallies.settle()
             tally = self._tally(asked, peer)
             raw = receipts.encode(self._draft(peer, asked, tally))
@@ -295,9 +322,9 @@ class Receipts:
             self._debts.signed(peer, waited_for)
         return {"sequence": channel.sequence}
 
-    def _offer(self, raw: bytes) -> JsonObject:
+    def _offer(self, raw: bytes, *, repeated: bool = False) -> JsonObject:
         """Signed by the keys of now: they may have been changed since the receipt was given."""
-        return _plain(_Signed(raw, self._sign(raw), _binding(self._keys())))
+        return _plain(_Signed(raw, self._sign(raw), _binding(self._keys()), repeated))
 
     def _sign(self, raw: bytes) -> bytes:
         return receipts.sign(raw, self._keys().receipt)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -22,7 +22,8 @@ from p2pnode.errors import (
     TransportError,
 )
 from p2pnode.facade import Finished, GenerateEvent, GenerateRequest, PrefillProgress, TextDelta
-from p2pnode.node.active import Active
+from p2pnode.frame import POSITION_MAX
+from p2pnode.node.active import Active, Place
 
 SURVIVABLE = (StageLost, EngineUnavailable, TransportError)
 """Conditions that say something about devices, not about the request."""
@@ -38,8 +39,16 @@ class Running:
     active: Active
     started_s: float
     recoveries: int = 0
-    work: dict[str, int] = field(default_factory=dict)
-    """Layer-tokens by device: by this the price is divided."""
+    work: dict[Place, int] = field(default_factory=dict)
+    """Positions fed to each place since the last unit was settled: by this the price is divided."""
+    units: int = 0
+    """Delivered and settled."""
+    unit_shares: dict[str, int] = field(default_factory=dict)
+    """Who earned what of them."""
+    is_counted: bool = False
+    """Whether a device computes no further than receipts were signed for."""
+    rows_before: int = 0
+    rows_counted: int = 0
 
     def view(self) -> dict[str, Any]:
         session = self.session
@@ -59,13 +68,23 @@ class Running:
             "recoveries": self.recoveries,
         }
 
-    def count_work(self, rows_before: int) -> None:
-        """Credit the present stages with what they computed since `rows_before`."""
+    def begin_work(self) -> None:
+        """A plan begins to work on the session as it stands."""
+        self.rows_before, self.rows_counted = len(self.session.generated), 0
+
+    def count_work(self) -> None:
+        """Credit the present plan's places with what they computed since this was asked last."""
         # The last token that came was sampled, never fed.
-        rows = self.session.prefilled + len(self.session.generated) - rows_before - 1
-        for stage in self.active.stages:
-            first, end = stage["layers"]
-            self.work[stage["peer"]] = self.work.get(stage["peer"], 0) + (end - first) * max(0, rows)
+        rows = max(self.session.prefilled + len(self.session.generated) - self.rows_before - 1, 0)
+        for place in self.active.places:
+            self.work[place] = self.work.get(place, 0) + rows - self.rows_counted
+        self.rows_counted = rows
+
+    def unit_settled(self, shares: Mapping[str, int]) -> None:
+        self.units += 1
+        self.work = {}
+        for account, share in shares.items():
+            self.unit_shares[account] = self.unit_shares.get(account, 0) + share
 
 
 Choose = Callable[[GenerateRequest], Awaitable[Active]]
@@ -76,6 +95,10 @@ class RequestBook(Protocol):
     """What a request leaves in the record."""
 
     async def accepted(self, running: Running) -> None: ...
+
+    async def unit(self, running: Running) -> None:
+        """A unit of a long answer is there: it is paid and signed for before the next begins."""
+        ...
 
     async def finished(self, running: Running, text: str) -> int:
         """What it cost, in micro-units."""
@@ -124,6 +147,8 @@ class Requests:
         session = Session(next(self._sessions), prompt, request.sampling, budget, stop=tuple(request.stop))
         request_id = request.request_id or self._new_id()
         running = Running(request_id, request, session, active, time.monotonic())
+        session.pause_at = limits.OUTPUT_TOKENS_PER_UNIT
+        session.at_pause = lambda: self._unit(running)
         taken: list[Cells] = []
         try:
             await self._take(running, taken)
@@ -204,7 +229,7 @@ class Requests:
         reuse = self._begin(running)
         try:
             while True:
-                rows_before = len(session.generated)
+                running.begin_work()
                 generator = generate(running.active.route, session, clock=time.perf_counter)
                 try:
                     await self._announce(running)
@@ -222,12 +247,17 @@ class Requests:
                     trouble: P2PNodeError = error
                 finally:
                     await generator.aclose()
-                    running.count_work(rows_before)  # by those who did it, before others take over
+                    running.count_work()  # by those who did it, before others take over
                 recovery = _Recovery(session.last_token_s)
                 await self._move(running, trouble, taken)
                 recovery.replanned()
         finally:
             await self._free(running, running.active)
+
+    async def _unit(self, running: Running) -> None:
+        running.session.pause_at += limits.OUTPUT_TOKENS_PER_UNIT
+        running.count_work()
+        await self._book.unit(running)
 
     async def _announce(self, running: Running) -> None:
         """What was receipted already counts like the prompt: a new plan's devices are asked for what comes now."""
@@ -235,7 +265,8 @@ class Requests:
         if announce is not None:
             units = len(session.generated) // limits.OUTPUT_TOKENS_PER_UNIT
             before = len(session.prompt) + units * limits.OUTPUT_TOKENS_PER_UNIT
-            await announce(running.request_id, session.session, before)
+            reach = await announce(running.request_id, session.session, before)
+            running.is_counted = running.is_counted or reach < POSITION_MAX
 
     async def _move(self, running: Running, error: P2PNodeError, taken: list[Cells]) -> None:
         """Another plan under the same session; the sampler stays where it is when its engine lives."""

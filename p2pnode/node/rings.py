@@ -339,17 +339,17 @@ class Rings:
     def _announcing(self, plan_id: str, peers: set[PeerId]) -> Announce | None:
         """All devices of a ring are told at once, before its first frame."""
 
-        async def announce(request_id: str, session: int, prompt_tokens: int) -> None:
+        async def announce(request_id: str, session: int, prompt_tokens: int) -> int:
             asked = msgspec.to_builtins(Announcement(plan_id, session, request_id, prompt_tokens))
             async with first_condition(), asyncio.TaskGroup() as group:
-                for peer in sorted(peers):
-                    group.create_task(self._announce_to(peer, asked))
+                told = [group.create_task(self._announce_to(peer, asked)) for peer in sorted(peers)]
+            return min(task.result() for task in told)
 
         return announce if peers else None
 
-    async def _announce_to(self, peer: PeerId, asked: dict[str, Any]) -> None:
+    async def _announce_to(self, peer: PeerId, asked: dict[str, Any]) -> int:
         try:
-            await self._links.call(peer, OPEN, asked)
+            return int((await self._links.call(peer, OPEN, asked)).get("positions", 0))
         except (NotFound, CreditEnded) as error:
             raise StageLost(
                 f"{self._name_of(peer)} does not work for this device: {error.message}", peer=peer

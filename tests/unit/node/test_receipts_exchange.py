@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from p2pnode.commands import Command
+from p2pnode.commands import Command, FailRequest, SettleUnit
 from p2pnode.compute.row_tally import RowTallies, TalliedStage, rank_part
 from p2pnode.errors import (
     BadCheckpoint,
@@ -23,6 +23,7 @@ from p2pnode.events.keys import LogKeys
 from p2pnode.frame import DType, Frame, Kind
 from p2pnode.limits import ROW_TALLIES_KEPT_MAX
 from p2pnode.node import receipts as exchange
+from p2pnode.node.active import Place
 from p2pnode.node.receipts import Receipts, RequestDone
 from p2pnode.projections import MeshState, billing
 from p2pnode.units import PeerId
@@ -149,23 +150,37 @@ class Ring:
         return TalliedStage(PLAN, self.head.id, (first, end))
 
     def done(self, request_id: str = "r1", session: int = SESSION) -> RequestDone:
-        return RequestDone(
-            request_id=request_id,
-            plan_id=PLAN,
-            session=session,
-            model="bafkmodel",
-            stages=((self.head.id, (0, 4)), (self.first.id, (4, 8)), (self.second.id, (8, 12))),
-            layer_tokens_max={self.first.id: 44, self.second.id: 44},
+        places = [self.place(self.head, 0, 4), self.place(self.first, 4, 8), self.place(self.second, 8, 12)]
+        return self.asked(request_id, dict.fromkeys(places, 10), session)
+
+    def place(self, peer: Peer, first: int, end: int, plan: str = PLAN, **rank: Any) -> Place:
+        return Place(plan, peer.id, (first, end), **rank)
+
+    def asked(self, request_id: str, positions: dict[Place, int], session: int = SESSION) -> RequestDone:
+        return RequestDone(request_id, session, "bafkmodel", positions)
+
+    def compute(self, place: Place, first: int = 0, count: int = 10, head: Peer | None = None) -> None:
+        """Rows that a place's device computed for the head."""
+        stage = TalliedStage(
+            place.plan_id, (head or self.head).id, place.layers, place.rank, place.shares, layers_total=12
         )
+        made = rows(first, count, b"rows")
+        self.calls.peers[place.peer].tallies.add(stage, made, made)
 
     async def settle(self, done: RequestDone, path: str = "wan") -> int:
         """What the head does at the end of a request; answers how many receipts both signed."""
         assert self.head.receipts is not None
         self.head.book.story.do(serve(done.request_id, path=path))
         stages = await self.head.receipts.tally(done)
-        work = {self.head.id: 40, **{stage.peer: stage.layer_tokens for stage in stages}}
+        work = done.work(stages)
         answer = self.head.book.story.do(finish(done.request_id, work=tuple(work.items())))
         return await self.head.receipts.collect(done, stages, work, dict(answer["shares"]))
+
+    def given(self, provider: Peer) -> bytes:
+        return provider.book.state.billing.given[self.head.id].receipt
+
+    def earned(self, peer: Peer) -> int:
+        return self.head.book.state.billing.accounts[peer.id].earned
 
     def agreed(self, provider: Peer) -> tuple[int, int]:
         """(sequence, micro-units) both books hold for a provider; they must be the same."""
@@ -230,13 +245,13 @@ async def test_more_than_the_head_fed_is_never_signed(ring: Ring) -> None:
     ring.first.tallies.add(ring.stage(4, 8), rows(10, 90, b"x"), rows(10, 90, b"y"))
     assert ring.head.receipts is not None
     stages = await ring.head.receipts.tally(done)
-    assert [stage.layer_tokens for stage in stages] == [44, 40]
+    assert [stage.layer_tokens for stage in stages] == [40, 40]
 
 
 async def test_nothing_done_needs_no_receipt(ring: Ring) -> None:
     assert ring.head.receipts is not None
     ring.work()
-    idle = RequestDone("r1", PLAN, SESSION, "m", ((ring.first.id, (4, 8)),), {})
+    idle = ring.asked("r1", {ring.place(ring.first, 4, 8): 0})
     stages = await ring.head.receipts.tally(idle)
     assert await ring.head.receipts.collect(idle, stages, {}, {}) == 0
 
@@ -256,7 +271,7 @@ async def test_a_provider_signs_for_no_more_than_it_did(ring: Ring) -> None:
 
 def _asked(ring: Ring, done: RequestDone) -> dict[str, Any]:
     return {
-        "plan_id": done.plan_id,
+        "plan_id": PLAN,
         "session": done.session,
         "layers": [4, 8],
         "request_id": done.request_id,
@@ -267,6 +282,110 @@ def _asked(ring: Ring, done: RequestDone) -> dict[str, Any]:
         "request_layer_tokens": 40,
         "request_microunits": 0,
     }
+
+
+async def test_two_stages_of_one_device_are_receipted_both(ring: Ring) -> None:
+    """Around another's stage; its share is divided over them, and each receipt is a fair part of the price."""
+    places = [
+        ring.place(ring.head, 0, 1),
+        ring.place(ring.first, 1, 2),
+        ring.place(ring.second, 2, 9),
+        ring.place(ring.first, 9, 12),
+    ]
+    for place in places[1:]:
+        ring.compute(place)
+    assert await ring.settle(ring.asked("r1", dict.fromkeys(places, 10))) == 3
+    assert ring.agreed(ring.first) == (2, 333_334)
+    assert ring.agreed(ring.second) == (1, 583_333)
+    assert ring.calls.made.count(exchange.ASK) == 3
+
+
+async def test_every_rank_of_a_group_is_receipted_by_its_width(ring: Ring) -> None:
+    """The parts of all ranks are the stage's work."""
+    group = [
+        ring.place(peer, 4, 12, rank=rank, shares=(1, 2, 4))
+        for rank, peer in enumerate((ring.head, ring.first, ring.second))
+    ]
+    places = [ring.place(ring.head, 0, 4), *group]
+    for place in group[1:]:
+        ring.compute(place)
+    done = ring.asked("r1", dict.fromkeys(places, 10))
+    assert sum(place.layer_tokens(10) for place in group) == 80
+    assert await ring.settle(done) == 2
+    parts = [receipts.decode(ring.given(peer)).layer_tokens for peer in (ring.first, ring.second)]
+    assert parts == [23, 46]
+    assert ring.agreed(ring.first)[1] == 23 * UNIT // 120 + 1
+    assert sum(ring.earned(peer) for peer in (ring.head, ring.first, ring.second)) == UNIT
+
+
+async def test_all_plans_a_request_ran_on_are_receipted(ring: Ring) -> None:
+    """First over two devices, then over one of them: what the lost one did is credited, and nobody can sign for it."""
+    before, after = ring.place(ring.first, 4, 8), ring.place(ring.first, 4, 12, "other plan")
+    lost = ring.place(ring.second, 8, 12)
+    ring.compute(before, 0, 6)
+    ring.compute(after, 0, 10)
+    del ring.calls.peers[ring.second.id]
+    done = ring.asked("r1", {ring.place(ring.head, 0, 4): 14, before: 6, lost: 6, after: 10})
+    assert await ring.settle(done) == 2
+    work = 4 * 14 + 4 * 6 + 4 * 6 + 8 * 10
+    assert ring.agreed(ring.first)[1] == ring.earned(ring.first)
+    assert ring.earned(ring.first) in (UNIT * 104 // work, UNIT * 104 // work + 1)
+    assert ring.earned(ring.second) in (UNIT * 24 // work, UNIT * 24 // work + 1)
+
+
+async def test_each_unit_of_a_long_request_is_signed_before_the_next(ring: Ring) -> None:
+    """No receipt is for more than a unit, each is for its own positions, and the books agree after each."""
+    mine, theirs = ring.place(ring.head, 0, 4), ring.place(ring.first, 4, 12)
+    story = ring.head.book.story
+    story.do(serve("r1", max_tokens=3000))
+    assert ring.head.receipts is not None
+    for unit in (1, 2):
+        ring.compute(theirs, 1000 * (unit - 1), 1000)
+        done = ring.asked("r1", {mine: 1000, theirs: 1000})
+        stages = await ring.head.receipts.tally(done)
+        work = done.work(stages)
+        answer = story.do(SettleUnit(request_id="r1", unit=unit, work=tuple(work.items())))
+        assert await ring.head.receipts.collect(done, stages, work, dict(answer["shares"])) == 1
+        receipt = receipts.decode(ring.given(ring.first))
+        assert (receipt.position_first, receipt.position_end) == (1000 * (unit - 1), 1000 * unit)
+        assert ring.agreed(ring.first) == (unit, ring.earned(ring.first))
+    assert ring.agreed(ring.first)[1] > UNIT
+
+
+async def test_a_unit_whose_signature_was_lost_is_signed_with_the_next(ring: Ring) -> None:
+    """Also when the request fails in between: what was settled is owed."""
+    theirs = ring.place(ring.first, 4, 12)
+    story = ring.head.book.story
+    story.do(serve("r1", max_tokens=3000))
+    assert ring.head.receipts is not None
+    ring.compute(theirs)
+    done = ring.asked("r1", {theirs: 10})
+    stages = await ring.head.receipts.tally(done)
+    answer = story.do(SettleUnit(request_id="r1", unit=1, work=tuple(done.work(stages).items())))
+    ring.calls.lost_after.add(exchange.ASK)
+    assert await ring.head.receipts.collect(done, stages, done.work(stages), dict(answer["shares"])) == 0
+    ring.calls.lost_after.clear()
+    story.do(FailRequest(request_id="r1", code="stage_lost", message="gone"))
+    assert ring.first.id not in ring.head.book.state.billing.received
+    ring.compute(theirs, 0, 5)
+    await ring.settle(ring.asked("r2", {ring.place(ring.head, 0, 4): 5, theirs: 5}))
+    assert ring.agreed(ring.first) == (2, ring.earned(ring.first))
+
+
+async def test_a_repeated_receipt_is_bounded_by_what_was_earned(ring: Ring) -> None:
+    """A provider that repeats a receipt for more than the settlement gave it is not signed for."""
+    theirs = ring.place(ring.first, 4, 12)
+    ring.compute(theirs)
+    greedy = {
+        **_asked(ring, ring.done()),
+        "layers": [4, 12],
+        "microunits": 900_000,
+        "request_microunits": 900_000,
+    }
+    await ring.first.methods[exchange.ASK](ring.head.id, greedy, None)
+    ring.compute(theirs)
+    assert await ring.settle(ring.asked("r1", {ring.place(ring.head, 0, 8): 10, theirs: 10})) == 0
+    assert ring.first.id not in ring.head.book.state.billing.received
 
 
 async def test_receipts_are_for_the_head_of_the_plan_alone(ring: Ring) -> None:

@@ -14,8 +14,10 @@ from p2pnode.compute.route import Feed, LocalRoute
 from p2pnode.compute.scheduler import Cells
 from p2pnode.errors import Busy, ContextFull, P2PNodeError, RequestError, StageLost
 from p2pnode.facade import Finished, GenerateEvent, GenerateRequest, SamplingParams, TextDelta
-from p2pnode.node.active import Active
+from p2pnode.frame import POSITION_MAX
+from p2pnode.node.active import Active, Place
 from p2pnode.node.requests import Requests, Running
+from p2pnode.units import PeerId
 from tests.kit.fake_engine import FakeEngine
 from tests.kit.net import until
 
@@ -62,6 +64,13 @@ class Book:
             raise self.refusal
         self.log.append("accepted")
 
+    async def unit(self, running: Running) -> None:
+        done = [place.layer_tokens(n) for place, n in running.work.items()]
+        self.log.append(
+            f"unit of {done} after {len(running.session.generated)}, counted: {running.is_counted}"
+        )
+        running.unit_settled({})
+
     async def finished(self, running: Running, text: str) -> int:
         self.log.append(f"finished {running.session.reason} {text!r}")
         return 7
@@ -83,6 +92,7 @@ class World:
         self.log: list[str] = []
         self.announced: list[tuple[str, str, int]] = []
         self.refused: set[str] = set()
+        self.reach = POSITION_MAX
         self.book = Book(self.log)
         engines = engines or [FakeEngine()] * len(feeds)
         self.plans = [
@@ -111,14 +121,16 @@ class World:
             announce=self._announcing(name),
             prefixes=None,
             lost=None,
+            places=[Place(name, PeerId(f"device of {name}"), (0, 10))],
         )
         return cast(Active, made)
 
     def _announcing(self, name: str) -> Any:
-        async def announce(request_id: str, session: int, prompt_tokens: int) -> None:
+        async def announce(request_id: str, session: int, prompt_tokens: int) -> int:
             self.announced.append((name, request_id, prompt_tokens))
             if name in self.refused:
                 raise StageLost(f"{name} was refused")
+            return self.reach
 
         return announce
 
@@ -143,6 +155,10 @@ class World:
         return text, next((event for event in events if isinstance(event, Finished)), None)
 
     @property
+    def work(self) -> dict[str, int]:
+        return {place.peer: place.layer_tokens(n) for place, n in self.done[0].work.items()}
+
+    @property
     def is_as_before(self) -> bool:
         return not self.requests.running and all(
             plan.cells.cells_free == plan.cells.cells_total and not plan.cells.queued for plan in self.plans
@@ -154,7 +170,7 @@ async def test_an_answer_is_booked_and_given_back() -> None:
     text, end = await world.answer()
     assert (text, end and end.cost_microunits) == ("abcd", 7)
     assert world.log == ["accepted", "free p0", "finished length 'abcd'", "cells p0"]
-    assert world.done[0].work == {"device of p0": 40}
+    assert world.work == {"device of p0": 40}
     assert world.is_as_before
 
 
@@ -167,7 +183,7 @@ async def test_the_same_text_after_a_loss_and_each_device_is_credited_for_its_ow
     assert world.log == [
         "accepted", "lost on p0", "recovered on p1", "free p1", "finished length 'abcde'", "cells p0", "cells p1",
     ]  # fmt: skip
-    assert world.done[0].work == {"device of p0": 30, "device of p1": 50}
+    assert world.work == {"device of p0": 30, "device of p1": 50}
     assert world.is_as_before
 
 
@@ -178,8 +194,30 @@ async def test_every_plan_is_told_whom_it_works_for_before_it_works() -> None:
     text, _ = await world.answer()
     assert text == "abcd"
     assert world.announced == [("p0", "r1", 1), ("p1", "r1", 1), ("p2", "r1", 1)]
-    assert world.done[0].work["device of p0"] == 0
+    assert world.work["device of p0"] == 0
     assert world.is_as_before
+
+
+async def test_each_unit_is_paid_before_the_next_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three tokens each here; a loss in the second unit moves the rest of it, and a new plan hears of one unit."""
+    monkeypatch.setattr("p2pnode.limits.OUTPUT_TOKENS_PER_UNIT", 3)
+    world = World(5, -1)
+    world.reach = 4
+    text, _ = await world.answer(max_tokens=8)
+    assert text == "abcdefgh"
+    assert world.log == [
+        "accepted", "unit of [30] after 3, counted: True", "lost on p0", "recovered on p1",
+        "unit of [20, 60] after 6, counted: True", "free p1", "finished length 'abcdefgh'", "cells p0", "cells p1",
+    ]  # fmt: skip
+    assert world.work == {"device of p1": 20}
+    assert world.announced == [("p0", "r1", 1), ("p1", "r1", 4)]
+
+
+async def test_an_answer_that_ends_with_its_unit_has_no_more_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("p2pnode.limits.OUTPUT_TOKENS_PER_UNIT", 4)
+    world = World(-1)
+    await world.answer(max_tokens=4)
+    assert not any(line.startswith("unit") for line in world.log)
 
 
 async def test_a_sampler_left_behind_is_freed() -> None:
