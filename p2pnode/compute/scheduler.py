@@ -114,8 +114,9 @@ class Session:
 
     @property
     def wants_more(self) -> bool:
-        """Whether a token will be fed after the one that comes next, as far as one can know."""
-        return len(self.generated) + 1 < self.max_tokens
+        """Whether a token will be fed at once after the one that comes next, as far as one can know."""
+        then = len(self.generated) + 1
+        return then < self.max_tokens and then != self.pause_at
 
 
 async def generate(

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from p2pnode.commands import TopUp
+from p2pnode.compute.route import PipelineRoute
 from p2pnode.events import receipt as receipts
 from p2pnode.events.receipt_file import export_receipts, merge, verify_receipts
 from p2pnode.events.types import ReceiptReceived
@@ -138,9 +139,14 @@ def is_known(node: Node, other: Node) -> bool:
 
 
 @pytest.fixture(autouse=True)
-def _short_units_far_away(monkeypatch: pytest.MonkeyPatch) -> None:
+def _short_units(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("p2pnode.limits.OUTPUT_TOKENS_PER_UNIT", UNIT_TOKENS)
     monkeypatch.setattr("p2pnode.decide.price.OUTPUT_TOKENS_PER_UNIT", UNIT_TOKENS)
+
+
+@pytest.fixture
+def far_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Devices take each other for strangers; else they are neighbours, whose engines pass rows on by themselves."""
     monkeypatch.setattr("p2pnode.node.links.path_of", lambda address: "wan")
 
 
@@ -155,14 +161,26 @@ WAYS: dict[str, tuple[list[tuple[int, int, int, tuple[int, ...], tuple[int, ...]
 }
 
 
+@pytest.mark.usefixtures("far_away")
 @pytest.mark.parametrize("way", WAYS)
 async def test_three_units_are_signed_one_by_one(tmp_path: Path, way: str) -> None:
     """Every place is receipted for every unit, and the places' parts are the price and the work of all."""
+    await three_units(tmp_path, way, by_lanes=False)
+
+
+async def test_neighbours_sign_for_units_of_a_caller_from_far_away(tmp_path: Path) -> None:
+    """What passed from engine to engine is counted to the row."""
+    await three_units(tmp_path, "pipeline", by_lanes=True)
+
+
+async def three_units(tmp_path: Path, way: str, *, by_lanes: bool) -> None:
     parts, places = WAYS[way]
     async with mesh_of(
         tmp_path, 1 + max(max(device, *followers, 0) for device, _, _, followers, _ in parts)
     ) as mesh:
         active = await mesh.plan(*parts)
+        assert isinstance(active.route, PipelineRoute)
+        assert active.route.by_lanes == by_lanes
         end = await mesh.ask(active, tokens=2 * UNIT_TOKENS + 3)
         assert end.completion_tokens == 2 * UNIT_TOKENS + 3
         assert end.cost_microunits == 3 * UNIT
@@ -189,6 +207,7 @@ async def test_three_units_are_signed_one_by_one(tmp_path: Path, way: str) -> No
                 piece["entry"] = kept
 
 
+@pytest.mark.usefixtures("far_away")
 async def test_an_answer_that_moved_is_signed_for_on_every_plan(tmp_path: Path) -> None:
     """An engine dies in the second unit: its device still signs for what it did, and nothing is owed or lost."""
     async with mesh_of(tmp_path, 3) as mesh:
