@@ -25,7 +25,7 @@ _MARKS: dict[State, tuple[str, str]] = {
     "problem": ("✗", "red"),
 }
 _DISK_FREE_MIN = 2 * 1000**3
-_MDNS = ("224.0.0.251", 5353)
+_MULTICAST_WAIT_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,27 +78,22 @@ def check_interfaces() -> Check:
 
 
 def check_multicast() -> Check:
-    """Whether a multicast packet of ours comes back: without that mDNS finds nobody."""
-    name = "multicast"
-    try:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver:
-            receiver.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if hasattr(socket, "SO_REUSEPORT"):
-                receiver.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            receiver.bind(("", 0))
-            port = receiver.getsockname()[1]
-            group = socket.inet_aton(_MDNS[0]) + socket.inet_aton("0.0.0.0")  # noqa: S104 # any interface
-            receiver.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, group)
-            receiver.settimeout(1.0)
-            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
-                sender.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL, 1)
-                sender.sendto(b"p2pnode doctor", (_MDNS[0], port))
-            receiver.recvfrom(64)
-    except OSError as error:
+    """Whether a multicast packet of ours comes back, on each interface: without that mDNS finds nobody."""
+    from p2pnode.transport.multicast import multicast_interfaces, try_multicast
+
+    name, hint = "multicast", "join with a ticket or --peer instead of mDNS"
+    interfaces = multicast_interfaces()
+    if not interfaces:
+        return Check(name, "note", "no interface is up that carries it: devices nearby are not found", hint)
+    results = [(f"{i.name} IPv{i.version}", try_multicast(i, _MULTICAST_WAIT_S)) for i in interfaces]
+    works = [where for where, trouble in results if not trouble]
+    fails = [f"{where} ({trouble})" for where, trouble in results if trouble]
+    if not works:
         return Check(
-            name, "note", f"does not work here ({error})", "join with a ticket or --peer instead of mDNS"
+            name, "note", f"does not work here: {', '.join(fails)}; devices nearby are not found", hint
         )
-    return Check(name, "ok", "a packet of ours came back")
+    message = f"packets of ours came back on {', '.join(works)}"
+    return Check(name, "ok", f"{message}; not on {', '.join(fails)}" if fails else message)
 
 
 def check_udp_port(port: int) -> Check:

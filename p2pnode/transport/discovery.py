@@ -11,10 +11,8 @@ import contextlib
 import os
 import socket
 from collections.abc import Callable, Sequence
-from ipaddress import ip_address
 from typing import Any
 
-import psutil
 from zeroconf import IPVersion, RecordUpdateListener, ServiceInfo, Zeroconf, const
 from zeroconf._dns import DNSQuestion, DNSText
 from zeroconf._protocol.outgoing import DNSOutgoing
@@ -23,6 +21,7 @@ from zeroconf.asyncio import AsyncZeroconf
 from p2pnode import limits
 from p2pnode.errors import TransportError
 from p2pnode.transport.mdns import SERVICE, random_name, read_txt, txt_record
+from p2pnode.transport.multicast import Interface, multicast_interfaces
 from p2pnode.units import PeerId
 
 OnPeer = Callable[[PeerId, list[str]], None]
@@ -37,7 +36,7 @@ class Discovery(RecordUpdateListener):
         addresses: Callable[[], Sequence[str]],
         on_peer: OnPeer,
         *,
-        interfaces: Sequence[str] | None = None,
+        interfaces: Sequence[Interface] | None = None,
     ) -> None:
         self._peer_id = peer_id
         self._addresses = addresses
@@ -51,14 +50,15 @@ class Discovery(RecordUpdateListener):
 
     async def start(self) -> None:
         """Raises TransportError in words when this network has no multicast."""
+        if not self._interfaces:
+            raise _no_multicast("no interface is up")
+        choice = [interface.for_zeroconf for interface in self._interfaces]
         try:
-            self._zeroconf = AsyncZeroconf(interfaces=self._interfaces, ip_version=self._ip_version())
+            self._zeroconf = AsyncZeroconf(interfaces=choice, ip_version=self._ip_version())
             await self._zeroconf.zeroconf.async_wait_for_start()
-        except OSError as error:
-            raise TransportError(
-                f"no multicast on this network ({error.strerror or error}): devices nearby are not found by themselves",
-                hint="join with a ticket or --peer; p2pnode doctor shows the interfaces",
-            ) from None
+        except (OSError, RuntimeError) as error:
+            # RuntimeError: an interface went away since it was listed.
+            raise _no_multicast(getattr(error, "strerror", None) or str(error)) from None
         self._zeroconf.zeroconf.async_add_listener(self, None)
         self._info = self._service()
         await (
@@ -69,7 +69,7 @@ class Discovery(RecordUpdateListener):
         self._asking = asyncio.get_running_loop().create_task(self._ask(), name="mdns questions")
 
     def _ip_version(self) -> IPVersion:
-        versions = {ip_address(address.partition("%")[0]).version for address in self._interfaces}
+        versions = {interface.version for interface in self._interfaces}
         return (
             IPVersion.All if versions == {4, 6} else IPVersion.V6Only if versions == {6} else IPVersion.V4Only
         )
@@ -81,7 +81,7 @@ class Discovery(RecordUpdateListener):
             port=4001,  # SRV needs one; addresses are in the TXT record
             properties=txt_record(self._addresses(), self._peer_id),
             server=f"{self._name}.local.",
-            addresses=[socket.inet_aton(a) for a in self._interfaces if "." in a],
+            addresses=[socket.inet_aton(i.address) for i in self._interfaces if i.version == 4],
             host_ttl=limits.MDNS_TTL_S,
             other_ttl=limits.MDNS_TTL_S,
         )
@@ -129,21 +129,8 @@ class Discovery(RecordUpdateListener):
             await zeroconf.async_close()
 
 
-def multicast_interfaces() -> list[str]:
-    """Addresses of interfaces that are up: real ones first, loopback when there is nothing else.
-
-    Container bridges are left out: peers behind them are this very machine (exo picked docker0).
-    """
-    stats = psutil.net_if_stats()
-    real: list[str] = []
-    loopback: list[str] = []
-    for name, found in psutil.net_if_addrs().items():
-        if name not in stats or not stats[name].isup or name.startswith(("docker", "br-", "veth", "virbr")):
-            continue
-        for entry in found:
-            if entry.family == socket.AF_INET:
-                (loopback if entry.address.startswith("127.") else real).append(entry.address)
-    return real or loopback
-
-
-__all__ = ["Discovery", "multicast_interfaces"]
+def _no_multicast(why: str) -> TransportError:
+    return TransportError(
+        f"no multicast on this network ({why}): devices nearby are not found by themselves",
+        hint="join with a ticket or --peer; p2pnode doctor shows the interfaces",
+    )

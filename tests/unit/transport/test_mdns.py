@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from p2pnode.errors import TransportError
 from p2pnode.identity import Identity
-from p2pnode.transport.discovery import Discovery, multicast_interfaces
+from p2pnode.transport.discovery import Discovery
 from p2pnode.transport.mdns import NAME_LENGTH, random_name, read_txt, txt_record
+from p2pnode.transport.multicast import Interface, multicast_interfaces, try_multicast
 from p2pnode.units import PeerId
 
 ME = Identity.from_seed(b"m" * 32).peer_id
 OTHER = Identity.from_seed(b"o" * 32).peer_id
+LOOPBACK = Interface("lo", 4, "127.0.0.1", 1)
 ADDRESSES = ["/ip4/192.168.1.5/udp/4001/quic-v1", "/ip6/fd00::1/udp/4001/quic-v1"]
 
 
@@ -67,8 +71,8 @@ def test_random_names_have_the_wanted_form() -> None:
 async def test_two_nodes_find_each_other_on_loopback() -> None:
     """Real multicast on the loopback interface."""
     found: asyncio.Queue[tuple[PeerId, list[str]]] = asyncio.Queue()
-    mine = Discovery(ME, lambda: ADDRESSES, lambda p, a: found.put_nowait((p, a)), interfaces=["127.0.0.1"])
-    other = Discovery(OTHER, lambda: ADDRESSES[:1], lambda *_: None, interfaces=["127.0.0.1"])
+    mine = Discovery(ME, lambda: ADDRESSES, lambda p, a: found.put_nowait((p, a)), interfaces=[LOOPBACK])
+    other = Discovery(OTHER, lambda: ADDRESSES[:1], lambda *_: None, interfaces=[LOOPBACK])
     await mine.start()
     await other.start()
     try:
@@ -85,3 +89,20 @@ async def test_two_nodes_find_each_other_on_loopback() -> None:
 
 def test_interfaces_exist() -> None:
     assert multicast_interfaces()
+
+
+def test_multicast_on_loopback_is_seen_to_work() -> None:
+    assert try_multicast(LOOPBACK, 5.0) == ""
+
+
+@pytest.mark.parametrize(
+    "interface", [Interface("none", 4, "192.0.2.77", 99), Interface("none", 6, "fe80::1", 9999)]
+)
+def test_multicast_on_an_interface_that_is_not_there(interface: Interface) -> None:
+    assert try_multicast(interface, 0.1) != ""
+
+
+async def test_without_interfaces_the_words_are_clear() -> None:
+    with pytest.raises(TransportError, match="no multicast on this network") as refused:
+        await Discovery(ME, lambda: [], lambda *_: None, interfaces=[]).start()
+    assert "--peer" in refused.value.hint
