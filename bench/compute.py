@@ -93,6 +93,7 @@ def planned(mesh: Mesh, way: Way, model: str, layers: int) -> Iterator[Node]:
     names = list(NAMES[: way.devices])
     wish: dict[str, Any] = {"model": model, "mode": way.kind, "devices": names}
     if way.kind == "pipeline":
+        names = [*names[1:], names[0]]
         edges = [layers * n // way.devices for n in range(way.devices + 1)]
         wish = {"model": model, "blocks": list(zip(names, edges, edges[1:], strict=False))}
     plan = mesh.head.apply(**wish)

@@ -357,7 +357,7 @@ BLOB_ATTEMPTS_MAX = 3
 STAGE_FRAMES_IN_FLIGHT_MAX = 64
 """Frames a stage holds at once; past it the stream's own back-pressure stops the sender."""
 
-UNIT_BATCH_ROWS = 256
+UNIT_BATCH_ROWS = 128
 """Rows of one llama_decode: its scratch memory grows with them."""
 
 OUTPUT_UNIT_TOKENS = 64
@@ -377,7 +377,7 @@ device of 1 GB can still take part. Not enforced; `p2pnode status` shows it and 
 KV_BYTES_DEFAULT = 48 * 1024 * 1024
 """Without a wish for more context a plan's key-value cache stays this small over all its devices."""
 
-PREFILL_CHUNK_TOKENS = 256
+PREFILL_CHUNK_TOKENS = 128
 """Large enough for full speed of the matrix kernels, small enough that decoding sessions wait little."""
 
 PREFILL_CHUNKS_IN_FLIGHT = 4
@@ -437,6 +437,10 @@ REDUCE_TIMEOUT_S = 20.0
 RANKS_MAX = 16
 LANE_DATAGRAM_BYTES_MIN = 256
 LANE_DATAGRAM_BYTES_MAX = 65_000
+LANE_DATAGRAM_BYTES = 1452
+"""What every path of a local network carries whole."""
+LANE_DATAGRAM_BYTES_LOOPBACK = 33_000
+"""Between processes of one machine: a row of 8,192 columns in one datagram."""
 LANE_MESSAGE_BYTES_MAX = REDUCE_PART_BYTES
 LANE_HELLO_TIMEOUT_S = 2.0
 LANE_MESSAGES_KEPT_MAX = 256

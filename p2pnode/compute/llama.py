@@ -302,6 +302,10 @@ def check_spec(spec: UnitSpec) -> None:
         raise RequestError("a quantised value cache needs flash attention")
 
 
+def _pointer(values: NDArray[Any], kind: type[Any]) -> Any:
+    return values.ctypes.data_as(ctypes.POINTER(kind))
+
+
 class Context:
     """A key-value memory and compute buffers for one model."""
 
@@ -353,6 +357,14 @@ class Context:
         self._sequence_pointers = (ctypes.POINTER(ctypes.c_int32) * rows)(
             *(ctypes.cast(base + index * stride, ctypes.POINTER(ctypes.c_int32)) for index in range(rows))
         )
+        self._ids = _pointer(self.tokens, ctypes.c_int32)
+        self._batch = L.llama_batch()  # filled once: pointers cost microseconds each, every token
+        self._batch.pos = _pointer(self.positions, ctypes.c_int32)
+        self._batch.n_seq_id = _pointer(self._sequence_counts, ctypes.c_int32)
+        self._batch.seq_id = ctypes.cast(
+            self._sequence_pointers, ctypes.POINTER(ctypes.POINTER(ctypes.c_int32))
+        )
+        self._batch.logits = _pointer(self.wanted, ctypes.c_int8)
 
     @property
     def pointer(self) -> int:
@@ -370,22 +382,18 @@ class Context:
         With `rows` [S, D] these are the input, else `tokens`.
         """
         assert 0 < count <= self.batch_rows
-        batch = L.llama_batch()
+        batch = self._batch
         batch.n_tokens = count
-        positions = self.positions[:count]
         if rows is None:
-            batch.token = self.tokens.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
+            batch.token, batch.embd = self._ids, None
         else:
             assert rows.shape == (count, self._model.columns)
             assert rows.dtype == np.float32
             assert rows.flags.c_contiguous
-            batch.embd = rows.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+            batch.token, batch.embd = None, _pointer(rows, ctypes.c_float)
             if self._model.positions_per_row == 4:
-                positions = np.concatenate([positions, positions, positions, np.zeros(count, np.int32)])
-        batch.pos = positions.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
-        batch.n_seq_id = self._sequence_counts.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
-        batch.seq_id = ctypes.cast(self._sequence_pointers, ctypes.POINTER(ctypes.POINTER(ctypes.c_int32)))
-        batch.logits = self.wanted.ctypes.data_as(ctypes.POINTER(ctypes.c_int8))
+                first = self.positions[:count].copy()
+                self.positions[: 4 * count] = np.concatenate([first, first, first, np.zeros_like(first)])
         result = L.llama_decode(self.pointer, batch)
         if result == 1:
             return False

@@ -173,6 +173,7 @@ class PipelineRoute:
         stages: int = 1,
         ask: AskStages | None = None,
         by_lanes: bool = False,
+        output_has_layers: bool = False,
     ) -> None:
         self._ask = ask
         self.stages = stages
@@ -190,6 +191,9 @@ class PipelineRoute:
         self._lost: P2PNodeError | None = None
         self._epochs: dict[int, int] = {}
         self._order: dict[int, asyncio.Lock] = {}
+        self._output_has_layers = output_has_layers
+        """Then the unit that samples needs the rows of every chunk, in order."""
+        self._last: dict[int, asyncio.Event] = {}
 
     @property
     def waiting(self) -> int:
@@ -214,6 +218,17 @@ class PipelineRoute:
         sequence = self._sequence
         self._epochs[feed.session] = feed.epoch
         frame = feed.frame(sequence)
+        before, after = self._last.get(feed.session), asyncio.Event()
+        self._last[feed.session] = after
+        try:
+            return await self._feed_along(feed, frame, sequence, before, after)
+        finally:
+            after.set()
+
+    async def _feed_along(
+        self, feed: Feed, frame: Frame, sequence: int, before: asyncio.Event | None, after: asyncio.Event
+    ) -> Sampled | None:
+        """Through the streams, and into the unit that samples after the session's feed before this one."""
         result: asyncio.Future[Frame] = asyncio.get_running_loop().create_future()
         self._waiting[sequence] = result
         try:
@@ -230,7 +245,9 @@ class PipelineRoute:
             back = await self._await(result, len(feed.tokens))
             took_s = (time.monotonic() - started_s) / max(1, len(feed.tokens))
             self._row_s = max(took_s, 0.9 * self._row_s)
-            return await self._engine.step_sample(self._output_unit, back) if feed.sample else None
+            if before is not None:
+                await before.wait()
+            return await self._end_with(feed, back, after)
         except P2PNodeError as error:
             if self._lost is not None and error is not self._lost:
                 raise self._lost from error  # a unit that is gone with its plan says only that it is not there
@@ -239,6 +256,18 @@ class PipelineRoute:
             self._waiting.pop(sequence, None)
             if not result.cancel() and not result.cancelled():
                 result.exception()  # it may have come while the frame was still on its way out
+
+    async def _end_with(self, feed: Feed, back: Frame, entered: asyncio.Event) -> Sampled | None:
+        """The head's own last part: layers if it has some, then a sample if one is wanted."""
+        if feed.sample:
+            sampling = asyncio.ensure_future(self._engine.step_sample(self._output_unit, back))
+            entered.set()
+            return await sampling
+        if self._output_has_layers:
+            step = asyncio.ensure_future(self._engine.step(self._output_unit, back))
+            entered.set()
+            await step
+        return None
 
     async def _feed_around(self, feed: Feed) -> Sampled:
         """Through lanes, from engine to engine."""
@@ -252,6 +281,10 @@ class PipelineRoute:
         work.add_done_callback(lambda done: _pass_on(done, result))
         try:
             sampled = await self._await(result, 1)
+        except P2PNodeError as error:
+            if self._lost is not None and error is not self._lost:
+                raise self._lost from error
+            raise
         finally:
             self._around.discard(result)
             work.cancel()
@@ -308,6 +341,7 @@ class PipelineRoute:
     async def free(self, session: int) -> None:
         epoch = self._epochs.pop(session, 0)
         self._order.pop(session, None)
+        self._last.pop(session, None)
         try:
             await self._engine.free_session(self._output_unit, session)
             if self._first_unit is not None:

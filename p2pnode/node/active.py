@@ -132,12 +132,12 @@ class Active:
         self.close.append(lambda: self.engine.unload_listeners.remove(unloads))
 
 
-def mode_of(remote: Sequence[StagePart], *, mine_first: bool) -> str:
+def mode_of(remote: Sequence[StagePart], *, has_own: bool) -> str:
     if not remote:
         return "local"
     if not any(part.followers for part in remote):
         return "pipeline"
-    return "tensor" if len(remote) == 1 and not mine_first else "hybrid"
+    return "tensor" if len(remote) == 1 and not has_own else "hybrid"
 
 
 def stage_view(name: str, peer: PeerId, first: int, end: int, extra: dict[str, Any]) -> dict[str, Any]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
 from p2pnode import limits
 from p2pnode.compute.engine_client import EngineClient
-from p2pnode.compute.part import real_layer_count
+from p2pnode.compute.part import Part, real_layer_count
 from p2pnode.compute.route import Feed, PipelineRoute
 from p2pnode.compute.scheduler import Cells
 from p2pnode.errors import CreditEnded, NotFound, P2PNodeError, PlanError, StageLost
@@ -35,6 +36,21 @@ from p2pnode.units import PeerId
 OUTPUT, FIRST = "output", "first"
 Orders = list[tuple[PeerId, StageOrder]]
 Views = dict[tuple[int, int], dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Own:
+    """The head's own layers, at one end of the ring."""
+
+    part: StagePart | None
+    is_last: bool = False
+
+    @classmethod
+    def of(cls, me: PeerId, parts: Sequence[StagePart]) -> _Own:
+        for part, is_last in ((parts[0], False), (parts[-1], True)):
+            if part.peer == me and not part.followers:
+                return cls(part, is_last and len(parts) > 1)
+        return cls(None)
 
 
 class Rings:
@@ -65,12 +81,11 @@ class Rings:
         if [0, *[p.layer_end for p in parts]] != [*[p.layer_first for p in parts], real_layer_count(index)]:
             raise PlanError("the stages do not cover every layer exactly once")
         # A group is led where stages are hosted, also when this head leads it: there is one way to do that.
-        mine_first = parts[0].peer == self._me and not parts[0].followers
-        remote = list(parts[1:] if mine_first else parts)
+        mine = _Own.of(self._me, parts)
+        remote = [part for part in parts if part is not mine.part]
         options = self._bringing.options(index)
-        orders = self._orders(plan_id, model, remote, first_stage=1 if mine_first else 0, options=options)
+        orders = self._orders(plan_id, model, remote, mine, options=options)
         try:
-            mine = parts[0] if mine_first else None
             active = await self._stand_up(plan_id, model, mine, remote, orders, options, say)
             active.prefixes = prefixes = self._bringing.prefixes(index, active.route, options)
             if prefixes is not None:
@@ -90,7 +105,7 @@ class Rings:
         self,
         plan_id: str,
         model: KnownModel,
-        first_part: StagePart | None,
+        mine: _Own,
         remote: Sequence[StagePart],
         orders: Orders,
         options: UnitOptions,
@@ -98,16 +113,18 @@ class Rings:
     ) -> Active:
         views: Views = {}
         async with first_condition(), asyncio.TaskGroup() as group:
-            head = group.create_task(self._load_head(model, first_part, options, not remote, say))
+            head = group.create_task(self._load_head(model, mine, options, not remote, say))
             for peer, order in orders:
                 group.create_task(self._prepare(peer, order, views, say))
         engine, first, output = head.result()
         await self._link_lanes(plan_id, orders, views)
         stages = [views[number] for number in sorted(views)]
-        if first_part is not None:
-            info = engine.infos[FIRST]
-            extra = {"model_bytes": info.model_bytes + engine.infos[OUTPUT].model_bytes}
-            stages.insert(0, self._view(self._me, first_part.layer_first, first_part.layer_end, extra))
+        if mine.part is not None:
+            held = [engine.infos[name].model_bytes for name in (FIRST, OUTPUT) if name in engine.infos]
+            view = self._view(
+                self._me, mine.part.layer_first, mine.part.layer_end, {"model_bytes": sum(held)}
+            )
+            stages.insert(len(stages) if mine.is_last else 0, view)
         client = engine.client
         ring = await self._attach(plan_id, remote, orders[0][1].stage) if remote else None
         by_lanes = await self._open_ring(plan_id, orders, views, client, first, output)
@@ -116,14 +133,15 @@ class Rings:
             first_unit=first,
             output_unit=output,
             send=OutboundFrames(ring.forward).send if ring else None,
-            stages=len(remote) + (first_part is not None),
+            stages=len(remote) + (mine.part is not None),
+            output_has_layers=mine.is_last,
             ask=lambda: self._ask_all({peer for peer, _ in orders}),
             by_lanes=by_lanes,
         )
         active = Active(
             plan_id=plan_id,
             model=model,
-            mode=mode_of(remote, mine_first=first_part is not None),
+            mode=mode_of(remote, has_own=mine.part is not None),
             stages=stages,
             route=route,
             units=(output,) if first is None else (first, output),
@@ -147,11 +165,12 @@ class Rings:
         plan_id: str,
         model: KnownModel,
         remote: Sequence[StagePart],
+        mine: _Own,
         *,
-        first_stage: int,
         options: UnitOptions,
     ) -> Orders:
         orders: Orders = []
+        first_stage = 1 if mine.part is not None and not mine.is_last else 0
         for number, part in enumerate(remote):
             is_last = number == len(remote) - 1
             following = self._me if is_last else remote[number + 1].peer
@@ -166,7 +185,7 @@ class Rings:
                     model_name=model.name,
                     layer_first=part.layer_first,
                     layer_end=part.layer_end,
-                    is_last=is_last,
+                    is_last=is_last and not mine.is_last,
                     context_tokens=options.context_tokens,
                     sessions=options.sessions,
                     prefix_bytes=options.prefix_bytes,
@@ -238,21 +257,26 @@ class Rings:
         return True
 
     async def _load_head(
-        self, model: KnownModel, first: StagePart | None, options: UnitOptions, is_whole: bool, say: Say
+        self, model: KnownModel, mine: _Own, options: UnitOptions, is_whole: bool, say: Say
     ) -> tuple[EngineHost, int | None, int]:
-        """The head's own units: always the output, and the first layers when they are here."""
+        """The head's own units: the output with the last layers if they are here, and the first layers if those are."""
         bringing = self._bringing
         index, model_id = await bringing.full_index(model), bringing.model_id(model)
         engine, paths = self._engines.of(model, "head"), bringing.paths(model)
-        output_spec = unit_spec(index, paths, output_part(index), options, model_id=model_id, is_last=True)
-        output = await engine.ensure(OUTPUT, output_spec)
-        if first is None:
+        own, part = output_part(index), None
+        if mine.part is not None:
+            part = part_of_stage(index, mine.part.layer_first, mine.part.layer_end)
+            if mine.is_last:
+                own, part = Part(part.layer_first, part.layer_end, output=True), None
+            await bringing.bring(model, lambda _: part or own, say)
+        spec = unit_spec(index, paths, own, options, model_id=model_id, is_last=True)
+        progress: Callable[[float], None] = lambda f: say({"state": "loading", "progress": f})  # noqa: E731
+        output = await engine.ensure(OUTPUT, spec, progress)
+        if part is None:
             await engine.drop(FIRST)
             return engine, None, output.unit_id
-        part = part_of_stage(index, first.layer_first, first.layer_end)
-        await bringing.bring(model, lambda _: part, say)
         spec = unit_spec(index, paths, part, options, model_id=model_id, is_last=is_whole)
-        info = await engine.ensure(FIRST, spec, lambda f: say({"state": "loading", "progress": f}))
+        info = await engine.ensure(FIRST, spec, progress)
         return engine, info.unit_id, output.unit_id
 
     def _view(self, peer: PeerId, first: int, end: int, extra: dict[str, Any]) -> dict[str, Any]:

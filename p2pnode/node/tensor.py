@@ -122,17 +122,18 @@ class Lanes:
     ) -> None:
         """`ends`: {"rank", "peer", "port", "peer_port", "secret"}; hosts are where this device sees its peers."""
         try:
-            ways = [
-                LaneToRank(
-                    int(end["rank"]), int(end["port"]), self._host_of(PeerId(str(end["peer"]))), int(end["peer_port"]),
-                    bytes(end["secret"]),
-                )
-                for end in ends
-            ]  # fmt: skip
+            ways = [self._rank_way(end) for end in ends]
         except (KeyError, TypeError, ValueError):
             raise RemoteProtocolError("a lane that cannot be read") from None
         async with asyncio.timeout(limits.CONTROL_TIMEOUT_S):
             await client.link(unit_id, ways, half=half)
+
+    def _rank_way(self, end: Mapping[str, Any]) -> LaneToRank:
+        host = self._host_of(PeerId(str(end["peer"])))
+        return LaneToRank(
+            int(end["rank"]), int(end["port"]), host, int(end["peer_port"]), bytes(end["secret"]),
+            _datagram_bytes(host),
+        )  # fmt: skip
 
     def hop(self, end: Mapping[str, Any]) -> LaneToRank:
         """This device's end of a lane of a ring: `end` is {"peer", "port", "peer_port", "secret"}.
@@ -144,7 +145,7 @@ class Lanes:
             host = self._host_of(peer)
             if path_of(host) not in FREE_PATHS:
                 raise ComputeError(f"{self._links.name_of(peer)} is not in the local network")
-            return LaneToRank(0, int(end["port"]), host, int(end["peer_port"]), secret)
+            return LaneToRank(0, int(end["port"]), host, int(end["peer_port"]), secret, _datagram_bytes(host))
         except (KeyError, TypeError, ValueError):
             raise RemoteProtocolError("a lane that cannot be read") from None
 
@@ -157,6 +158,11 @@ class Lanes:
                 f"{self._links.name_of(peer)} is not reachable from here, so no lane can lead there"
             )
         return link.connection.remote_multiaddr.split("/")[2]
+
+
+def _datagram_bytes(host: str) -> int:
+    """Whole rows where nothing on the way cuts datagrams; both ends of a lane see the same of each other there."""
+    return limits.LANE_DATAGRAM_BYTES_LOOPBACK if path_of(host) == "loopback" else limits.LANE_DATAGRAM_BYTES
 
 
 def pair_up(peers: Sequence[str], ports: Sequence[Sequence[int]]) -> list[list[dict[str, Any]]]:

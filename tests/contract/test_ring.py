@@ -66,11 +66,11 @@ class RingOfEngines:
         count = len(engines)
 
         def out(n: int) -> LaneToRank:
-            return LaneToRank(0, ports[n][0], "127.0.0.1", ports[(n + 1) % count][1], secrets[n])
+            return LaneToRank(0, ports[n][0], "127.0.0.1", ports[(n + 1) % count][1], secrets[n], 33000)
 
         def into(n: int) -> LaneToRank:
             before = (n - 1) % count
-            return LaneToRank(0, ports[n][1], "127.0.0.1", ports[before][0], secrets[before])
+            return LaneToRank(0, ports[n][1], "127.0.0.1", ports[before][0], secrets[before], 33000)
 
         async with asyncio.TaskGroup() as group:
             group.create_task(self.head.open_ring(self.output, self.first, out(0), into(0)))

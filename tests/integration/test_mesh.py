@@ -66,6 +66,7 @@ def test_pipelines_equal_local(mesh: MeshOfProcesses, family: str, kind: str) ->
         ("alpha", "beta", "gamma"),
         ("gamma", "beta"),
         ("beta", "alpha", "gamma"),
+        ("gamma", "beta", "alpha"),
     ):
         plan = apply(alpha, model, *devices)
         assert [stage["name"] for stage in plan["stages"]] == list(devices)
