@@ -34,7 +34,7 @@ from nodes import MODELS, ROOT, BenchError, Mesh, Node, ask, machine, model_of
 
 from p2pnode.errors import P2PNodeError
 
-PROMPT_TOKENS, TOKENS = 32, 48
+PROMPT_TOKENS, TOKENS, ANSWERS = 32, 64, 3
 RATIO_MIN, ERROR_MAX = 0.9, 0.2
 WAIT_S_MAX = 60.0
 SHAPES = (("smollm-135m", "q8_0"), ("smollm-135m", "f16"), ("tinyllama", "q4_k_m"))
@@ -66,6 +66,7 @@ class Result:
     """Measured over predicted, less one."""
     singles_tokens_per_s: dict[str, float] = field(default_factory=dict)
     """Each device alone, asked through the head; those that cannot hold the model are missing."""
+    singles_predicted_tokens_per_s: dict[str, float] = field(default_factory=dict)
     ratio: float | None = None
     """Of the chosen plan to the best single device; None where none holds the model."""
 
@@ -142,13 +143,19 @@ def wait_for(what: str, holds: Any) -> None:
 
 
 def speed(head: Node, model: str) -> float:
-    """Tokens a second between the tokens of an answer, at the median pause; the first answer warms up."""
+    """Tokens a second from the first to the last of an answer, the middle one of some; one before them warms up."""
     wish = {"model": model, "prompt": list(range(300, 300 + PROMPT_TOKENS)), "max_tokens": TOKENS}
-    ask(head, {**wish, "max_tokens": 4})
+    ask(head, {**wish, "max_tokens": 8})
+    return statistics.median(_speed(head, wish) for _ in range(ANSWERS))
+
+
+def _speed(head: Node, wish: dict[str, Any]) -> float:
     answer = ask(head, wish)
-    tokens = answer.end["usage"]["completion_tokens"] if "usage" in answer.end else TOKENS
-    spent_s = answer.at_s[-1] - answer.at_s[0]
-    return (tokens - 1) / spent_s
+    if len(answer.at_s) < TOKENS // 2:
+        raise BenchError(f"an answer of {TOKENS} tokens came in {len(answer.at_s)} pieces")
+    # A piece may hold several tokens (of one character), and a random model may end early.
+    tokens = round(answer.end["tokens_per_s"] * answer.end["decode_s"])
+    return (tokens - 1) / (answer.at_s[-1] - answer.at_s[0])
 
 
 def on_plan(head: Node, model: str, wish: dict[str, Any]) -> tuple[dict[str, Any], float] | None:
@@ -164,29 +171,44 @@ def on_plan(head: Node, model: str, wish: dict[str, Any]) -> tuple[dict[str, Any
 
 def run(case: Case, model: Path) -> Result:
     result = Result(case)
-    name = model.stem
+    name, itself = model.stem, ""
     with made(case, model) as mesh:
         first = on_plan(mesh.head, name, {})
         if first is None:
             return result
-        plan, before = first
+        plan, *measured = first
         for node in mesh.nodes:
             is_head = node is mesh.head
             wish = {"mode": "local"} if is_head else {"mode": "pipeline", "devices": [node.name], "stages": 1}
             alone = on_plan(mesh.head, name, wish)
-            if alone is not None:
-                result.singles_tokens_per_s[node.name] = round(alone[1], 2)
+            if alone is None:
+                continue
+            result.singles_tokens_per_s[node.name] = round(alone[1], 2)
+            result.singles_predicted_tokens_per_s[node.name] = round(
+                alone[0]["prediction"]["tokens_per_s"], 2
+            )
+            if where(alone[0]) == where(plan):
+                itself = node.name
+                measured.append(alone[1])
         again = on_plan(mesh.head, name, {})
-        after = again[1] if again is not None and again[0]["plan_id"] == plan["plan_id"] else before
+        if again is not None and where(again[0]) == where(plan):
+            measured.append(again[1])
     result.mode = plan["mode"]
-    result.stages = [[*stage["devices"], *stage["layers"]] for stage in plan["stages"]]
+    result.stages = where(plan)
     result.predicted_tokens_per_s = round(plan["prediction"]["tokens_per_s"], 2)
-    measured = statistics.mean((before, after))
-    result.measured_tokens_per_s = round(measured, 2)
-    result.error = round(measured / plan["prediction"]["tokens_per_s"] - 1, 3)
+    found = statistics.median(measured)
+    result.measured_tokens_per_s = round(found, 2)
+    result.error = round(found / plan["prediction"]["tokens_per_s"] - 1, 3)
+    if itself:
+        result.singles_tokens_per_s[itself] = result.measured_tokens_per_s  # one plan, one figure
     if result.singles_tokens_per_s:
-        result.ratio = round(measured / max(result.singles_tokens_per_s.values()), 3)
+        result.ratio = round(found / max(result.singles_tokens_per_s.values()), 3)
     return result
+
+
+def where(plan: dict[str, Any]) -> list[list[Any]]:
+    """Devices and layers of each stage."""
+    return [[*stage["devices"], *stage["layers"]] for stage in plan["stages"]]
 
 
 def summary(results: list[Result]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from p2pnode.config import parse_size
 from p2pnode.errors import PlanError
 from p2pnode.node.active import Say
 from p2pnode.node.catalog import Catalog, KnownModel
-from p2pnode.node.units import UnitOptions, wanted_tensors
+from p2pnode.node.units import UnitOptions, wants_of
 
 _CELL_BYTES = 16
 """What a state says of each position beside its keys and values."""
@@ -46,7 +46,7 @@ class Bringing:
         slim = await self.slim_index(model)
         await self._catalog.fetch(
             model.content_id,
-            wanted_tensors(slim, part_of(slim)),
+            wants_of(slim, part_of(slim)),
             vocabulary=True,
             on_progress=lambda done, total: say({"state": "fetching", "done": done, "total": total}),
         )

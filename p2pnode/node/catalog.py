@@ -162,13 +162,13 @@ class Catalog:
     async def fetch(
         self,
         content_id: ContentId,
-        tensors: Iterable[str],
+        wants: Iterable[Want],
         *,
         vocabulary: bool,
         extra_holders: Iterable[str] = (),
         on_progress: FetchProgress | None = None,
     ) -> FetchResult:
-        """Make sure that these tensors are on this disk, verified."""
+        """Make sure that these bytes are on this disk, verified."""
         manifest = await asyncio.to_thread(self.store.manifest, content_id)
         holders = self.holders(content_id)
         known = {holder.peer for holder in holders}
@@ -177,7 +177,7 @@ class Catalog:
         ]
         result = await fetch_part(
             manifest,
-            [Want(name) for name in tensors],
+            list(wants),
             holders,
             self.store,
             vocabulary=vocabulary,

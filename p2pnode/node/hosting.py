@@ -19,7 +19,7 @@ from p2pnode.node.keyed_locks import KeyedLocks
 from p2pnode.node.links import Links, ProgressCallback
 from p2pnode.node.orders import RETURN, StageOrder, slot
 from p2pnode.node.tensor import Lanes
-from p2pnode.node.units import UnitOptions, part_of_stage, unit_spec, wanted_tensors
+from p2pnode.node.units import UnitOptions, part_of_stage, unit_spec, wants_of
 from p2pnode.units import ContentId, PeerId
 
 UNIT = "stage"
@@ -135,10 +135,10 @@ class Hosting:
         manifest = await self._catalog.manifest(content_id, name=order.model_name, extra_holders=[order.head])
         index, _ = await self._catalog.index(content_id, vocabulary=False)
         part = part_of_stage(index, order.layer_first, order.layer_end, rank=order.rank, shares=order.shares)
-        tensors = wanted_tensors(index, part)
+        wants = wants_of(index, part)
         fetched = await self._catalog.fetch(
             content_id,
-            tensors,
+            wants,
             vocabulary=part.embedding,
             extra_holders=[order.head],
             on_progress=lambda done, total: progress({"state": "fetching", "done": done, "total": total}),
@@ -154,7 +154,7 @@ class Hosting:
             index, paths, part, options, model_id=self._catalog.model_id(content_id), is_last=order.is_last
         )
         engine = self._new_engine(f"{order.model_name} layers {order.layer_first}–{order.layer_end - 1}")
-        wanted = sum(manifest.tensors[name].size for name in tensors)
+        wanted = manifest.bytes_of(manifest.chunks_for(wants))
         try:
             await engine.ensure(
                 UNIT, spec, lambda f: progress({"state": "loading", "done": int(f * 1000), "total": 1000})

@@ -11,6 +11,7 @@ from p2pnode import limits
 from p2pnode.errors import Forbidden, RemoteProtocolError
 from p2pnode.models.hub import ENDPOINT_DEFAULT, Hub
 from p2pnode.models.hub_ref import is_reference, parse
+from p2pnode.models.manifest import Want
 from p2pnode.models.store import StoredModel
 from p2pnode.node.catalog import Catalog
 from p2pnode.node.keyed_locks import KeyedLocks
@@ -85,7 +86,7 @@ class Pulling:
             manifest = await catalog.manifest(content_id, name=name, extra_holders=extra_holders)
             result = await catalog.fetch(
                 content_id,
-                manifest.tensors,
+                map(Want, manifest.tensors),
                 vocabulary=True,
                 extra_holders=extra_holders,
                 on_progress=lambda done, total: say({"state": "fetching", "done": done, "total": total}),

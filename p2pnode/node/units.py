@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from p2pnode.compute.gguf import ModelIndex
 from p2pnode.compute.part import Cut, Inline, Part, Shard, Source, Zeros, real_layer_count
 from p2pnode.compute.surgery import cut, needed_tensors
 from p2pnode.compute.virtual_file import FilePiece, InlinePiece
+from p2pnode.models.manifest import Want
 
 EMBEDDING = "token_embd.weight"
 
@@ -54,12 +56,35 @@ def output_part(index: ModelIndex) -> Part:
     return Part(count, count, output=True)
 
 
-def wanted_tensors(index: ModelIndex, part: Part) -> list[str]:
-    """What must be on this disk for a part, row lookups included."""
+def wants_of(index: ModelIndex, part: Part) -> list[Want]:
+    """What must be on this disk for a part, row lookups included.
+
+    Of a shard's row-wise cut tensors only its own rows. Columns lie in every row, a few hundred bytes at a time,
+    so of tensors cut by columns every chunk is wanted (specs/decisions/0023).
+    """
     names = needed_tensors(index, part)
     if part.layer_first == 0 and not part.embedding and EMBEDDING not in names:
         names.append(EMBEDDING)
-    return names
+    if part.shard is None:
+        return [Want(name) for name in names]
+    cut_pieces = [piece for piece in cut(index, part).all_pieces() if isinstance(piece, Source)]
+    by_place = sorted((index.tensors[name].file, index.tensors[name].offset, name) for name in names)
+    wants = [want for piece in cut_pieces for want in _wants_of(piece, index, by_place)]
+    taken = {want.tensor for want in wants}
+    return wants + [Want(name) for name in names if name not in taken]
+
+
+def _wants_of(piece: Source, index: ModelIndex, by_place: Sequence[tuple[int, int, str]]) -> Iterator[Want]:
+    """The bytes of one tensor that a piece reads; gaps smaller than a chunk are not worth leaving out."""
+    at = bisect_right(by_place, (piece.file, piece.offset, "\U0010ffff")) - 1
+    tensor = index.tensors[by_place[at][2]]
+    first = piece.offset - tensor.offset
+    if piece.count == 1 or piece.stride - piece.size < limits.CHUNK_BYTES:
+        yield Want(tensor.name, first, first + (piece.count - 1) * piece.stride + piece.size)
+        return
+    for number in range(piece.count):
+        start = first + number * piece.stride
+        yield Want(tensor.name, start, start + piece.size)
 
 
 def unit_spec(

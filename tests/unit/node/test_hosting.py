@@ -50,7 +50,7 @@ class World:
         self.stored: list[HostedStage] = []
         self.methods: dict[str, Any] = {}
         monkeypatch.setattr(module, "part_of_stage", lambda *_, **__: SimpleNamespace(embedding=False))
-        monkeypatch.setattr(module, "wanted_tensors", lambda *_: ["t"])
+        monkeypatch.setattr(module, "wants_of", lambda *_: ["t"])
         monkeypatch.setattr(module, "real_layer_count", lambda _: 12)
         monkeypatch.setattr(module, "unit_spec", lambda *_, **__: "spec")
         self.hosting = Hosting(
@@ -76,7 +76,7 @@ class World:
 
     # --- the catalog's part
     async def manifest(self, *_: object, **__: object) -> Any:
-        return SimpleNamespace(tensors={"t": SimpleNamespace(size=9)})
+        return SimpleNamespace(chunks_for=len, bytes_of=lambda count: 9 * count)
 
     async def index(self, *_: object, **__: object) -> Any:
         return None, []
