@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from p2pnode.errors import ConfigError
+from p2pnode.server_address import BackendAddress, address_of
 
 API_DEFAULT = "127.0.0.1:9480"
 LISTEN_DEFAULT = "/ip4/0.0.0.0/udp/9481/quic-v1"
@@ -47,6 +48,8 @@ class JoinOptions:
     """Multiaddresses (with /p2p/ID) to dial at start."""
     models: tuple[Path, ...] = ()
     """GGUF files to add to the store at start."""
+    backends: tuple[BackendAddress, ...] = ()
+    """External OpenAI-compatible servers whose models this device serves: http://[:KEY@]HOST:PORT."""
     threads: int | None = None
     """Compute threads; None: physical cores."""
     memory_max_bytes: int | None = None
@@ -131,6 +134,10 @@ def _path(value: Any) -> Path:
     return Path(_text(str(value) if isinstance(value, Path) else value)).expanduser()
 
 
+def _backend(value: Any) -> BackendAddress:
+    return address_of(_text(value))
+
+
 def _many(convert: Callable[[Any], Any]) -> Callable[[Any], tuple[Any, ...]]:
     def convert_all(value: Any) -> tuple[Any, ...]:
         parts = [part for part in value.split(",") if part.strip()] if isinstance(value, str) else value
@@ -178,6 +185,7 @@ CONVERTERS: Mapping[str, Callable[[Any], Any]] = {
     "api": _api,
     "peers": _many(_text),
     "models": _many(_path),
+    "backends": _many(_backend),
     "threads": _positive,
     "memory_max_bytes": _size,
     "mdns": _boolean,
@@ -193,6 +201,7 @@ ENVIRONMENT: Mapping[str, str] = {
     "ticket": "P2PNODE_TICKET",
     "peers": "P2PNODE_PEER",
     "models": "P2PNODE_MODEL",
+    "backends": "P2PNODE_BACKEND",
     "memory_max_bytes": "P2PNODE_MEMORY_MAX",
 }
 """Names that are not `P2PNODE_` and the option in capitals."""
@@ -266,7 +275,8 @@ def load_options(
 
 
 def _flag_name(option: str) -> str:
-    special = {"peers": "peer", "models": "model", "memory_max_bytes": "memory-max", "mdns": "no-mdns"}
+    special = {"peers": "peer", "models": "model", "backends": "backend", "mdns": "no-mdns"}
+    special["memory_max_bytes"] = "memory-max"
     return special.get(option, option.replace("_", "-"))
 
 
@@ -278,7 +288,7 @@ def describe(options: JoinOptions) -> list[dict[str, Any]]:
             continue
         value = getattr(options, option.name)
         if isinstance(value, tuple):
-            value = [str(item) for item in value]
+            value = [item.text if isinstance(item, BackendAddress) else str(item) for item in value]
         elif isinstance(value, Path):
             value = str(value)
         if option.name == "ticket" and value is not None:

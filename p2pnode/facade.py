@@ -44,6 +44,8 @@ class GenerateRequest:
 
     model: str | None
     prompt: str | Sequence[int]
+    messages: Sequence[JsonObject] = ()
+    """The conversation itself, for an external server, which renders it by its own template."""
     max_tokens: int = 256
     stop: Sequence[str] = ()
     sampling: SamplingParams = SamplingParams()

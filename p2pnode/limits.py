@@ -392,6 +392,27 @@ PREFIX_TOKENS_MIN = 16
 """A shorter beginning is computed sooner than it is found on every stage."""
 
 EMBEDDING_TOKENS_MAX = 512
+
+# --- external servers --------------------------------------------------------------------------------
+BACKENDS_MAX = 16
+BACKEND_MODELS_MAX = 64
+"""Of one server, and of all servers of another device: they are told in every status."""
+
+NAME_OF_BACKEND_MODEL_CHARACTERS_MAX = 120
+BACKEND_REQUESTS_MAX = 32
+"""At one server at once; it has its own queue behind that."""
+
+BACKEND_CONNECT_S_MAX = 3.0
+BACKEND_LIST_S_MAX = 5.0
+BACKEND_REFRESH_S = 15.0
+BACKEND_SILENCE_S_MAX = 300.0
+"""Servers load models when they are asked for them, and say nothing meanwhile."""
+
+BACKEND_READ_BYTES = 64 * 1024
+BACKEND_LINE_BYTES_MAX = 1024 * 1024
+BACKEND_BODY_BYTES_MAX = 4 * 1024 * 1024
+BACKEND_HEADERS_MAX = 100
+
 RECOVERIES_MAX = 8
 REPLAN_TRIES_MAX = 3
 """Devices that go while the plan that was to replace a broken one is being built."""

@@ -241,10 +241,13 @@ class Agent:
         self, step: int, calls: list[Call], written: list[str]
     ) -> AsyncGenerator[dict[str, Any] | Finished, None]:
         asked, usual = self._asked, SamplingParams()
-        prompt, stops = await chat_prompt(self._context.node, self._model, self._messages, tools=self._tools)
+        prompt, stops, messages = await chat_prompt(
+            self._context.node, self._model, self._messages, tools=self._tools
+        )
         request = GenerateRequest(
             model=self._model,
             prompt=prompt,
+            messages=messages,
             max_tokens=asked.max_tokens or MAX_TOKENS_DEFAULT,
             stop=stops,
             sampling=SamplingParams(

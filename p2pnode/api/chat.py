@@ -126,7 +126,7 @@ def chat_routes(context: ApiContext) -> Blueprint:
         ignored = check_chat(asked)
         tools = plan_tools(asked.tools, asked.tool_choice, asked.parallel_tool_calls)
         model = node.resolve_model(asked.model)
-        prompt, stops = await chat_prompt(
+        prompt, stops, messages = await chat_prompt(
             node, model, asked.messages, tools=tools, extra=asked.chat_template_kwargs
         )
         reply = Reply(new_id("chatcmpl"), model, "chat.completion")
@@ -134,6 +134,7 @@ def chat_routes(context: ApiContext) -> Blueprint:
         base = GenerateRequest(
             model=model,
             prompt=prompt,
+            messages=messages,
             max_tokens=asked.max_completion_tokens or asked.max_tokens or MAX_TOKENS_DEFAULT,
             stop=stop_list(asked) + stops,
             sampling=sampling_of(asked, grammar=chat_grammar(asked, tools), logprobs=logprobs),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -48,6 +48,14 @@ def _arguments(text: str) -> Any:
         return text
 
 
+class ChatPrompt(NamedTuple):
+    text: str
+    stops: tuple[str, ...]
+    """Stop sequences its format needs."""
+    messages: tuple[dict[str, Any], ...] = ()
+    """The conversation itself, where an external server renders it."""
+
+
 async def chat_prompt(
     node: NodeFacade,
     model: str,
@@ -55,10 +63,14 @@ async def chat_prompt(
     *,
     tools: ToolPlan = NO_TOOLS,
     extra: Mapping[str, Any] | None = None,
-) -> tuple[str, tuple[str, ...]]:
-    """Prompt text and the stop sequences its format needs."""
+) -> ChatPrompt:
+    """A conversation as the model's own template writes it."""
     metadata = {"model": model, **node.model_metadata(model)}
     rows = with_instructions(metadata, plain_messages(messages), tools)
-    return await asyncio.to_thread(
+    if metadata.get("external"):
+        text = "\n".join(f"{row['role']}: {row['content']}" for row in rows)
+        return ChatPrompt(text, (), tuple(rows))
+    text, stops = await asyncio.to_thread(
         render_chat, metadata, rows, tools=tools.specifications() if tools.tools else None, extra=extra
     )
+    return ChatPrompt(text, stops)

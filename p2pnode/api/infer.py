@@ -40,13 +40,15 @@ async def requested(context: ApiContext, mode: Mode) -> tuple[InferRequest, Gene
         raise RequestError("this address makes one answer", param="n", hint="use /v1/chat/completions")
     model = node.resolve_model(asked.model)
     stops: tuple[str, ...] = ()
+    messages: tuple[dict[str, Any], ...] = ()
     prompt = asked.prompt or ""
     if asked.messages is not None:
         system = [Message("system", asked.system)] if asked.system else []
-        prompt, stops = await chat_prompt(node, model, system + asked.messages)
+        prompt, stops, messages = await chat_prompt(node, model, system + asked.messages)
     return asked, GenerateRequest(
         model=model,
         prompt=prompt,
+        messages=messages,
         max_tokens=asked.max_tokens or MAX_TOKENS_DEFAULT,
         stop=stop_list(asked) + stops,
         sampling=sampling_of(asked, grammar=grammar_of(asked), logprobs=None),

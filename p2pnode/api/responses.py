@@ -246,12 +246,13 @@ def responses_routes(context: ApiContext) -> Blueprint:
         ignored = check_fields("responses", asked)
         tools = tools_of(asked)
         model = node.resolve_model(asked.model)
-        prompt, stops = await chat_prompt(node, model, messages_of(asked), tools=tools)
+        prompt, stops, messages = await chat_prompt(node, model, messages_of(asked), tools=tools)
         document = Document(asked, model)
         usual = SamplingParams()
         request = GenerateRequest(
             model=model,
             prompt=prompt,
+            messages=messages,
             max_tokens=asked.max_output_tokens or MAX_TOKENS_DEFAULT,
             stop=stops,
             sampling=SamplingParams(

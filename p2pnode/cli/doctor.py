@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import http.client
+import json
 import os
 import shutil
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,6 +19,7 @@ from p2pnode.cli.output import connect, print_json, size_text
 from p2pnode.config import default_data_dir
 from p2pnode.endpoint import Endpoint
 from p2pnode.errors import NodeNotRunning, P2PNodeError
+from p2pnode.server_address import KNOWN_PORTS
 
 State = Literal["ok", "note", "problem"]
 _MARKS: dict[State, tuple[str, str]] = {
@@ -131,6 +134,24 @@ def check_engine() -> Check:
     return Check("llama.cpp", "ok", f"{version}, {offload}, {mapped}; {' '.join(features.split())}")
 
 
+def check_backends(ports: Sequence[int] = KNOWN_PORTS) -> list[Check]:
+    """OpenAI-compatible servers on this machine, which could join the mesh; none is no news."""
+    found = []
+    for port in ports:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=1.0)
+        try:
+            connection.request("GET", "/v1/models")
+            response = connection.getresponse()
+            rows = json.loads(response.read(1 << 20))["data"]
+            found.append(f"127.0.0.1:{port} has {len(rows)} model{'s' if len(rows) != 1 else ''}")
+        except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError):
+            continue  # nothing there, or something else
+        finally:
+            connection.close()
+    hint = "to serve them from here: p2pnode join --backend http://HOST:PORT, or p2pnode set backends.discover on"
+    return [Check("other servers", "note", "; ".join(found), hint)] if found else []
+
+
 def check_node(node: Endpoint) -> list[Check]:
     """The running node: its health, its clock, every peer with every address tried."""
     begun = time.monotonic()
@@ -186,7 +207,7 @@ def doctor(data: Path | None, api: str | None, port: int, as_json: bool) -> int:
         lambda: check_udp_port(port),
         check_engine,
     ]
-    checks = [step() for step in steps]
+    checks = [*(step() for step in steps), *check_backends()]
     try:
         checks += check_node(connect(data, api))
     except NodeNotRunning as error:

@@ -52,6 +52,13 @@ import click
     metavar="FILE",
     help="Add a GGUF file to the store.",
 )
+@click.option(
+    "--backend",
+    "backends",
+    multiple=True,
+    metavar="URL",
+    help="Serve the models of an OpenAI-compatible server (llama-server, Ollama ...): http://[:KEY@]HOST:PORT.",
+)
 @click.option("--threads", type=int, metavar="N", help="Compute threads [default: physical cores].")
 @click.option("--memory-max", "memory_max_bytes", metavar="SIZE", help="Most memory for models, e.g. 6G.")
 @click.option("--no-mdns", is_flag=True, help="Do not announce or look for members on the local network.")

@@ -14,7 +14,7 @@ from p2pnode.limits import SECRET_TEXT_BYTES_MAX
 from p2pnode.network import network_bucket, path_of
 from p2pnode.node.ledger import Ledger
 from p2pnode.node.receipts import Receipts, RequestDone, StageDone
-from p2pnode.node.requests import Running
+from p2pnode.node.requests import Running, Served
 from p2pnode.node.tasks import Tasks
 from p2pnode.projections.settings import value_of
 
@@ -28,7 +28,7 @@ class Books:
     def __init__(self, ledger: Ledger, receipts: Receipts, tasks: Tasks) -> None:
         self._ledger, self._receipts, self._tasks = ledger, receipts, tasks
 
-    async def accepted(self, running: Running) -> None:
+    async def accepted(self, running: Served) -> None:
         request = running.request
         path = path_of(request.address) if request.address else "loopback"
         if path == "wan" and not self._ledger.log.has_reserve:
@@ -65,11 +65,11 @@ class Books:
         """Whether the owner wants prompts and answers kept (beside the record, deletable) to replay them."""
         return value_of(self._ledger.state.settings, KEEP_TEXTS) == "true"
 
-    def _commit(self, running: Running, text: bytes, *, keep: bool) -> bytes:
+    def _commit(self, running: Served, text: bytes, *, keep: bool) -> bytes:
         owner, keep = running.request.caller, keep and len(text) <= SECRET_TEXT_BYTES_MAX
         return self._ledger.log.commit_secret(running.request_id, text, owner=owner, keep_text=keep)
 
-    async def finished(self, running: Running, text: str) -> int:
+    async def finished(self, running: Served, text: str) -> int:
         session = running.session
         commit = self._commit(running, text.encode(), keep=self._keeps_texts())
         done = _done(running)
@@ -127,7 +127,7 @@ class Books:
             stages = await self._receipts.tally(done)
         await self._receipts.collect(done, stages, done.work(stages), shares)
 
-    async def failed(self, running: Running, error: P2PNodeError) -> None:
+    async def failed(self, running: Served, error: P2PNodeError) -> None:
         await self._ledger.do(
             c.FailRequest(
                 request_id=running.request_id,
@@ -174,7 +174,7 @@ class Books:
         )
 
 
-def parameters_of(running: Running) -> bytes:
+def parameters_of(running: Served) -> bytes:
     """How the answer was sampled, in the words of the completions API, so that it can be asked for again."""
     request, sampling = running.request, running.request.sampling
     known = {
@@ -196,7 +196,7 @@ def parameters_of(running: Running) -> bytes:
     return json.dumps({name: value for name, value in known.items() if value is not None}).encode()
 
 
-def _done(running: Running) -> RequestDone:
+def _done(running: Served) -> RequestDone:
     """What all who computed for a request, or for the unit that is there, are asked about."""
     return RequestDone(
         request_id=running.request_id,

@@ -19,7 +19,7 @@ import structlog
 
 from p2pnode import __version__, limits
 from p2pnode import commands as c
-from p2pnode.config import JoinOptions
+from p2pnode.config import JoinOptions, parse_host_port
 from p2pnode.errors import P2PNodeError
 from p2pnode.events import types as facts
 from p2pnode.facade import GenerateEvent, GenerateRequest
@@ -29,6 +29,7 @@ from p2pnode.models.serve import BlobServer
 from p2pnode.models.store import ModelStore, StoredModel
 from p2pnode.node.approval import Approvals, ask, ask_nearby
 from p2pnode.node.auto_mode import AutoMode
+from p2pnode.node.backends import DISCOVER, Backends
 from p2pnode.node.books import Books
 from p2pnode.node.bringing import PREFIXES, Bringing, prefix_bytes_of
 from p2pnode.node.capability import Capability, cores
@@ -268,6 +269,7 @@ class Node:
             addresses=self.addresses,
             where=self.where,
             duplicates=self.duplicates,
+            external=lambda: self.backends.told(),
             now_ms=now_ms,
             say=self.say,
         )
@@ -290,7 +292,17 @@ class Node:
             new_id=lambda: f"req-{secrets.token_hex(8)}",
             finished=self._request_finished,
         )
-        self.federation = Federation(transport=transport, links=self.links, generate=self.requests.generate)
+        self.backends = Backends(
+            me=self.me,
+            name=self.name,
+            addresses=options.backends,
+            may_discover=lambda: value_of(ledger.state.settings, DISCOVER) == "on",
+            own_port=lambda: parse_host_port(options.api)[1],
+            links=self.links,
+            requests=self.requests,
+            say=self.say,
+        )
+        self.federation = Federation(transport=transport, links=self.links, generate=self._generate_here)
         self.embedding = Embedding(self.bringing, self._new_engine, self.loads)
         self.log_sharing = LogSharing(ledger=ledger, links=self.links, transport=transport)
         self.witnessing = Witnessing(ledger=ledger, links=self.links)
@@ -307,7 +319,7 @@ class Node:
             links=self.links,
             hosting=self.hosting,
             active=lambda: list(self.routing.active.values()),
-            running=lambda: self.requests.running,
+            running=self.requests.on_plans,
             say=self.say,
             clock=time.monotonic,
         )
@@ -339,6 +351,7 @@ class Node:
         self.tasks.spawn("record clock", self._tick())
         self.tasks.spawn("witnesses", self.witnessing.run())
         self.tasks.spawn("hops", self.hops.run())
+        self.tasks.spawn("backends", self.backends.run())
         self.tasks.spawn("auto mode", self.auto_mode.run())
         self.tasks.spawn("measuring", self._measure())
         self.is_started = True
@@ -512,10 +525,29 @@ class Node:
 
     def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateEvent]:
         """Here when this device can, else whole by the nearest device that holds the model."""
+        if self.is_external(request.model):
+            if self.backends.here(request.model):
+                return self.backends.generate(request)
+            return self.federation.ask(
+                nearest_holder(self.links, self.backends.holders(request.model)), request
+            )
         model = self.catalog.resolve(request.model)
         if request.mode != "auto" or self.choosing.is_mine(model) or not model.holders:
             return self.requests.generate(request)
         return self.federation.ask(nearest_holder(self.links, model.holders), request)
+
+    def _generate_here(self, request: GenerateRequest) -> AsyncIterator[GenerateEvent]:
+        """What another member asks for is never handed on to a third."""
+        if self.is_external(request.model) and self.backends.here(request.model):
+            return self.backends.generate(request)
+        return self.requests.generate(request)
+
+    def is_external(self, name: str | None) -> bool:
+        """Whether external servers alone have a model of this name: what the mesh itself holds goes before."""
+        known = self.catalog.known()
+        if name is None or any(name in (model.name, model.content_id) for model in known):
+            return False
+        return name in self.backends.known()
 
     # --- small things --------------------------------------------------------------------------------
     def say(self, item: dict[str, Any]) -> None:

@@ -121,6 +121,7 @@ class Faces:
             ],
             "log": {"size": node.ledger.log.size, "blocks": node.ledger.log.block_count},
             "running": len(node.requests.running),
+            "backends": node.backends.view(),
         }
 
     def peers(self) -> JsonObject:
@@ -169,8 +170,9 @@ class Faces:
         return view
 
     def models(self) -> JsonObject:
-        known = self._node.catalog.known()
-        default = self._node.catalog.resolve(None).name if known else None
+        node = self._node
+        known = node.catalog.known()
+        default = node.catalog.resolve(None).name if known else None
         return {
             "models": [
                 {
@@ -185,6 +187,7 @@ class Faces:
                 }
                 for model in known
             ]
+            + [view for view in node.backends.views() if node.is_external(view["name"])]
         }
 
     def sessions(self) -> JsonObject:
@@ -220,6 +223,8 @@ class Faces:
 
     # --- models --------------------------------------------------------------------------------------
     def resolve_model(self, name: str | None) -> str:
+        if name is not None and self._node.is_external(name):
+            return name
         return self._node.catalog.resolve(name).name
 
     def loading(self, model: str) -> JsonObject | None:
@@ -229,22 +234,32 @@ class Faces:
         return self._node.transfers.view(model)
 
     def model_metadata(self, name: str) -> JsonObject:
+        if self._node.is_external(name):
+            return {"external": True, "chat_template": None, "bos_token": "", "eos_token": ""}
         return self._node.catalog.metadata(self._node.catalog.resolve(name))
 
+    def _own(self, model: str) -> str:
+        """RequestError for a model that only external servers have."""
+        if self._node.is_external(model):
+            raise RequestError(
+                f"{model} is computed by an external server: ask that one for this", param="model"
+            )
+        return model
+
     async def tokenize(self, model: str, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
-        active = await self._node.choosing.choose(GenerateRequest(model=model, prompt=""))
+        active = await self._node.choosing.choose(GenerateRequest(model=self._own(model), prompt=""))
         return await active.engine.client.tokenize(
             active.vocabulary_unit, text, add_special=add_special, parse_special=parse_special
         )
 
     async def detokenize(self, model: str, tokens: Sequence[int]) -> str:
-        active = await self._node.choosing.choose(GenerateRequest(model=model, prompt=""))
+        active = await self._node.choosing.choose(GenerateRequest(model=self._own(model), prompt=""))
         return (await active.engine.client.detokenize(active.vocabulary_unit, list(tokens))).decode(
             "utf-8", "replace"
         )
 
     async def embed(self, model: str, inputs: Sequence[Sequence[int]]) -> list[list[float]]:
-        return await self._node.embedding.embed(self._node.catalog.resolve(model), inputs)
+        return await self._node.embedding.embed(self._node.catalog.resolve(self._own(model)), inputs)
 
     # --- doing ---------------------------------------------------------------------------------------
     def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateEvent]:

@@ -127,6 +127,7 @@ def _request_of(call: messages.AnyMessage, stream: Stream) -> GenerateRequest:
         fields = {f: getattr(chosen, f) for f in SamplingParams.__dataclass_fields__}
         document["stop"] = tuple(str(text) for text in document.get("stop", ())[:16])
         prompt = document.pop("prompt")
+        talk = tuple(dict(row) for row in document.pop("messages", ()))
         made = msgspec.convert({**document, "prompt": ""}, GenerateRequest)
     except (KeyError, TypeError, ValueError, msgspec.ValidationError) as error:
         raise RemoteProtocolError(f"a request that cannot be read: {error}") from None
@@ -138,6 +139,7 @@ def _request_of(call: messages.AnyMessage, stream: Stream) -> GenerateRequest:
     return GenerateRequest(
         model=made.model,
         prompt=prompt,
+        messages=talk,
         max_tokens=made.max_tokens,
         stop=made.stop,
         sampling=SamplingParams(**{**fields, "logit_bias": biases}),

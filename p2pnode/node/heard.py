@@ -28,6 +28,11 @@ def check_status(status: Status) -> Status:
         raise _wrong("round trips and rates are numbers")
     if not isinstance(status.extra.get("stages", []), list):
         raise _wrong("stages are a list")
+    external = status.extra.get("external", [])
+    if not isinstance(external, list) or len(external) > limits.BACKEND_MODELS_MAX:
+        raise _wrong(f"models of external servers are at most {limits.BACKEND_MODELS_MAX}")
+    if not all(isinstance(m, dict) and isinstance(m.get("name"), str) for m in external):
+        raise _wrong("a model of an external server has a name")
     if "instance" in status.extra and Instance.read(status.extra["instance"]) is None:
         raise _wrong("an instance is an id and a host")
     return status

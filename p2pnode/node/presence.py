@@ -47,6 +47,7 @@ class Presence:
         addresses: Callable[[], list[str]],
         where: Callable[[], dict[str, list[str]]],
         duplicates: Duplicates,
+        external: Callable[[], list[dict[str, Any]]],
         now_ms: Callable[[], int],
         say: Callable[[dict[str, Any]], None],
     ) -> None:
@@ -66,6 +67,7 @@ class Presence:
         self._addresses = addresses
         self._where = where
         self._duplicates = duplicates
+        self._external = external
         self._now_ms = now_ms
         self._say = say
         self._discovery: Discovery | None = None
@@ -119,6 +121,7 @@ class Presence:
                 "link_bytes_per_s": link_rates,
                 "peers": self._where(),
                 "stages": [self._hosted_view(h) for h in self._hosting.stages.values()],
+                "external": self._external(),
                 **self._duplicates.status(),
             },
         )

@@ -24,19 +24,36 @@ from p2pnode.errors import (
 from p2pnode.facade import Finished, GenerateEvent, GenerateRequest, PrefillProgress, TextDelta
 from p2pnode.frame import POSITION_MAX
 from p2pnode.node.active import Active, Place
+from p2pnode.node.catalog import KnownModel
 
 SURVIVABLE = (StageLost, EngineUnavailable, TransportError)
 """Conditions that say something about devices, not about the request."""
 
 
+class Standing(Protocol):
+    """What the record and faces say of what computes a request."""
+
+    @property
+    def plan_id(self) -> str: ...
+
+    @property
+    def mode(self) -> str: ...
+
+    @property
+    def model(self) -> KnownModel: ...
+
+    @property
+    def stages(self) -> list[dict[str, Any]]: ...
+
+
 @dataclass(slots=True)
-class Running:
+class Served:
     """A request while it runs, for `ps` and the live view."""
 
     request_id: str
     request: GenerateRequest
     session: Session
-    active: Active
+    active: Standing
     started_s: float
     recoveries: int = 0
     work: dict[Place, int] = field(default_factory=dict)
@@ -68,6 +85,19 @@ class Running:
             "recoveries": self.recoveries,
         }
 
+    def unit_settled(self, shares: Mapping[str, int]) -> None:
+        self.units += 1
+        self.work = {}
+        for account, share in shares.items():
+            self.unit_shares[account] = self.unit_shares.get(account, 0) + share
+
+
+@dataclass(slots=True)
+class Running(Served):
+    """A request computed by engines, here or along a ring."""
+
+    active: Active
+
     def begin_work(self) -> None:
         """A plan begins to work on the session as it stands."""
         self.rows_before, self.rows_counted = len(self.session.generated), 0
@@ -80,12 +110,6 @@ class Running:
             self.work[place] = self.work.get(place, 0) + rows - self.rows_counted
         self.rows_counted = rows
 
-    def unit_settled(self, shares: Mapping[str, int]) -> None:
-        self.units += 1
-        self.work = {}
-        for account, share in shares.items():
-            self.unit_shares[account] = self.unit_shares.get(account, 0) + share
-
 
 Choose = Callable[[GenerateRequest], Awaitable[Active]]
 ChooseAgain = Callable[[Running, P2PNodeError], Awaitable[Active]]
@@ -94,17 +118,17 @@ ChooseAgain = Callable[[Running, P2PNodeError], Awaitable[Active]]
 class RequestBook(Protocol):
     """What a request leaves in the record."""
 
-    async def accepted(self, running: Running) -> None: ...
+    async def accepted(self, running: Served) -> None: ...
 
     async def unit(self, running: Running) -> None:
         """A unit of a long answer is there: it is paid and signed for before the next begins."""
         ...
 
-    async def finished(self, running: Running, text: str) -> int:
+    async def finished(self, running: Served, text: str) -> int:
         """What it cost, in micro-units."""
         ...
 
-    async def failed(self, running: Running, error: P2PNodeError) -> None: ...
+    async def failed(self, running: Served, error: P2PNodeError) -> None: ...
 
     async def lost(self, running: Running, error: P2PNodeError) -> None: ...
 
@@ -131,7 +155,11 @@ class Requests:
         self._new_id = new_id
         self._finished = finished
         self._sessions = itertools.count(1)
-        self.running: dict[str, Running] = {}
+        self.running: dict[str, Served] = {}
+
+    def on_plans(self) -> dict[str, Running]:
+        """Those that this node's own plans compute."""
+        return {name: one for name, one in self.running.items() if isinstance(one, Running)}
 
     async def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateEvent]:
         """Runs to the end or raises; closing the iterator early frees every stage."""
@@ -155,7 +183,7 @@ class Requests:
             await self._book.accepted(running)
             self.running[request_id] = running
             # Closed here and not when garbage is collected: the cells below are free once the stages are.
-            async with aclosing(self._run(running, taken)) as events:
+            async with aclosing(self._run(running, self._survive(running, taken))) as events:
                 async for event in events:
                     yield event
         finally:
@@ -188,11 +216,36 @@ class Requests:
         except P2PNodeError:
             return  # whoever should have kept it is gone; the answer is whole all the same
 
-    async def _run(self, running: Running, taken: list[Cells]) -> AsyncGenerator[GenerateEvent, None]:
+    async def relay(
+        self,
+        request: GenerateRequest,
+        standing: Standing,
+        prompt_tokens: int,
+        ask: Callable[[Served], AsyncGenerator[GenerateEvent, None]],
+    ) -> AsyncIterator[GenerateEvent]:
+        """A request that something else computes whole: recorded, shown and settled like any other.
+
+        `ask` writes into the session what there is to know of it; `prompt_tokens` is a guess until it does.
+        """
+        session = Session(next(self._sessions), range(prompt_tokens), request.sampling, request.max_tokens)
+        request_id = request.request_id or self._new_id()
+        served = Served(request_id, request, session, standing, time.monotonic())
+        await self._book.accepted(served)
+        self.running[request_id] = served
+        try:
+            async with aclosing(self._run(served, ask(served))) as events:
+                async for event in events:
+                    yield event
+        finally:
+            self.running.pop(request_id, None)
+
+    async def _run(
+        self, running: Served, source: AsyncGenerator[GenerateEvent, None]
+    ) -> AsyncGenerator[GenerateEvent, None]:
         shown: list[str] = []
         session = running.session
         try:
-            async with aclosing(self._survive(running, taken)) as events:
+            async with aclosing(source) as events:
                 async for event in events:
                     if isinstance(event, TextDelta):
                         shown.append(event.text)
@@ -206,7 +259,8 @@ class Requests:
             await asyncio.shield(self._book.finished(running, "".join(shown)))
             raise
         cost = await self._book.finished(running, "".join(shown))
-        self._finished(running)
+        if isinstance(running, Running):
+            self._finished(running)
         assert session.reason is not None
         yield Finished(
             reason=session.reason,
