@@ -24,6 +24,7 @@ from p2pnode.api.app import create_app
 from p2pnode.api.metrics import ApiMetrics
 from p2pnode.cli.main import COMMANDS, every_command
 from p2pnode.config import CONVERTERS, FILE_KEYS, JoinOptions, environment_name
+from p2pnode.node import wire_counts
 from p2pnode.projections import views
 from p2pnode.projections.state import initial
 
@@ -128,6 +129,16 @@ def metrics() -> str:
     lines += ["", "## Counted from the record", "", "| name | kind | what |", "|---|---|---|"]
     for row in views.view(initial(), "metrics", 0)["metrics"]:
         lines.append(f"| `{row['name']}` | {row['type']} | {row['help']} |")
+    lines += [
+        "",
+        "## Counted by transport and stages since the start",
+        "",
+        "| name | kind | what |",
+        "|---|---|---|",
+    ]
+    for row in wire_counts.families({}, {}):
+        name = row["name"] + ("_total" if row["type"] == "counter" else "")
+        lines.append(f"| `{name}` | {row['type']} | {row['help']} |")
     return "\n".join(lines) + "\n"
 
 

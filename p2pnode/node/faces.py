@@ -15,6 +15,7 @@ from p2pnode.errors import Busy, NotFound, RequestError
 from p2pnode.events.codec import Record
 from p2pnode.events.types import ConsoleCommandRun
 from p2pnode.facade import GenerateEvent, GenerateRequest, JsonObject
+from p2pnode.node import wire_counts
 from p2pnode.node.bringing import PREFIXES, prefix_bytes_of
 from p2pnode.node.core import Node, now_ms
 from p2pnode.node.hops import chrome_trace
@@ -216,7 +217,9 @@ class Faces:
         return self._node.ledger.view("settings")
 
     def metrics(self) -> JsonObject:
-        return self._node.ledger.view("metrics")
+        view = self._node.ledger.view("metrics")
+        counted = wire_counts.families(self._node.transport.counters(), self._node.streams.refused)
+        return {**view, "metrics": [*view["metrics"], *counted]}
 
     def options(self) -> JsonObject:
         return {"settings": describe(self._node.options)}

@@ -17,7 +17,6 @@ from p2pnode.compute.route import Feed, PipelineRoute
 from p2pnode.compute.scheduler import Cells
 from p2pnode.errors import CreditEnded, NotFound, P2PNodeError, PlanError, StageLost
 from p2pnode.facade import SamplingParams
-from p2pnode.frame import FrameReader
 from p2pnode.node.active import Active, Announce, Say, StagePart, first_condition, mode_of, stage_view
 from p2pnode.node.bringing import Bringing
 from p2pnode.node.catalog import KnownModel
@@ -28,6 +27,7 @@ from p2pnode.node.orders import PROBE_SESSION, RETURN, OutboundFrames, StageOrde
 from p2pnode.node.stage_streams import StageStreams
 from p2pnode.node.tasks import Tasks
 from p2pnode.node.tensor import Lanes, hops_of, pair_up
+from p2pnode.node.timed_frames import TimedFrames
 from p2pnode.node.units import UnitOptions, output_part, part_of_stage, unit_spec
 from p2pnode.transport import messages
 from p2pnode.transport.port import Stream
@@ -324,7 +324,7 @@ class Rings:
         return _Ring(forward, back, forget)
 
     async def _read_ring(self, active: Active, route: PipelineRoute, stream: Stream) -> None:
-        reader = FrameReader(stream.read_exactly)
+        reader = TimedFrames(stream)
         try:
             while True:
                 route.arrived(await reader.read())

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -17,6 +18,7 @@ from p2pnode import limits
 from p2pnode.compute.engine_client import EngineClient
 from p2pnode.compute.stage import StageServer
 from p2pnode.errors import (
+    Busy,
     EngineUnavailable,
     Forbidden,
     NotFound,
@@ -24,7 +26,7 @@ from p2pnode.errors import (
     RemoteProtocolError,
     StageLost,
 )
-from p2pnode.frame import Frame, FrameReader, Kind
+from p2pnode.frame import Frame, Kind
 from p2pnode.node.active import first_condition
 from p2pnode.node.engines import EngineHost
 from p2pnode.node.grants import Grants, StageGate
@@ -34,6 +36,7 @@ from p2pnode.node.loopback import LoopbackStream
 from p2pnode.node.orders import RETURN, STAGE, OutboundFrames, slot
 from p2pnode.node.tasks import Tasks
 from p2pnode.node.tensor import GroupEngine, listen_to_follower
+from p2pnode.node.timed_frames import TimedFrames
 from p2pnode.transport import messages
 from p2pnode.transport.port import Stream, Transport
 from p2pnode.units import PeerId
@@ -51,6 +54,8 @@ class StageStreams:
         self._me = transport.peer_id
         self._tasks = tasks
         self._relaying: set[EngineClient] = set()
+        self.refused: Counter[str] = Counter()
+        """Streams to stages that were refused or ended for what their peer did, by code."""
         self.returns: dict[str, ReturnHandler] = {}
         """By plan: where a head takes the frames of its last stage."""
         transport.handle(STAGE, self._serve)
@@ -136,8 +141,12 @@ class StageStreams:
 
     # --- serving -------------------------------------------------------------------------------------
     async def _serve(self, stream: Stream) -> None:
-        async with asyncio.timeout(limits.CONTROL_TIMEOUT_S):
-            call = await messages.receive_message(stream)
+        try:
+            async with asyncio.timeout(limits.CONTROL_TIMEOUT_S):
+                call = await messages.receive_message(stream)
+        except (TimeoutError, RemoteProtocolError) as error:
+            self.refused["peer_timeout" if isinstance(error, TimeoutError) else error.code] += 1
+            raise
         try:
             if not isinstance(call, messages.Call) or call.method != "attach":
                 raise RemoteProtocolError("a stage stream begins with attach")
@@ -153,11 +162,14 @@ class StageStreams:
                 raise NotFound(f"this device has no stage {stage} of plan {plan_id[:40]}")
             if stream.peer_id != hosted.order.previous_peer:
                 raise Forbidden("only the device before it in its ring attaches to a stage")
+            if hosted.servers >= limits.STAGE_STREAMS_MAX:
+                raise Busy(f"{hosted.servers} streams are attached to this stage already")
             if hosted.order.rank > 0:
                 await self._follow(hosted, stream)
             else:
                 await self._run(hosted, stream)
         except P2PNodeError as error:
+            self.refused[error.code] += 1
             await messages.send_message(stream, messages.refusal(error))
             await stream.close_write()
 
@@ -195,12 +207,15 @@ class StageStreams:
         inbound.reset()
 
     async def _serve_frames(self, hosted: HostedStage, server: StageServer, inbound: Stream) -> None:
+        frames = TimedFrames(inbound)
         self._hosting.served(hosted, +1)
         try:
             async with first_condition():
-                await server.serve(FrameReader(inbound.read_exactly).read)
+                await server.serve(frames.read)
         finally:
             self._hosting.served(hosted, -1)
+        if frames.trouble is not None:
+            raise frames.trouble
 
     async def _follow(self, hosted: HostedStage, inbound: Stream) -> None:
         """Compute this rank's share of whatever the leader takes; only trouble is worth a word."""

@@ -300,6 +300,9 @@ class MemoryTransport:
     def connections(self) -> Sequence[MemoryConnection]:
         return list(self._peers)
 
+    def counters(self) -> dict[str, int]:
+        return {"connections": len(self.connections()), "gate_refused": self.router.refused_count}
+
     async def start(self) -> None:
         self._is_up = True
 

@@ -6,7 +6,7 @@ QUIC). Both pass the same contract tests.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -120,6 +120,10 @@ class Transport(Protocol):
 
         Raises PeerUnreachable(tried=[[address, reason], ...]), IdentityMismatch, HandshakeRefused.
         """
+        ...
+
+    def counters(self) -> Mapping[str, int]:
+        """What came, went and was refused so far: `refused_<reason>`, `gate_refused` and others, for metrics."""
         ...
 
     async def start(self) -> None:
