@@ -319,12 +319,12 @@ class EngineClient:
         }
         await self._call(message, onward.secret + back.secret)
 
-    async def open_relay(
-        self, unit_id: int, inbound: LaneToRank, onward: LaneToRank, observe: Relayed | None = None
-    ) -> None:
-        """This unit's place in a ring; `observe` hears, some time later, what came in and what it became."""
-        if observe is not None:
-            self._relayed[unit_id] = observe
+    def observe(self, unit_id: int, observe: Relayed) -> None:
+        """Hear, some time later, what a unit received without this node and what it made of it."""
+        self._relayed[unit_id] = observe
+
+    async def open_relay(self, unit_id: int, inbound: LaneToRank, onward: LaneToRank) -> None:
+        """This unit's place in a ring; see `observe`."""
         message = {"op": "relay", "unit": unit_id, "lanes": [_end(inbound, 0), _end(onward, 1)]}
         await self._call(message, inbound.secret + onward.secret)
 

@@ -31,7 +31,7 @@ class GroupLinks:
 
     def open_lanes(self, host: str, count: int) -> list[int]:
         """Bind `count` datagram sockets; their ports go to the other ranks."""
-        if not 0 < count <= RANKS_MAX + 1:
+        if not 0 < count <= RANKS_MAX + 2:
             raise RequestError(f"{count} lanes, at most {RANKS_MAX}")
         for lane in self._lanes.values():
             lane.close()

@@ -193,6 +193,7 @@ class Engine:
             return True
 
         unit = Unit(self._next_unit, spec, progress)
+        unit.relayed = self._rings.observer(unit.unit_id)
         self._units[unit.unit_id] = unit
         self._next_unit += 1
         return {"info": asdict(unit.info()), **_memory()}, b""
@@ -232,16 +233,14 @@ class Engine:
         return {}, b""
 
     def _keep_prefix(self, message: Message, _payload: memoryview) -> Answer:
-        self._unit(message).settle(message["session"])
-        return {"bytes": self._unit(message).sessions.keep_prefix(message["session"], message["count"])}, b""
+        return {"bytes": self._unit(message).arrange("keep", message["session"], message["count"])}, b""
 
     def _reuse_prefix(self, message: Message, _payload: memoryview) -> Answer:
-        self._unit(message).settle(message["session"])
-        self._unit(message).sessions.reuse_prefix(message["session"], message["prefix"], message["count"])
+        self._unit(message).arrange("reuse", message["session"], message["prefix"], message["count"])
         return {}, b""
 
     def _forget_prefix(self, message: Message, _payload: memoryview) -> Answer:
-        self._unit(message).sessions.forget_prefix(message["prefix"])
+        self._unit(message).arrange("forget", message["prefix"])
         return {}, b""
 
     def _tokenize(self, message: Message, payload: memoryview) -> Answer:

@@ -43,10 +43,7 @@ class EngineRings:
         from p2pnode.compute.engine_ring import Relay
 
         self.drop(unit.unit_id)
-        unit_id = unit.unit_id
-        self._relays[unit_id] = Relay(
-            unit, lanes[0], lanes[1], lambda got, gave: self._relay(unit_id, got, gave)
-        )
+        self._relays[unit.unit_id] = Relay(unit, lanes[0], lanes[1], unit.relayed)
         self._changed()
 
     def ring(self, unit_id: int) -> Ring | None:
@@ -88,6 +85,10 @@ class EngineRings:
         return max(0.0, min(times) - time.monotonic()) if times else None
 
     # what the node hears
+    def observer(self, unit_id: int) -> Callable[[Frame, Frame], None]:
+        """Told what a unit received without its node, and what it made of it."""
+        return lambda received, sent: self._relay(unit_id, received, sent)
+
     def _relay(self, unit_id: int, received: Frame, sent: Frame) -> None:
         if not self._relayed:
             self._tell_at = time.monotonic() + RELAYED_TOLD_S

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from p2pnode.compute.engine_gather import Gather
+from p2pnode.compute.engine_lead import Lead, Part, find
 from p2pnode.compute.engine_protocol import UnitInfo, UnitSpec
 from p2pnode.compute.engine_sessions import Sessions
 from p2pnode.compute.engine_step import Reply, Step
@@ -64,6 +66,7 @@ class Unit:
         self.spec = spec
         self.context: Context | None = None
         self.group: AllReduce | None = None
+        self._lead: Lead | None = None
         self._table_of_sessions: Sessions | None = None
         self._table: TokenRows | None = None
         self._stream: LayerStream | None = None
@@ -111,6 +114,10 @@ class Unit:
         """Passes begun ahead, by session: waiting for their batch, or computed and held in the last one."""
         self._claimed: deque[Step] = deque()
         """Held ones that were asked for meanwhile: they only have to be sampled."""
+        self._freed_late: set[int] = set()
+        """Sessions that a follower's node ended; its leader says when."""
+        self.relayed: Callable[[Frame, Frame], None] = lambda _received, _sent: None
+        """Hears of frames that no node carried."""
         self.gather = Gather()
         self.counters = dict.fromkeys(("decodes", "rows", "sampled", "compute_ns", "tap_ns", "sample_ns"), 0)
 
@@ -151,6 +158,8 @@ class Unit:
 
     @property
     def waiting(self) -> bool:
+        if self._lead is not None and self._lead.follows:
+            return self._lead.ready(self._waiting)
         return bool(self._waiting or self._claimed)
 
     @property
@@ -161,7 +170,7 @@ class Unit:
         """Whether the next batch would be better for sessions that are not waiting yet."""
         if (
             self._claimed
-            or self.spec.ranks > 1
+            or self.spec.rank > 0
             or any(step.remaining > _ROWS_OF_DECODING for step in self._waiting)
         ):
             return False
@@ -175,6 +184,10 @@ class Unit:
         if self.group is not None:
             self.group.close()
         self.group = self._taps.reducer = group
+        self._lead = Lead(self.spec.rank, group)
+        for session_id in self._freed_late:
+            self.sessions.free(session_id)
+        self._freed_late.clear()
 
     def close(self) -> None:
         if self.group is not None:
@@ -209,11 +222,42 @@ class Unit:
 
     def free_session(self, session_id: int) -> Iterator[Reply]:
         """Forget a session; steps still waiting are answered as cancelled."""
+        if self.spec.rank > 0 and self.group is not None and self.group.broken is None:
+            self._freed_late.add(session_id)
+            return
         if self.spec.ranks > 1 and any(step.frame.session == session_id for step in self._waiting):
             raise Busy("steps of this session are under way on all ranks", hint="free it after their answers")
         yield from self.cancel(session_id)
         self.sessions.free(session_id)
         self.gather.forget(session_id)
+        if self._lead is not None:
+            self._lead.order("free", session_id)
+
+    def arrange(self, name: str, *numbers: int) -> int:
+        """Keep, reuse or forget a prefix; followers do it when their leader did, between the same batches."""
+        if self._lead is not None and self._lead.follows and self._lead.group.broken is None:
+            return 0
+        result = self._arrange(name, *numbers)
+        if self._lead is not None:
+            self._lead.order(name, *numbers)
+        return result
+
+    def _arrange(self, name: str, *numbers: int) -> int:
+        if name in ("keep", "reuse"):
+            self.settle(numbers[0])
+        match name, numbers:
+            case "keep", (session, count):
+                return self.sessions.keep_prefix(session, count)
+            case "reuse", (session, prefix, count):
+                self.sessions.reuse_prefix(session, prefix, count)
+            case "forget", (prefix,):
+                self.sessions.forget_prefix(prefix)
+            case "free", (session,):
+                self.sessions.free(session)
+                self._freed_late.discard(session)
+            case _:
+                raise RequestError(f"no arrangement {name} of {len(numbers)} numbers")
+        return 0
 
     def cancel(self, session_id: int) -> Iterator[Reply]:
         """Answer the waiting steps of a session as cancelled; what it holds stays.
@@ -383,10 +427,60 @@ class Unit:
         if self._claimed:
             yield from self._answer_claimed()
             return
+        if self._lead is not None and self._lead.follows:
+            yield from self._run_announced(self._lead)
+            return
         chosen, failed = self._choose()
         yield from failed
+        if not chosen:
+            return
+        if self._lead is not None:
+            try:
+                self._lead.announce(chosen)
+            except P2PNodeError as exc:
+                yield from self._fail(chosen, exc)
+                return
+        yield from self._run(chosen)
+
+    def _run_announced(self, lead: Lead) -> Iterator[Reply]:
+        """What the leader runs now, of the frames it means."""
+        announced = lead.take()
+        if announced is None:
+            assert lead.group.broken is not None
+            for step in list(self._waiting):
+                yield from self._refuse(step, lead.group.broken)
+            return
+        for name, *numbers in announced.orders:
+            if name == "free":
+                for step in [step for step in self._waiting if step.frame.session == numbers[0]]:
+                    yield from self._refuse(step, Cancelled("the session is over"))
+            with contextlib.suppress(P2PNodeError):  # as far as it can be done here it was done there
+                self._arrange(name, *numbers)
+        chosen: list[tuple[Step, int]] = []
+        for part in announced.parts:
+            step = self._announced_step(part)
+            try:
+                if step.session is None:
+                    step.session = self.sessions.begin(step.frame, sample=False)
+            except P2PNodeError as exc:
+                yield from self._refuse(step, exc)
+                return
+            chosen.append((step, part.count))
         if chosen:
             yield from self._run(chosen)
+        lead.done()
+
+    def _announced_step(self, part: Part) -> Step:
+        found = find(part, self._waiting)
+        if found is not None:
+            return found
+        assert part.frame is not None
+        frame = part.frame
+        return self.submit(0, frame, sample=False, then=lambda reply: self._told(frame, reply))
+
+    def _told(self, received: Frame, reply: Reply) -> None:
+        if reply.frame is not None:
+            self.relayed(received, reply.frame)
 
     def _choose(self) -> tuple[list[tuple[Step, int]], list[Reply]]:
         """Steps of distinct sessions with the rows each may run now: single rows first, then prompts."""
@@ -394,10 +488,8 @@ class Unit:
         room, outputs = context.batch_rows, context.outputs_max
         chosen: list[tuple[Step, int]] = []
         failed: list[Reply] = []
-        alone = (self.model.recurrent and self.spec.output == "rows") or self.spec.ranks > 1
+        alone = self.model.recurrent and self.spec.output == "rows"
         order = list(self._first_per_session())
-        if self.spec.ranks > 1:
-            order = [self._waiting[0]]  # every rank must run the same rows in the same order
         order.sort(key=lambda step: step.remaining > 1)
         for step in order:
             if not room or (alone and chosen):

@@ -8,6 +8,7 @@ and then shared, which moves 2 (N-1)/N of the data instead of N-1 times it.
 from __future__ import annotations
 
 import select
+import struct
 import time
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -17,12 +18,27 @@ from numpy.typing import NDArray
 
 from p2pnode.errors import P2PNodeError, StageLost
 from p2pnode.frame import F16_MAX
-from p2pnode.limits import REDUCE_DIRECT_BYTES_MAX, REDUCE_PART_BYTES, REDUCE_TIMEOUT_S
+from p2pnode.limits import (
+    ENGINE_HEADER_BYTES_MAX,
+    REDUCE_DIRECT_BYTES_MAX,
+    REDUCE_PART_BYTES,
+    REDUCE_TIMEOUT_S,
+)
 
 Values = NDArray[np.floating[Any]]
 SPIN_S = 0.0001
 """How long to look for the answer before sleeping: waking up costs as much as a round trip on one machine, but on a
 machine with other work, looking longer only takes time from the rank that computes."""
+
+
+ANNOUNCED_BYTES = 1400
+"""First part of the leader's word, always of this size: a datagram that fits everywhere. Most words are shorter."""
+_WORD_SIZE = struct.Struct("<I")
+
+
+def _nothing() -> memoryview:
+    """An empty message, which may be written to as well."""
+    return memoryview(bytearray())
 
 
 def _bytes(values: Values) -> memoryview:
@@ -66,6 +82,8 @@ class AllReduce:
         self._abort_fd = abort_fd
         self._broken: P2PNodeError | None = None
         self._buffers: dict[tuple[int, int], bytearray] = {}
+        self._first_word = bytearray(ANNOUNCED_BYTES)
+        self._listening = False
 
     def reduce(self, values: Values) -> None:
         """values [S, D] becomes the sum over all ranks."""
@@ -169,6 +187,61 @@ class AllReduce:
         if self._abort_fd in readable:
             raise StageLost("the tensor group was given up")
 
+    # the leader's word: rank 0 says what comes next
+    def announce(self, word: bytes) -> None:
+        """Tell every other rank; they have been listening since the step before."""
+        if self._broken is not None:
+            raise self._broken
+        first = bytearray(ANNOUNCED_BYTES)
+        _WORD_SIZE.pack_into(first, 0, len(word))
+        first[_WORD_SIZE.size : _WORD_SIZE.size + len(word)] = word[: ANNOUNCED_BYTES - _WORD_SIZE.size]
+        rest = word[ANNOUNCED_BYTES - _WORD_SIZE.size :]
+        try:
+            self._say(memoryview(first))
+            for start in range(0, len(rest), REDUCE_PART_BYTES):
+                self._say(memoryview(rest)[start : start + REDUCE_PART_BYTES])
+        except P2PNodeError as exc:
+            self._broken = exc
+            raise
+
+    def _say(self, out: memoryview) -> None:
+        for link in self._links.values():
+            link.start(out, _nothing())
+        self._wait(dict.fromkeys(self._links))
+
+    def listen(self) -> None:
+        """Be ready for the next word; other ranks than 0 do so whenever they are done with one."""
+        if self._broken is None:
+            self._links[0].start(_nothing(), memoryview(self._first_word))
+            self._listening = True
+
+    def heard(self) -> bytes | None:
+        """The next word once it is there."""
+        if self._broken is not None or not self._listening:
+            return None
+        try:
+            if select.select([self._abort_fd], [], [], 0)[0]:
+                raise StageLost("the tensor group was given up")
+            if not self._links[0].pump(time.monotonic()):
+                return None
+            self._listening = False
+            return self._whole_word()
+        except P2PNodeError as exc:
+            self._broken = exc
+            return None
+
+    def _whole_word(self) -> bytes:
+        (size,) = _WORD_SIZE.unpack_from(self._first_word)
+        if size > ENGINE_HEADER_BYTES_MAX:
+            raise StageLost(f"a word of {size} bytes from the leader")
+        word = bytearray(self._first_word[_WORD_SIZE.size : _WORD_SIZE.size + size])
+        while len(word) < size:
+            part = bytearray(min(size - len(word), REDUCE_PART_BYTES))
+            self._links[0].start(_nothing(), memoryview(part))
+            self._wait({0: None})
+            word += part
+        return bytes(word)
+
     def service(self) -> None:
         """Between steps: answer requests for pieces that got lost."""
         try:
@@ -180,7 +253,15 @@ class AllReduce:
 
     def filenos(self) -> list[int]:
         """Descriptors to `service` when something arrives between steps."""
-        return [link.fileno() for link in self._served]
+        found = {link.fileno() for link in self._served}
+        if self._listening and self._broken is None:
+            found |= {self._links[0].fileno(), self._abort_fd}
+        return list(found)
+
+    @property
+    def broken(self) -> P2PNodeError | None:
+        """Why nothing can be exchanged any more."""
+        return self._broken
 
     def close(self) -> None:
         for link in self._links.values():

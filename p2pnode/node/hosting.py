@@ -107,6 +107,7 @@ class Hosting:
             "session_tokens": info.session_tokens,
             "ports": hosted.ports,
             "ring_ports": hosted.ring_ports,
+            "rollback": info.rollback,
         }
 
     async def prepare(self, order: StageOrder, progress: ProgressCallback) -> HostedStage:
@@ -175,10 +176,10 @@ class Hosting:
         )
 
     async def _open_lanes(self, order: StageOrder, engine: EngineHost) -> tuple[list[int], list[int]]:
-        """Ports for the other ranks, and for both neighbours in the ring where one device has the stage alone."""
-        ranks = max(0, len(order.shares) - 1)
-        ports = await self.lanes.open(engine.client, ranks or 2)
-        return (ports, []) if ranks else ([], ports)
+        """Ports for the other ranks, and for both neighbours in the ring where this rank leads."""
+        ranks, neighbours = max(0, len(order.shares) - 1), 2 if order.rank == 0 else 0
+        ports = await self.lanes.open(engine.client, ranks + neighbours)
+        return ports[:ranks], ports[ranks:]
 
     async def _link(self, peer: PeerId, arguments: Mapping[str, Any], _: ProgressCallback) -> dict[str, Any]:
         """Connect this rank's lanes; both ends are asked at about the same time."""

@@ -236,7 +236,11 @@ class Rings:
         output: int,
     ) -> bool:
         """Lanes from engine to engine, so that decoded tokens go around by themselves; without them streams do."""
-        ports = [views[order.stage, order.rank].pop("ring_ports", []) for _, order in orders]
+        given = {key: view.pop("ring_ports", []) for key, view in views.items()}
+        if not all(view.pop("rollback", False) for view in views.values()):
+            return False  # a round that nobody asks for could not be taken back
+        orders = [(peer, order) for peer, order in orders if order.rank == 0]
+        ports = [given[order.stage, 0] for _, order in orders]
         if not orders or not all(ports):
             return False
         try:

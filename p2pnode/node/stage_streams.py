@@ -115,14 +115,12 @@ class StageStreams:
             raise RemoteProtocolError("the ends of lanes are maps")
         into, out = (self._hosting.lanes.hop(end or {}) for end in ends)
         client, unit = hosted.engine.client, hosted.engine.unit(UNIT)
+        self._hear_of_lanes(hosted, client, unit)
         async with asyncio.timeout(limits.CONTROL_TIMEOUT_S):
-            await client.open_relay(unit, into, out, self._lane_observer(hosted, client, unit))
-        self._relaying.add(client)
+            await client.open_relay(unit, into, out)
         return {}
 
-    def _lane_observer(
-        self, hosted: HostedStage, client: EngineClient, unit: int
-    ) -> Callable[[Frame, Frame], None]:
+    def _hear_of_lanes(self, hosted: HostedStage, client: EngineClient, unit: int) -> None:
         """Counts what passed by lanes; a session that may not go on is taken from the engine."""
         observe, reach = self._observer(hosted), self._grants.reach_of(hosted.order.plan_id)
 
@@ -131,7 +129,8 @@ class StageStreams:
             if received.position_first + received.rows > reach.get(received.session, 0) and client.alive:
                 self._tasks.spawn("end session", client.free_session(unit, received.session))
 
-        return look
+        client.observe(unit, look)
+        self._relaying.add(client)
 
     async def _settle(self) -> None:
         """Engines tell of rows in bunches, and before they answer anything else."""
@@ -228,6 +227,7 @@ class StageStreams:
 
         client = hosted.engine.client
         unit = hosted.engine.unit(UNIT)
+        self._hear_of_lanes(hosted, client, unit)
         server = StageServer(client, unit, watch, self._observer(hosted), self._gate(hosted))
         await messages.send_message(inbound, messages.Answer(data={}))
         try:

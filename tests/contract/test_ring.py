@@ -77,7 +77,8 @@ class RingOfEngines:
             for n, (engine, unit) in enumerate(self.stages, start=1):
                 seen = self.seen[n - 1]
                 observe = lambda got, gave, seen=seen: seen.append((got, gave))  # noqa: E731
-                group.create_task(engine.open_relay(unit, into(n), out(n), observe))
+                engine.observe(unit, observe)
+                group.create_task(engine.open_relay(unit, into(n), out(n)))
 
     async def by_streams(self, frame: Frame) -> int:
         """As nodes would carry it."""

@@ -25,7 +25,7 @@ class Engine:
         self.world, self.purpose = world, purpose
         self.client = FakeEngine()
         self.is_up, self.closed = True, False
-        self.infos = {"stage": SimpleNamespace(model_bytes=1, columns=2, session_tokens=3)}
+        self.infos = {"stage": SimpleNamespace(model_bytes=1, columns=2, session_tokens=3, rollback=True)}
 
     async def ensure(self, name: str, spec: object, progress: object) -> None:
         self.world.loads += 1
