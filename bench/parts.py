@@ -22,6 +22,7 @@ from p2pnode.compute.surgery import cut
 from p2pnode.compute.virtual_file import FilePiece, InlinePiece, Piece
 from p2pnode.facade import SamplingParams
 from p2pnode.frame import DType, Frame, Kind, pack_tokens
+from p2pnode.limits import LANE_DATAGRAM_BYTES_LOOPBACK
 
 GREEDY = SamplingParams(temperature=0.0)
 HEADS = (
@@ -95,7 +96,8 @@ def tokens_frame(ids: Sequence[int], position: int, session: int = 1) -> Frame:
 
 
 class Line:
-    """Engine units one after the other; the last one samples. One unit is local mode."""
+    """Engine units one after the other; the last one samples. One unit is local mode, more are a ring whose head
+    has the last layers: a prompt goes by calls, decoded tokens around by lanes."""
 
     def __init__(self, engines: Sequence[EngineClient], units: Sequence[int]) -> None:
         self.engines, self.units = list(engines), list(units)
@@ -111,21 +113,49 @@ class Line:
             if stages == 1:
                 spec = UnitSpec(model_path=str(path), threads=threads, load_mode="copy", **CONTEXT)  # type: ignore[arg-type]  # a dict of numbers
             line.units.append((await line.engines[-1].load(spec)).unit_id)
+        if stages > 1:
+            await line._close_ring()
         return line
+
+    async def _close_ring(self) -> None:
+        """One lane from each engine to the next, and from the last to the first."""
+        ports = [await engine.open_lanes("127.0.0.1", 2) for engine in self.engines]
+        secrets, count = [os.urandom(32) for _ in self.engines], len(self.engines)
+
+        def lane(at: int, out: int) -> LaneToRank:
+            other, secret = ((at + 1) % count, at) if out else ((at - 1) % count, (at - 1) % count)
+            return LaneToRank(
+                0,
+                ports[at][out],
+                "127.0.0.1",
+                ports[other][1 - out],
+                secrets[secret],
+                LANE_DATAGRAM_BYTES_LOOPBACK,
+            )
+
+        last = count - 1
+        await asyncio.gather(
+            self.engines[last].open_ring(self.units[last], None, lane(last, 1), lane(last, 0)),
+            *(self.engines[n].open_relay(self.units[n], lane(n, 0), lane(n, 1)) for n in range(last)),
+        )
 
     async def open(self, session: int) -> None:
         await self.engines[-1].open_session(self.units[-1], session, GREEDY)
 
-    async def step(self, frame: Frame, measured: Measured) -> int:
-        for engine, unit in list(zip(self.engines, self.units, strict=True))[:-1]:
-            frame = await engine.step(unit, frame)
-            _, compute, tap, _, _ = frame.meta["t"]
-            measured.compute_ns += compute
-            measured.tap_ns += tap
-        sampled = await self.engines[-1].step_sample(self.units[-1], frame, ahead=len(self.units) == 1)
-        measured.compute_ns += sampled.timings.compute_ns
-        measured.sample_ns += sampled.timings.sample_ns
-        return sampled.token
+    async def step(self, frame: Frame) -> int:
+        head, unit = self.engines[-1], self.units[-1]
+        if frame.rows == 1 and len(self.units) > 1:
+            return (await head.ring_step(unit, frame, ahead=True)).token
+        for engine, stage in list(zip(self.engines, self.units, strict=True))[:-1]:
+            frame = await engine.step(stage, frame)
+        return (await head.step_sample(unit, frame, ahead=len(self.units) == 1)).token
+
+    async def counters(self) -> list[dict[str, int]]:
+        """Of every engine that stands in a token's way."""
+        return [(await engine.stats())["units"][unit] for engine, unit in self._in_turn()]
+
+    def _in_turn(self) -> list[tuple[EngineClient, int]]:
+        return list(zip(self.engines, self.units, strict=True))
 
     async def close(self) -> None:
         await asyncio.gather(*(engine.close() for engine in self.engines))
@@ -168,17 +198,17 @@ class Ranks(Line):
     async def open(self, session: int) -> None:
         await self.engines[0].open_session(self.units[0], session, GREEDY)
 
-    async def step(self, frame: Frame, measured: Measured) -> int:
+    async def step(self, frame: Frame) -> int:
         others = [
             asyncio.create_task(engine.step(unit, frame))
             for engine, unit in list(zip(self.engines, self.units, strict=True))[1:]
         ]
         sampled = await self.engines[0].step_sample(self.units[0], frame)
         await asyncio.gather(*others)
-        measured.compute_ns += sampled.timings.compute_ns
-        measured.tap_ns += sampled.timings.tap_ns
-        measured.sample_ns += sampled.timings.sample_ns
         return sampled.token
+
+    def _in_turn(self) -> list[tuple[EngineClient, int]]:
+        return super()._in_turn()[:1]  # ranks compute side by side
 
 
 async def measure(line: Line, prompt: int, count: int, streams: int = 1) -> Measured:
@@ -188,13 +218,20 @@ async def measure(line: Line, prompt: int, count: int, streams: int = 1) -> Meas
     for session in range(1, streams + 1):
         await line.open(session)
         started = time.perf_counter()
-        tokens.append(await line.step(tokens_frame(ids, 0, session), Measured()))
+        tokens.append(await line.step(tokens_frame(ids, 0, session)))
         measured.prefill = prompt / (time.perf_counter() - started)
+    before = await line.counters()
     for n in range(count):
         started = time.perf_counter()
         frames = [tokens_frame([token], prompt + n, number + 1) for number, token in enumerate(tokens)]
-        tokens = list(await asyncio.gather(*(line.step(frame, measured) for frame in frames)))
+        tokens = list(await asyncio.gather(*(line.step(frame) for frame in frames)))
         measured.steps_s.append(time.perf_counter() - started)
+    for was, now in zip(before, await line.counters(), strict=True):
+        # Some engines have gone one token further than was asked for.
+        share = count / max(1, now["decodes"] - was["decodes"])
+        measured.compute_ns += int((now["compute_ns"] - was["compute_ns"]) * share)
+        measured.tap_ns += int((now["tap_ns"] - was["tap_ns"]) * share)
+        measured.sample_ns += now["sample_ns"] - was["sample_ns"]
     return measured
 
 

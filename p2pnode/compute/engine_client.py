@@ -54,20 +54,18 @@ Relayed = Callable[[Frame, Frame], None]
 """What came in by a lane and what it became."""
 _POOLED_SESSIONS = 2**63
 """Sessions of embeddings are ours alone, out of the way of those a head chooses."""
-_SPINS_QUIET, _SPINS_BUSY = "30000", "2000"
+_SPINS = "3000"
 
 
 def engine_environment() -> dict[str, str]:
     """What an engine process starts with; what the node was started with goes before it.
 
     numpy converts rows here and multiplies nothing: its own thread pool would only cost memory. llama.cpp's threads
-    meet at hundreds of barriers a token and spin there, by default for milliseconds: two stages on one machine then
-    take the cores from each other (26 against 39 tokens a second measured). On a machine that has other work for
-    its cores every spin is too long (2-3 against 8-16 tokens a second), on a free one sleeping costs most.
+    meet at hundreds of barriers a token and spin there, by default for milliseconds: an engine that has finished then
+    keeps a core from the next stage on the same machine, and on a machine with other work from everybody. So few turns
+    cost a lone engine nothing that could be measured (docs/performance.md).
     """
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-    spins = _SPINS_BUSY if load > (os.cpu_count() or 1) else _SPINS_QUIET
-    return {"OPENBLAS_NUM_THREADS": "1", "GOMP_SPINCOUNT": spins, "PYTHONUNBUFFERED": "1"}
+    return {"OPENBLAS_NUM_THREADS": "1", "GOMP_SPINCOUNT": _SPINS, "PYTHONUNBUFFERED": "1"}
 
 
 def kill(process: asyncio.subprocess.Process) -> None:
