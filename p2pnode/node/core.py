@@ -59,6 +59,7 @@ from p2pnode.node.presence import Presence
 from p2pnode.node.pulling import Pulling
 from p2pnode.node.reach import Reach
 from p2pnode.node.receipts import Receipts
+from p2pnode.node.reduce_streams import ReduceStreams
 from p2pnode.node.requests import Requests, Running
 from p2pnode.node.rings import Rings
 from p2pnode.node.routing import Routing
@@ -170,6 +171,9 @@ class Node:
             stages_of=self.hosting.of_head,
             path=lambda peer: self.links.path(peer),
             serve=self.links.serve,
+        )
+        self.reduce_streams = ReduceStreams(
+            hosting=self.hosting, links=self.links, transport=transport, tasks=self.tasks
         )
         self.streams = StageStreams(
             hosting=self.hosting,

@@ -221,10 +221,22 @@ class Rings:
             ranks = [(peer, order) for peer, order in orders if order.stage == stage]
             ports = [views[stage, order.rank].pop("ports") for _, order in ranks]
             ends = pair_up([peer for peer, _ in ranks], ports)
-            async with first_condition(), asyncio.TaskGroup() as group:
-                for (peer, order), mine in zip(ranks, ends, strict=True):
-                    wish = {"plan_id": plan_id, "slot": slot(stage, order.rank), "ends": mine}
-                    group.create_task(self._links.call(peer, "stage.link", wish))
+            wishes = [
+                (peer, {"plan_id": plan_id, "slot": slot(stage, order.rank), "ends": mine})
+                for (peer, order), mine in zip(ranks, ends, strict=True)
+            ]
+            try:
+                await self._ask_ranks("stage.link", wishes)
+            except P2PNodeError:
+                # Datagrams from engine to engine do not get through: a firewall, or a NAT. The nodes do.
+                await self._ask_ranks("stage.carry", wishes)
+                for _, order in ranks:
+                    views[stage, order.rank]["exchange"] = "streams"
+
+    async def _ask_ranks(self, method: str, wishes: Sequence[tuple[PeerId, dict[str, Any]]]) -> None:
+        async with first_condition(), asyncio.TaskGroup() as group:
+            for peer, wish in wishes:
+                group.create_task(self._links.call(peer, method, wish))
 
     async def _open_ring(
         self,

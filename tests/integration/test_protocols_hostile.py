@@ -25,6 +25,7 @@ PRIVATE = {
     "/p2pnode/status/1",
     "/p2pnode/control/1",
     "/p2pnode/stage/1",
+    "/p2pnode/reduce/1",
     "/p2pnode/blob/1",
     "/p2pnode/rpc/1",
     "/p2pnode/infer/1",
