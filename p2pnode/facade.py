@@ -225,7 +225,7 @@ class NodeFacade(Protocol):
         ...
 
     def log_query(self, name: str, arguments: Mapping[str, Any]) -> Any:
-        """Read-only views of the record by name: size, entries, checkpoint, tile, blocks, inclusion, consistency,
+        """Read-only views of the record by name: size, entries, find, checkpoint, tile, blocks, inclusion, consistency,
         event, verify, replay, witnesses, receipts, statement."""
         ...
 

@@ -592,6 +592,8 @@ API_LOADING_LOOK_S = 0.2
 LOAD_ETA_SEEN_S_MIN = 1.0
 LOAD_ETA_SEEN_FRACTION_MIN = 0.05
 """A time to go is told after this much of a step was seen; less would be a guess."""
+LOG_FIND_EVENTS_MAX = 4000
+"""Events one search looks at, on the node's own loop; who wants more asks again from where it ended."""
 HOPS_LOOK_S = 0.5
 """How often the hops of a running answer are looked at: lively for an eye, one small message a device."""
 TRACES_KEPT_MAX = 64

@@ -25,6 +25,7 @@ class LogQueries:
             "size": lambda _: {"size": self._log.size, "blocks": self._log.block_count},
             "checkpoint": self._checkpoint,
             "entries": self._entries,
+            "find": self._find,
             "event": self._event,
             "blocks": self._blocks,
             "tile": self._tile,
@@ -77,6 +78,27 @@ class LogQueries:
         first = _number(a, "first", max(0, size - limit), 0, size)
         records = self._log.read(first, min(size, first + limit))
         return {"size": size, "first": first, "entries": [self.record_view(r) for r in records]}
+
+    def _find(self, a: Mapping[str, Any]) -> Any:
+        """The newest entries below `before` of a `type` and with `words`; the `before` of the answer goes on."""
+        size = int(self._log.size)
+        before = _number(a, "before", size, 0, size)
+        limit = _number(a, "limit", 50, 1, limits.LOG_READ_EVENTS_MAX)
+        wanted, words = str(a.get("type", "")), str(a.get("words", ""))
+        found: list[dict[str, Any]] = []
+        floor = max(0, before - limits.LOG_FIND_EVENTS_MAX)
+        while before > floor and len(found) < limit:
+            first = max(floor, before - limits.LOG_READ_EVENTS_MAX)
+            for record in reversed(self._log.read(first, before)):
+                before = int(record.index)
+                if wanted and type(record.event).__name__ != wanted:
+                    continue
+                view = self.record_view(record)
+                if not words or words in msgspec.json.encode(view).decode():
+                    found.append(view)
+                    if len(found) == limit:
+                        break
+        return {"size": size, "before": before, "entries": found}
 
     def _event(self, a: Mapping[str, Any]) -> Any:
         index = _number(a, "index", None, 0, int(self._log.size) - 1)

@@ -360,7 +360,7 @@ def test_settings_and_keys(page: Page, url: str) -> None:
     """A setting is changed with its history; a key is shown once and revoked."""
     page.goto(f"{url}/#/settings")
     expect(page.get_by_role("cell", name="flag --threads")).to_be_visible()
-    page.get_by_role("textbox", name="Setting").fill("model.default")
+    page.get_by_role("combobox", name="Setting").fill("model.default")
     page.get_by_label("Value").fill("p2pnode-demo")
     page.get_by_role("button", name="Change").click()
     expect(page.get_by_role("cell", name="p2pnode-demo", exact=True)).to_be_visible()

@@ -33,6 +33,7 @@ export function shortPeer(peer) {
 export function ago(ms, now = Date.now()) {
   if (!Number.isFinite(ms) || ms <= 0) return "–";
   const seconds = Math.max(0, Math.round((now - ms) / 1000));
+  if (seconds < 3) return "now";
   if (seconds < 60) return `${seconds} s ago`;
   if (seconds < 3600) return `${Math.floor(seconds / 60)} min ago`;
   if (seconds < 86400) return `${Math.floor(seconds / 3600)} h ago`;

@@ -25,15 +25,17 @@ export function LayerBar({ stages, active = null }) {
 
 export function StageTable({ stages }) {
   const weight = (stage) => stage.bytes ?? stage.model_bytes;
-  const sized = stages.some((stage) => Number.isFinite(weight(stage)) || Number.isFinite(stage.memory_bytes));
+  const sized = stages.some((stage) => Number.isFinite(weight(stage)) || stage.fetch_bytes);
+  const needs = stages.some((stage) => Number.isFinite(stage.memory_bytes));
   return html`<table class="stages">
-    <thead><tr><th>Device</th><th>Layers</th>${sized && html`<th class="num">Weights</th><th class="num">Memory</th>`}</tr></thead>
+    <thead><tr><th>Device</th><th>Layers</th>${sized && html`<th class="num">Weights</th>`}${needs && html`<th class="num">Memory</th>`}</tr></thead>
     <tbody>
       ${stages.map(
         (stage, index) => html`<tr key=${index}>
           <td><span class=${`dot ${toneOf(index)}`}></span>${stage.name ?? stage.peer}</td>
           <td>${layers(stage.layers)}</td>
-          ${sized && html`<td class="num">${stage.bytes_wanted > stage.bytes_fetched ? html`<progress value=${stage.bytes_fetched} max=${stage.bytes_wanted} aria-label="fetched"></progress> ` : ""}${Number.isFinite(weight(stage)) ? bytes(weight(stage)) : stage.fetch_bytes ? `${bytes(stage.fetch_bytes)} to fetch` : "–"}</td><td class="num">${bytes(stage.memory_bytes)}</td>`}
+          ${sized && html`<td class="num">${stage.bytes_wanted > stage.bytes_fetched ? html`<progress value=${stage.bytes_fetched} max=${stage.bytes_wanted} aria-label="fetched"></progress> ` : ""}${Number.isFinite(weight(stage)) ? bytes(weight(stage)) : stage.fetch_bytes ? `${bytes(stage.fetch_bytes)} to fetch` : "–"}</td>`}
+          ${needs && html`<td class="num">${bytes(stage.memory_bytes)}</td>`}
         </tr>`,
       )}
     </tbody>

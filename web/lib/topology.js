@@ -4,6 +4,7 @@ import { layers, rtt, shortPeer } from "./format.js";
 import { toneOf } from "./layers.js";
 
 const heightFor = (count) => (count < 3 ? 130 : 260);
+const widthNow = () => (typeof matchMedia === "function" && matchMedia("(max-width: 760px)").matches ? 380 : 640);
 
 export function positions(count, width = 640, height = heightFor(count)) {
   if (count === 1) return [{ x: width / 2, y: height / 2 }];
@@ -22,11 +23,12 @@ function took(hops, stage) {
 export function Topology({ peers, plan, hop, hops = null, busy = false }) {
   if (!peers.length) return null;
   const ordered = [...peers].sort((a, b) => Number(Boolean(b.self)) - Number(Boolean(a.self)));
-  const at = positions(ordered.length);
+  const width = widthNow();
+  const at = positions(ordered.length, width);
   const place = new Map(ordered.map((peer, index) => [peer.peer, at[index]]));
   const stages = plan?.stages ?? [];
   const words = ordered.map((peer) => peer.name || shortPeer(peer.peer)).join(", ");
-  return html`<svg class="topology" viewBox=${`0 0 640 ${heightFor(ordered.length)}`} role="img" aria-label=${`Devices: ${words}`}>
+  return html`<svg class="topology" viewBox=${`0 0 ${width} ${heightFor(ordered.length)}`} role="img" aria-label=${`Devices: ${words}`}>
     ${ordered.slice(1).map((peer, index) => {
       const [from, to] = [at[0], at[index + 1]];
       return html`<g key=${peer.peer}>

@@ -2,7 +2,7 @@
 import { html, useEffect, useState } from "../lib/dom.js";
 import { verifiedCheckpoint, verifyEntry } from "../lib/audit.js";
 import { get } from "../lib/api.js";
-import { time } from "../lib/format.js";
+import { shortPeer, time } from "../lib/format.js";
 import { toHex } from "../lib/tlog.js";
 import { download, Failure, toCsv, useView } from "../lib/widgets.js";
 
@@ -10,17 +10,22 @@ const PAGE = 50;
 
 export function Audit({ state, at }) {
   const chosen = /^\d+$/.test(at.rest[0] ?? "") ? Number(at.rest[0]) : null;
+  const nameOf = (actor) => state.peers.find((peer) => peer.peer === actor)?.name || shortPeer(actor);
   const [end, setEnd] = useState(null); // time travel: show the log as it was at this size
   const [words, setWords] = useState(at.query.get("request") ?? "");
+  useEffect(() => setWords(at.query.get("request") ?? ""), [at.query.get("request")]);
   const [type, setType] = useState("");
   const size = useView("/log/size", [state.lastIndex]);
   const whole = size.data?.size ?? 0;
   const shown = end ?? whole;
   const first = Math.max(0, shown - PAGE);
+  const searching = Boolean(words || type);
   const { data, error } = useView(`/log/entries?first=${first}&limit=${Math.max(1, Math.min(PAGE, shown - first))}`, [whole]);
+  const counts = useView("/log/audit", [whole]);
+  const found = useSearch(searching, words, type, shown);
   const entries = (data?.entries ?? []).filter((entry) => entry.index < shown).reverse();
-  const types = [...new Set(entries.map((entry) => entry.type))].sort();
-  const kept = entries.filter((entry) => (!type || entry.type === type) && (!words || JSON.stringify(entry).includes(words)));
+  const types = Object.keys(counts.data?.counts ?? {}).sort();
+  const kept = searching ? found.entries : entries;
   return html`<section aria-labelledby="audit-title">
     <h1 id="audit-title">Audit</h1>
     <${Checkpoint} size=${whole} />
@@ -41,16 +46,42 @@ export function Audit({ state, at }) {
         <tbody>${kept.map((entry) => html`<tr key=${entry.index} class=${entry.index === chosen ? "chosen" : ""}>
           <td class="num"><a href=${`#/audit/${entry.index}`}>${entry.index}</a></td>
           <td class="nowrap">${time(entry.time_ms)}</td><td>${entry.type}</td>
-          <td>${String(entry.actor ?? "").slice(-10)}</td><td class="says">${says(entry.data)}</td></tr>`)}</tbody>
+          <td>${nameOf(entry.actor)}</td><td class="says">${says(entry.data)}</td></tr>`)}</tbody>
       </table></div>
-      ${first > 0 && html`<button type="button" onClick=${() => setEnd(first)}>Older entries</button>`}
+      ${searching && html`<p class="muted" role="status">${found.before > 0 ? `Looked back to entry ${found.before}.` : `${kept.length} found in all ${shown} entries.`}
+        ${found.before > 0 && html` <button type="button" disabled=${found.busy} onClick=${found.more}>Look further back</button>`}</p>`}
+      <${Failure} error=${found.error} />
+      ${!searching && first > 0 && html`<button type="button" onClick=${() => setEnd(first)}>Older entries</button>`}
       ${end !== null && html` <button type="button" onClick=${() => setEnd(null)}>Back to now</button>`}
     </article>
   </section>`;
 }
 
+// Entries with these words, newest first: the node looks through a few thousand at a time.
+function useSearch(wanted, words, type, size) {
+  const [state, setState] = useState({ entries: [], before: 0, busy: false, error: null });
+  const look = async (before, entries, isCurrent) => {
+    setState((old) => ({ ...old, busy: true }));
+    try {
+      const query = new URLSearchParams({ before, limit: 200, ...(words ? { words } : {}), ...(type ? { type } : {}) });
+      const answer = await get(`/log/find?${query}`);
+      if (isCurrent()) setState({ entries: [...entries, ...answer.entries], before: answer.before, busy: false, error: null });
+    } catch (error) {
+      if (isCurrent()) setState((old) => ({ ...old, busy: false, error }));
+    }
+  };
+  useEffect(() => {
+    let current = true;
+    const wait = setTimeout(() => wanted && size && look(size, [], () => current), 200);
+    return () => { current = false; clearTimeout(wait); };
+  }, [wanted, words, type, size]);
+  return { ...state, more: () => look(state.before, state.entries, () => true) };
+}
+
+const shorter = (text) => text.replace(/[A-Za-z0-9]{24,}/g, (word) => `${word.slice(0, 6)}…${word.slice(-6)}`);
+
 function says(data) {
-  const text = Object.entries(data ?? {}).map(([name, value]) => `${name}: ${typeof value === "object" ? JSON.stringify(value) : value}`).join(" · ");
+  const text = shorter(Object.entries(data ?? {}).map(([name, value]) => `${name}: ${typeof value === "object" ? JSON.stringify(value) : value}`).join(" · "));
   return text.length > 160 ? `${text.slice(0, 160)}…` : text;
 }
 

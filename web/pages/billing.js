@@ -51,7 +51,7 @@ function TopUp({ account, after }) {
     act.run("/command/topup", { account, amount_microunits: micro, idempotency_key: `panel-${Date.now()}-${Math.random().toString(36).slice(2)}` });
   };
   return html`<form class="card" onSubmit=${send}><h2>Top up ${account}</h2>
-    <label>Units <input inputmode="decimal" value=${amount} onInput=${(event) => setAmount(event.target.value)} aria-invalid=${micro === null} /></label>
-    <button class="primary" disabled=${micro === null || act.busy}>Add</button>
+    <div class="row"><label>Units <input inputmode="decimal" value=${amount} onInput=${(event) => setAmount(event.target.value)} aria-invalid=${micro === null} /></label>
+    <button class="primary" disabled=${micro === null || act.busy}>Add</button></div>
     ${act.done && html`<p role="status" class="muted">Added.</p>`}<${Failure} error=${act.error} /></form>`;
 }

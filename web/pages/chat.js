@@ -25,6 +25,9 @@ const load = (key, fallback) => {
   }
 };
 
+// What is left after a reply that cost something; a panel whose key may not see accounts says nothing.
+const balance = () => get("/billing").then((view) => view.accounts.find((item) => item.account === view.own_account || item.account === "local")?.available_microunits, () => undefined);
+
 export function Chat({ state }) {
   const [messages, setMessages] = useState(() => load(HISTORY_KEY, []));
   const [draft, setDraft] = useState("");
@@ -34,7 +37,6 @@ export function Chat({ state }) {
   const abort = useRef(null);
   const log = useRef(null);
 
-  useEffect(() => localStorage.setItem(MODE_KEY, JSON.stringify(mode)), [mode]);
   useEffect(() => localStorage.setItem(HISTORY_KEY, JSON.stringify(messages.slice(-100))), [messages]);
   useEffect(() => log.current?.scrollTo({ top: log.current.scrollHeight }), [messages, live]);
   useEffect(() => () => abort.current?.abort(), []);
@@ -73,6 +75,7 @@ export function Chat({ state }) {
       if (error.name === "AbortError") answer.stopped = true;
       else answer.error = { message: error.message, hint: error.hint };
     }
+    if (answer.by?.cost_microunits) answer.balance = await balance();
     abort.current = null;
     setLive(null);
     setMessages([...history, answer]);
@@ -102,7 +105,7 @@ export function Chat({ state }) {
         </select>
       </label>
       <label>Mode
-        <select value=${mode} onChange=${(event) => setMode(event.target.value)}>
+        <select value=${mode} onChange=${(event) => { setMode(event.target.value); localStorage.setItem(MODE_KEY, JSON.stringify(event.target.value)); }}>
           ${MODES.map(([value, label]) => html`<option key=${value} value=${value}>${label}</option>`)}
         </select>
       </label>
@@ -138,8 +141,7 @@ function Message({ message }) {
     ${by && html`<details class="who"><summary>Who computed this</summary>
       <p class="muted">${by.mode}, ${by.stages.length === 1 ? "one device" : `${by.stages.length} devices in turn`};
         ${" "}request <a href=${`#/audit?request=${by.request_id}`}>${by.request_id}</a></p>
-      <${TraceButton} request=${by.request_id} />
-      <${LayerBar} stages=${by.stages} /><${StageTable} stages=${by.stages} /></details>`}
+      <${LayerBar} stages=${by.stages} /><${StageTable} stages=${by.stages} /><${TraceButton} request=${by.request_id} /></details>`}
   </div>`;
 }
 
@@ -162,7 +164,8 @@ function Facts({ message }) {
   if (by) facts.push(by.mode);
   if (usage) facts.push(`${usage.prompt_tokens} + ${usage.completion_tokens} tokens`);
   if (speed) facts.push(`${speed.toFixed(1)} tokens/s`);
-  if (by) facts.push(`${units(by.cost_microunits)} units`);
+  if (by) facts.push(by.cost_microunits ? `${units(by.cost_microunits)} units` : "free");
+  if (by?.cost_microunits && Number.isFinite(message.balance)) facts.push(`${units(message.balance)} left`);
   if (message.finish === "length") facts.push("cut at the length limit");
   return facts.length ? html`<p class="facts">${facts.join(" · ")}</p>` : null;
 }

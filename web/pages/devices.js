@@ -8,30 +8,37 @@ import { isUp } from "./home.js";
 export function Devices({ state, at }) {
   const act = useAction(refresh);
   const chosen = at.rest[0];
+  const working = state.status.state ?? "active";
   return html`<section aria-labelledby="devices-title">
     <h1 id="devices-title">Devices</h1>
     <${Failure} error=${act.error} />
     <${Invite} />
     <div class="grid">${state.peers.map((peer) => html`<article class=${`card ${isUp(peer) ? "" : "faded"} ${peer.peer === chosen ? "chosen" : ""}`} key=${peer.peer}>
-      <h2>${peer.name || "unnamed"} <span class=${`chip ${isUp(peer) ? "active" : ""}`}>${peer.self ? "this device" : peer.state}</span></h2>
+      <h2>${peer.name || "unnamed"} <span class=${`chip ${isUp(peer) ? "active" : ""}`}>${peer.self ? "this device" : peer.state}</span>${peer.self && working !== "active" && html` <span class="chip">${working}</span>`}</h2>
       <dl>
         <dt>Role</dt><dd>${peer.role ?? "–"}</dd>
         <dt>Link</dt><dd>${peer.self ? "–" : `${rtt(peer.rtt_ms)}, ${peer.path || "no path"}`}</dd>
         <dt>Last seen</dt><dd>${peer.self ? "now" : ago(peer.last_seen_ms)}</dd>
-        ${peer.capability && html`<dt>Memory</dt><dd>${bytes(peer.capability.memory_free_bytes)} of ${bytes(peer.capability.memory_total_bytes)} free</dd>`}
+        ${power(peer, state) && html`<dt>Memory</dt><dd>${bytes(power(peer, state).memory_free_bytes)} of ${bytes(power(peer, state).memory_total_bytes)} free, read at ${bytes(power(peer, state).memory_bytes_per_s)}/s</dd>
+          <dt>Cores</dt><dd>${power(peer, state).cores ?? "–"} ${power(peer, state).on_battery ? "(on battery)" : ""}</dd>`}
+        ${!peer.self && Number.isFinite(peer.bytes_sent) && html`<dt>Moved</dt><dd>${bytes(peer.bytes_sent)} there, ${bytes(peer.bytes_received)} back</dd>`}
         ${peer.lost_reason && html`<dt>Lost</dt><dd>${peer.lost_reason}</dd>`}
-        <dt>Peer id</dt><dd><code>${peer.peer}</code></dd>
+        <dt>Peer id</dt><dd><a href=${`#/audit?request=${peer.peer}`} title="What is recorded of it"><code>${peer.peer}</code></a></dd>
       </dl>
       <details open=${!isUp(peer)}><summary>Addresses</summary><ul>${addresses(peer).map((line, index) => html`<li key=${index}><code>${line}</code></li>`)}</ul></details>
       <div class="row">
         ${peer.state === "pending" && html`<strong class="code">${peer.match_code ?? ""}</strong><button type="button" class="primary" onClick=${() => act.run("/command/approve_peer", { peer: peer.peer })}>Approve</button>
           <button type="button" onClick=${() => act.run("/command/refuse_peer", { peer: peer.peer })}>Refuse</button>`}
-        ${peer.self && html`<button type="button" onClick=${() => act.run("/command/pause", {})}>Pause</button><button type="button" onClick=${() => act.run("/command/drain", {})}>Drain</button><button type="button" onClick=${() => act.run("/command/resume", {})}>Resume</button>`}
+        ${peer.self && (working === "active"
+          ? html`<button type="button" onClick=${() => act.run("/command/pause", {})}>Pause</button><button type="button" onClick=${() => act.run("/command/drain", {})}>Drain</button>`
+          : html`<button type="button" class="primary" onClick=${() => act.run("/command/resume", {})}>Resume</button>`)}
         ${!peer.self && !isUp(peer) && peer.state !== "pending" && html`<button type="button" class="danger" onClick=${() => confirm(`Forget ${peer.name}?`) && act.run("/command/forget_peer", { peer: peer.peer })}>Forget</button>`}
       </div>
     </article>`)}</div>
   </section>`;
 }
+
+const power = (peer, state) => (peer.self ? state.status.capability : peer.capability);
 
 function addresses(peer) {
   if (peer.tried?.length) return peer.tried.map((item) => `${item.address}: ${item.reason || "ok"}`);

@@ -9,14 +9,13 @@ import { Progress } from "../lib/widgets.js";
 const UP = new Set(["connected", "ready", "online", "active", "self", "admitted"]);
 export const isUp = (peer) => peer.self || UP.has(peer.state);
 
-export function pulse({ peers, plans, running, status }) {
+export function pulse({ peers, plans, running }) {
   const up = peers.filter(isUp).length;
   const active = plans.filter((plan) => plan.state === "active").length;
   const speed = running.reduce((sum, session) => sum + (session.tokens_per_s ?? 0), 0);
   const parts = [plural(up, "device"), active ? plural(active, "plan") : "no plan yet"];
   parts.push(running.length ? `${plural(running.length, "answer")} being written` : "idle");
   if (speed > 0) parts.push(`${speed.toFixed(1)} tokens/s`);
-  if (status.log?.size) parts.push(`${status.log.size} facts recorded`);
   return parts.join(" · ");
 }
 
@@ -49,7 +48,7 @@ export function Home({ state }) {
   const fresh = isFresh(hops);
   return html`<section aria-labelledby="home-title">
     <h1 id="home-title">${state.status.mesh?.name ?? "Your mesh"}</h1>
-    <p class="pulse" role="status"><span class=${`beat ${state.connected ? "ok" : "bad"}`} aria-hidden="true"></span>${pulse(state)}</p>
+    <p class="pulse" role="status"><span class=${`beat ${state.connected ? "ok" : "bad"}`} aria-hidden="true"></span><span>${pulse(state)}${state.status.log?.size ? html` · <a href="#/audit">${plural(state.status.log.size, "fact")} recorded</a>` : ""}</span></p>
     ${notice &&
     html`<p class=${`notice ${notice.tone}`}><span>${notice.text} ${notice.hint ?? ""}</span>
       ${notice.link && html`<a class="button" href=${notice.link}>${notice.label}</a>`}</p>`}
@@ -63,7 +62,8 @@ export function Home({ state }) {
       <article class="card wide">
         <h2>${plan ? `Who holds ${plan.model}` : "No plan yet"}</h2>
         ${plan
-          ? html`<p class="muted">${plan.mode} · ${plan.state}${plan.tokens_per_s ? ` · ${plan.tokens_per_s.toFixed(1)} tokens/s` : ""}</p>
+          ? html`<p class="muted">${plan.mode} · ${plan.state}${plan.tokens_per_s ? ` · ${plan.tokens_per_s.toFixed(1)} tokens/s` : ""}
+                ${plan.plan_id && html` · <a href=${`#/audit?request=${plan.plan_id}`}>what is recorded of it</a>`}</p>
               <${LayerBar} stages=${plan.stages} active=${hop} />
               ${hops?.model === plan.model && html`<h3>${fresh ? "Where the time goes now" : "Where the time went"}</h3><${HopBar} view=${hops} active=${hop} />`}
               <${StageTable} stages=${plan.stages} />`
@@ -76,16 +76,16 @@ export function Home({ state }) {
 function PeerTable({ peers, plan }) {
   const stageOf = (peer) => (plan?.stages ?? []).findIndex((stage) => stage.peer === peer.peer);
   return html`<div class="scroll"><table>
-    <thead><tr><th>Device</th><th>State</th><th>Layers</th><th class="num">Round trip</th><th>Seen</th></tr></thead>
+    <thead><tr><th>Device</th><th>State</th><th class="wide-only">Layers</th><th class="num">Round trip</th><th>Seen</th></tr></thead>
     <tbody>
       ${peers.map((peer) => {
         const index = stageOf(peer);
         return html`<tr key=${peer.peer} class=${isUp(peer) ? "" : "faded"}>
-          <td><span class=${`dot ${index >= 0 ? toneOf(index) : ""}`}></span><a href=${`#/devices/${peer.peer}`}>${peer.name || shortPeer(peer.peer)}</a></td>
+          <td class="nowrap"><span class=${`dot ${index >= 0 ? toneOf(index) : ""}`}></span><a href=${`#/devices/${peer.peer}`}>${peer.name || shortPeer(peer.peer)}</a></td>
           <td>${peer.self ? "this device" : peer.state}</td>
-          <td>${index >= 0 ? html`<${LayerBar} stages=${onlyStage(plan.stages, index)} />` : "–"}</td>
+          <td class="wide-only">${index >= 0 ? html`<${LayerBar} stages=${onlyStage(plan.stages, index)} />` : "–"}</td>
           <td class="num">${peer.self ? "–" : rtt(peer.rtt_ms)}</td>
-          <td>${peer.self ? "now" : ago(peer.last_seen_ms)}</td>
+          <td class="nowrap">${peer.self ? "now" : ago(peer.last_seen_ms)}</td>
         </tr>`;
       })}
     </tbody>

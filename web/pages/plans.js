@@ -1,8 +1,9 @@
 // Plans: who would compute what, why, and what else was thought of; applied with one button.
 import { html, useEffect, useState } from "../lib/dom.js";
 import { post } from "../lib/api.js";
+import { plural } from "../lib/format.js";
 import { LayerBar, StageTable } from "../lib/layers.js";
-import { EventLink, Failure, Progress, useAction } from "../lib/widgets.js";
+import { Failure, Progress, useAction } from "../lib/widgets.js";
 import { refresh } from "../lib/store.js";
 import { MODES } from "./chat.js";
 
@@ -22,7 +23,7 @@ export function Plans({ state }) {
       ${plan.lost && html`<p class="notice warn">${plan.lost}</p>`}
       <${LayerBar} stages=${plan.stages} /><${StageTable} stages=${plan.stages} />
       <p class="muted">expected ${speed(plan.predicted_tokens_per_s)}, measured ${speed(plan.measured_tokens_per_s)},
-        ${" "}${plan.requests ?? 0} requests ${plan.reason ? `· ${plan.reason}` : ""} <${EventLink} index=${plan.index} /></p>
+        ${" "}<a href=${`#/audit?request=${plan.plan_id}`}>${plural(plan.requests ?? 0, "request")}</a> ${plan.reason ? `· ${plan.reason}` : ""}</p>
       ${plan.state === "active" && html`<button type="button" disabled=${release.busy} onClick=${() => release.run("/command/release_plan", { plan_id: plan.plan_id })}>Release</button>`}
     </article>`)}
   </section>`;
@@ -80,7 +81,7 @@ function WhatIf({ state }) {
 }
 
 function text(item) {
-  if (typeof item === "string") return item;
+  if (typeof item === "string") return item.replace(/\[(\d+), (\d+)\)/g, (_, first, end) => (end - first > 1 ? `layers ${first}–${end - 1}` : `layer ${first}`));
   const subject = item.mode ?? item.name ?? item.peer ?? item.code ?? "";
   return `${subject}${subject ? ": " : ""}${item.reason ?? item.message ?? item.text ?? JSON.stringify(item)}`;
 }

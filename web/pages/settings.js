@@ -20,7 +20,8 @@ export function Settings({ state }) {
       ${rows.length === 0 ? html`<p class="muted">Nothing was changed: all defaults.</p>` : html`<div class="scroll"><table><thead><tr><th>Setting</th><th>Value</th><th>Before</th><th>Changed by</th><th>When</th><th>Event</th></tr></thead>
         <tbody>${rows.map((item) => html`<tr key=${item.key}><td>${item.key}</td><td>${String(item.value)}</td><td>${String(item.previous ?? "–")}</td><td>${shortPeer(item.changed_by)}</td><td>${time(item.changed_ms)}</td><td><${EventLink} index=${item.index} /></td></tr>`)}</tbody></table></div>`}
       <form class="row" onSubmit=${save}>
-        <label>Setting <input value=${row.key} onInput=${(event) => setRow({ ...row, key: event.target.value })} placeholder="model.default" /></label>
+        <label>Setting <input value=${row.key} onInput=${(event) => setRow({ ...row, key: event.target.value })} placeholder="model.default" list="setting-keys" /></label>
+        <datalist id="setting-keys">${["model.default", "auto.load", "cache.prefix", "keep_texts"].map((key) => html`<option key=${key} value=${key} />`)}</datalist>
         <label>Value <input value=${row.value} onInput=${(event) => setRow({ ...row, value: event.target.value })} /></label>
         <button disabled=${!row.key || act.busy}>Change</button>
       </form><${Failure} error=${act.error} />
@@ -34,7 +35,7 @@ function Start() {
   const { data } = useView("/settings/origins");
   if (!data?.settings?.length) return null;
   return html`<article class="card"><h2>Of this start</h2><div class="scroll"><table><thead><tr><th>Option</th><th>Value</th><th>Comes from</th></tr></thead>
-    <tbody>${data.settings.map((item) => html`<tr key=${item.name}><td>${item.name}</td><td>${Array.isArray(item.value) ? item.value.join(", ") || "–" : String(item.value ?? "–")}</td><td>${item.origin}</td></tr>`)}</tbody></table></div></article>`;
+    <tbody>${data.settings.map((item) => html`<tr key=${item.name}><td>${item.name}</td><td>${Array.isArray(item.value) ? item.value.join(", ") || "–" : String(item.value ?? "") || "–"}</td><td>${item.origin}</td></tr>`)}</tbody></table></div></article>`;
 }
 
 function Keys() {
