@@ -152,6 +152,11 @@ LOG_BLOCK_EVENTS = 100
 LOG_BLOCK_MS = 30_000
 """A block is sealed at so many events, or so long after its first one."""
 
+LOG_HOLD_MS = 60_000
+LOG_HELD_EVENTS_MAX = 200
+"""After a start nothing is sealed for so long, or so many events (a block is smaller than a tile of 256), until a
+member that cosigned before was asked: a restored backup must learn that it may not sign before it does."""
+
 LOG_BATCH_EVENTS_MAX = 512
 """Callers that share one commit; more only makes the first of them wait longer."""
 
@@ -194,6 +199,18 @@ WITNESS_ORIGINS_MAX = 1024
 
 WITNESS_PROOF_HASHES_MAX = 63
 """What c2sp.org/tlog-witness allows in one add-checkpoint request."""
+
+WITNESS_TILES_MAX = 64
+"""Tiles asked for to compare two checkpoints: two ways down a tree of 2**63 events pass through sixteen."""
+
+WITNESSED_TOLD_MAX = 16
+"""Checkpoints of other logs in each status: with its keys one has less than a kilobyte."""
+
+WITNESS_AGREED_MAX = 256
+"""Compared checkpoints of one log that are remembered; a forgotten one is compared again."""
+
+WITNESS_HEARD_MAX = 16
+"""Different checkpoints of one log that wait to be compared; more come again with the next status."""
 
 # --- billing ---------------------------------------------------------------------------------------
 OUTPUT_TOKENS_PER_UNIT = 1000
@@ -686,6 +703,7 @@ MEASURE_FRESH_MS = 24 * 3600 * 1000
 MEASURE_S_MAX = 60.0
 WITNESS_INTERVAL_S = 10.0
 WITNESSES_WANTED = 3
+WITNESS_RETRY_S = 1.0
 LIVE_ITEMS_WAITING_MAX = 512
 HOSTED_STAGES_MAX = 32
 HELD_RANGES_MAX = 64

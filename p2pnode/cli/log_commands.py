@@ -10,6 +10,7 @@ import click
 from p2pnode.cli import log_render as render
 from p2pnode.cli.admission import verify_peer
 from p2pnode.cli.log_folder import folder_options, open_reader, own_peer
+from p2pnode.cli.log_history_commands import compare, fraud
 from p2pnode.cli.log_record_commands import (
     accept_rollback,
     export,
@@ -184,5 +185,7 @@ for command in (
     forget,
     accept_rollback,
     rotate_keys,
+    fraud,
+    compare,
 ):
     log.add_command(command)

@@ -198,21 +198,18 @@ def accept_rollback(data: Path, as_json: bool) -> None:
 
 
 @click.command("rotate-keys")
-@folder_options
-def rotate_keys(data: Path, as_json: bool) -> None:
-    """Bind new signing keys (while the node is stopped); the old key signs one last checkpoint with them."""
-    import asyncio
+@node_options
+def rotate_keys(data: Path | None, api: str | None, as_json: bool) -> None:
+    """Bind new signing keys; the old key signs one last checkpoint together with the new one."""
+    from p2pnode.cli.output import connect
+    from p2pnode.errors import NodeNotRunning
 
-    log = _own_log(data)
-
-    async def run() -> None:
-        try:
-            await log.rotate_keys()
-        finally:
-            await log.close()
-
-    asyncio.run(run())
-    document = {"generation": log.keys.generation, "log_key": str(log.keys.log_verifier)}
+    try:
+        document = connect(data, api).post("/command/log_rotate_keys", {})
+    except NodeNotRunning:
+        if api is not None:
+            raise
+        document = _rotate_offline(data)
     if as_json:
         print_json(document)
     else:
@@ -281,6 +278,20 @@ def _own_log(data: Path | None, *, accept_rollback: bool = False) -> Any:
     open_reader(folder).close()
     own = identity.load(folder / identity.KEY_FILE)
     return SqliteLog.open(folder, own, fold=MeshFold(), accept_rollback=accept_rollback)
+
+
+def _rotate_offline(data: Path | None) -> dict[str, Any]:
+    import asyncio
+
+    async def run() -> dict[str, Any]:
+        log = _own_log(data)
+        try:
+            keys = await log.rotate_keys()
+        finally:
+            await log.close()
+        return {"generation": keys.generation, "log_key": str(keys.log_verifier)}
+
+    return asyncio.run(run())
 
 
 def _drop_snapshot(data: Path) -> bool:

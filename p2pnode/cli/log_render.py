@@ -87,8 +87,39 @@ def witnesses_text(view: JsonObject) -> str:
         lines.append("  nobody has cosigned it yet")
     lines += [f"  cosigned {log['origin']} at size {log['size']}" for log in view["cosigned"]]
     for fraud in view["equivocations"]:
-        lines.append(f"FRAUD: {fraud['peer']} signed two logs as {fraud['origin']} (event {fraud['index']})")
+        first, second = fraud["sizes"]
+        lines.append(
+            f"FRAUD: {fraud['peer']} signed two histories as {fraud['origin']}: {first} and {second} events "
+            f"(event {fraud['index']}; p2pnode log fraud export {fraud['index']})"
+        )
     return "\n".join(lines)
+
+
+def fraud_text(found: JsonObject) -> str:
+    """The verdict on a fraud proof, and the two statements that contradict each other."""
+    if not found["ok"]:
+        return f"NOT OK: {found['problem']}"
+    first, second = found["sizes"]
+    if found["kind"] == "receipts":
+        return f"ok: {found['peer']} signed two receipts with the number {first} of {found['origin']}"
+    lines = [f"ok: {found['peer']} signed two histories as {found['origin']}"]
+    where = f"event {found['event']} is not the same in both" if found["event"] is not None else ""
+    lines.append(f"    one of {first} events, one of {second}" + (f"; {where}" if where else ""))
+    for note in found["checkpoints"]:
+        lines += ["", *(f"    {line}" for line in note.splitlines())]
+    return "\n".join(lines)
+
+
+def comparison_text(found: JsonObject) -> str:
+    """How two copies of a log stand to each other."""
+    one, other, index = found["size"], found["other_size"], found["first_difference"]
+    if index is not None:
+        told = f"; the proof is in {found['proof']}" if "proof" in found else ""
+        return f"THEY PART at event {index} (of {one} and {other}){told}"
+    if one == other:
+        return f"the same {one} events"
+    longer = "this log goes on" if one > other else "the other one goes on"
+    return f"the first {min(one, other)} events are the same; {longer} to {max(one, other)}"
 
 
 def receipts_text(found: JsonObject) -> str:

@@ -17,7 +17,7 @@ from p2pnode.events.ids import IdState, next_id
 from p2pnode.events.keys import LogKeys
 from p2pnode.events.log import Decide, Decision, Fold, NewEvent, State
 from p2pnode.events.merkle import Edge, leaf_hash
-from p2pnode.limits import LOG_BLOCK_EVENTS, LOG_BLOCK_MS
+from p2pnode.limits import LOG_BLOCK_EVENTS, LOG_BLOCK_MS, LOG_HELD_EVENTS_MAX, LOG_HOLD_MS
 from p2pnode.units import EventIndex, UnixMs
 
 
@@ -70,6 +70,7 @@ class Assembler(Generic[State]):
         self._at = position
         self._rng = rng
         self._draft = Draft()
+        self._held_until_ms = 0
         self.is_broken = False
         """A fold failed halfway: state and log do not belong together any more."""
 
@@ -93,10 +94,22 @@ class Assembler(Generic[State]):
     @property
     def seal_due_ms(self) -> int | None:
         """When the open block is to be sealed; None while it is empty."""
-        return self._at.unsealed_since_ms + LOG_BLOCK_MS if self._at.unsealed else None
+        due_ms = self._at.unsealed_since_ms + LOG_BLOCK_MS
+        return max(due_ms, self._held_until_ms) if self._at.unsealed else None
+
+    def hold(self, until_ms: int) -> None:
+        """Seal nothing by itself until then, while it is unknown whether the log may still sign."""
+        self._held_until_ms = until_ms
+
+    def is_held(self, now_ms: int) -> bool:
+        """Not longer than it was meant to be, whatever the clock does; and a block stays smaller than a tile."""
+        left_ms = self._held_until_ms - now_ms
+        return 0 < left_ms <= LOG_HOLD_MS and self.unsealed_count < LOG_HELD_EVENTS_MAX
 
     def is_seal_due(self, now_ms: int) -> bool:
         """Whether the open block is old enough, or the clock went back and its age is unknown."""
+        if self.is_held(now_ms):
+            return False
         since_ms = self._at.unsealed_since_ms
         return bool(self._at.unsealed) and not since_ms <= now_ms < since_ms + LOG_BLOCK_MS
 
@@ -195,7 +208,7 @@ class Assembler(Generic[State]):
         if not at.unsealed:
             at.unsealed_since_ms = now_ms
         at.unsealed.append(entry.leaf)
-        if len(at.unsealed) >= LOG_BLOCK_EVENTS:
+        if len(at.unsealed) >= LOG_BLOCK_EVENTS and not self.is_held(now_ms):
             self.seal(now_ms)
 
 

@@ -65,8 +65,8 @@ class Committer(Generic[State]):
         self._also: list[Callable[[Connection], None]] = []
         self._witnessed: dict[str, Witnessed] = {}
         self._told_ms: dict[str, int] = {}
-        self._caught: set[str] = set()
-        """Origins whose fraud was recorded: the same proof again is no news."""
+        self._caught: dict[str, str] = {}
+        """Origins whose fraud was recorded and whose they are: the same proof again is no news."""
         self._snapshot_size = 0
         self.previous_origin = ""
         """The name this log went by before a refused rollback."""
@@ -75,6 +75,10 @@ class Committer(Generic[State]):
         self.replayed_count = 0
         state = self._fold_stored(size, position)
         self.assembler = Assembler(self._bound_keys(size), fold, state, position, rng)
+        for index in self.tables.frauds():
+            event = self._record(index).event
+            if isinstance(event, PeerEquivocated):
+                self._caught[event.origin] = event.peer
         if size == 0:
             self.assembler.rotate_into_new_log(now_ms())
             self.flush()
@@ -183,11 +187,21 @@ class Committer(Generic[State]):
                 lambda c: c.execute("INSERT OR REPLACE INTO witnessed VALUES (?,?,?,?,?,?)", row)
             )
         if isinstance(event, PeerEquivocated):
-            event = None if event.origin in self._caught else event
-            self._caught.add(binding.origin)
-        if event is not None:
+            self._catch(event)
+        elif event is not None:
             self.assembler.add([NewEvent(event)], LOCAL, None, now_ms)
         return answer
+
+    def convict(self, event: PeerEquivocated) -> bool:
+        """Record a fraud, unless one of this peer is recorded: a cheat must not fill the log with its names."""
+        return event.peer not in self._caught.values() and self._catch(event)
+
+    def _catch(self, event: PeerEquivocated) -> bool:
+        if event.origin in self._caught:
+            return False
+        self._caught[event.origin] = event.peer
+        self.assembler.add([NewEvent(event)], LOCAL, None, self.now_ms())
+        return True
 
     def snapshot(self) -> None:
         """Keep the folded state, if everything it holds is sealed."""
@@ -296,6 +310,8 @@ class Committer(Generic[State]):
 
     def _seal_if_due(self) -> None:
         now_ms = self.now_ms()
+        if self.assembler.is_held(now_ms):
+            return
         is_snapshot_due = self.assembler.size - self._snapshot_size >= LOG_SNAPSHOT_EVENTS
         if is_snapshot_due or self.assembler.is_seal_due(now_ms):
             self.assembler.seal(now_ms)

@@ -167,6 +167,13 @@ class EventLog(Protocol[State_co]):
         """Answer a peer's add-checkpoint request; what it relies on is checked and remembered in one commit."""
         ...
 
+    async def convict(self, proof: bytes) -> bool:
+        """Record that a peer's log has two histories; False when one of that peer is recorded already.
+
+        Raises: BadCheckpoint when the document proves nothing.
+        """
+        ...
+
     def blocks(self, first: int, end: int) -> list[Block]: ...
     @property
     def block_count(self) -> int: ...

@@ -11,6 +11,7 @@ from p2pnode.events.assembler import Assembler, Position, fingerprint_of
 from p2pnode.events.block import Block
 from p2pnode.events.codec import Record, decode_trusted
 from p2pnode.events.database import SecretRow
+from p2pnode.events.fraud import equivocation
 from p2pnode.events.keys import LogKeys, decode_binding
 from p2pnode.events.log import LOCAL, Decide, Fold, NewEvent, NoFold, Outcome, State, Subscriber
 from p2pnode.events.note import parse_note, parse_signature_line
@@ -47,7 +48,7 @@ class MemoryLog(Generic[State]):
         self._secrets: list[SecretRow] = []
         self._witnessed: dict[str, Witnessed] = {}
         self._told_ms: dict[str, int] = {}
-        self._caught: set[str] = set()
+        self._caught: dict[str, str] = {}
         self._used_keys: dict[tuple[str, str], tuple[bytes, int, int]] = {}
         self._subscribers: list[Subscriber] = []
         self._is_closed = False
@@ -189,11 +190,21 @@ class MemoryLog(Generic[State]):
         if kept is not None:
             self._witnessed[kept.origin] = kept
         if isinstance(event, PeerEquivocated):
-            event = None if event.origin in self._caught else event
-            self._caught.add(bound.origin)
-        if event is not None:
+            await self._catch(event)
+        elif event is not None:
             await self.append([event])
         return answer
+
+    async def convict(self, proof: bytes) -> bool:
+        event = equivocation(proof)
+        return event.peer not in self._caught.values() and await self._catch(event)
+
+    async def _catch(self, event: PeerEquivocated) -> bool:
+        if event.origin in self._caught:
+            return False
+        self._caught[event.origin] = event.peer
+        await self.append([event])
+        return True
 
     def commit_secret(self, subject: str, text: bytes, *, owner: str = "", keep_text: bool = False) -> bytes:
         salt = self._rng(32)

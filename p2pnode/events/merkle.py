@@ -181,10 +181,21 @@ def verify_consistency(
     """Whether the second tree begins with the first; nothing can be shown from an empty tree."""
     if size_first == size_second:
         return size_first > 0 and not proof and root_first == root_second
+    roots = consistency_roots(size_first, size_second, proof, root_first)
+    return roots == (root_first, root_second)
+
+
+def consistency_roots(
+    size_first: int, size_second: int, proof: Sequence[bytes], root_first: bytes
+) -> tuple[bytes, bytes] | None:
+    """The roots of both trees that a proof leads to; None when it has not the hashes it must have.
+
+    `root_first` counts only where the first tree is perfect: then it is a node of the second one.
+    """
     if not 0 < size_first < size_second or not 0 < len(proof) <= PROOF_HASHES_MAX:
-        return False
-    if not _all_hashes(root_first, root_second, *proof):
-        return False
+        return None
+    if not _all_hashes(root_first, *proof):
+        return None
     path = list(proof) if size_first & (size_first - 1) else [root_first, *proof]
     position, last = size_first - 1, size_second - 1
     while position & 1:
@@ -192,7 +203,7 @@ def verify_consistency(
     first = second = path[0]
     for sibling in path[1:]:
         if last == 0:
-            return False
+            return None
         if position & 1 or position == last:
             first, second = node_hash(sibling, first), node_hash(sibling, second)
             while not position & 1 and position:
@@ -200,7 +211,22 @@ def verify_consistency(
         else:
             second = node_hash(second, sibling)
         position, last = position >> 1, last >> 1
-    return last == 0 and first == root_first and second == root_second
+    return (first, second) if last == 0 else None
+
+
+def first_difference(one: TileReader, other: TileReader, size: int) -> int | None:
+    """The first leaf in which two trees differ among their first `size`; None when they do not."""
+    trees = (_Subtrees(one, size), _Subtrees(other, size))
+    first, end = 0, size
+    if size == 0 or trees[0].root(first, end) == trees[1].root(first, end):
+        return None
+    while end - first > 1:
+        middle = first + _split_point(end - first)
+        if trees[0].root(first, middle) == trees[1].root(first, middle):
+            first = middle
+        else:
+            end = middle
+    return first
 
 
 class _Subtrees:

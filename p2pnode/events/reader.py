@@ -83,6 +83,11 @@ class LogReader:
         with self._lock:
             return self.tables.newest_cosignatures()
 
+    def witnessed(self, origin: str) -> Witnessed | None:
+        """The newest checkpoint of a log that this node cosigned."""
+        with self._lock:
+            return self.tables.witnessed(origin)
+
     def all_witnessed(self) -> list[Witnessed]:
         """The newest checkpoints of other logs that this node cosigned."""
         with self._lock:

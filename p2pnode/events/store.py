@@ -44,6 +44,7 @@ from p2pnode.events.folder import (
     publish_checkpoint,
     published_checkpoint,
 )
+from p2pnode.events.fraud import equivocation
 from p2pnode.events.keys import LogKeys, decode_binding
 from p2pnode.events.log import LOCAL, Decide, Fold, NewEvent, NoFold, Outcome, State, Subscriber
 from p2pnode.events.note import parse_note, parse_signature_line
@@ -257,6 +258,10 @@ class SqliteLog(Generic[State]):
         self._publish_now()
         return block
 
+    async def hold(self, duration_ms: int) -> None:
+        """Seal nothing by itself for so long (0: go on): its owner first asks whether it may still sign."""
+        await self._writer.call(lambda c: c.assembler.hold(c.now_ms() + duration_ms if duration_ms else 0))
+
     async def tick(self) -> None:
         await self._writer.call(lambda _: None)
 
@@ -277,6 +282,11 @@ class SqliteLog(Generic[State]):
             lambda committer: committer.witness(peer, asked, bound)
         )
         return answer
+
+    async def convict(self, proof: bytes) -> bool:
+        event = equivocation(proof)
+        is_news: bool = await self._writer.call(lambda committer: committer.convict(event))
+        return is_news
 
     def commit_secret(self, subject: str, text: bytes, *, owner: str = "", keep_text: bool = False) -> bytes:
         if keep_text and len(text) > SECRET_TEXT_BYTES_MAX:

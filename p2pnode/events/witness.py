@@ -1,7 +1,7 @@
 """Witnessing: a peer cosigns a checkpoint after it saw that nothing it knew was changed.
 
-Pure: requests and answers of c2sp.org/tlog-witness as text, the decision, and proofs that a log signed two
-histories. The store checks and remembers in one transaction. Source: specs/08-log.md#witnesses
+Pure: requests and answers of c2sp.org/tlog-witness as text, and the decision. The store checks and remembers
+in one transaction. Source: specs/08-log.md#witnesses
 """
 
 from __future__ import annotations
@@ -9,14 +9,12 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Final, Literal
-
-import msgspec
-from msgspec import Meta
+from typing import Final
 
 from p2pnode.errors import BadCheckpoint
+from p2pnode.events.fraud import Signed, equivocation, fraud_from_consistency, fraud_proof
 from p2pnode.events.keys import LogKeys, decode_binding, encode_binding, verifiers_of
-from p2pnode.events.merkle import HASH_BYTES, TileReader, consistency_proof, root_at, verify_consistency
+from p2pnode.events.merkle import verify_consistency
 from p2pnode.events.note import (
     NOTE_BYTES_MAX,
     Checkpoint,
@@ -68,6 +66,10 @@ class Witnessed:
     recorded_ms: int = 0
     """When an event last told of it."""
 
+    @property
+    def signed(self) -> Signed:
+        return Signed(self.note, decode_binding(self.binding))
+
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
@@ -115,9 +117,9 @@ def judge(request: AddCheckpoint, binding: KeysBound, latest: Witnessed | None) 
         return Verdict(FORBIDDEN, error.message)
     if latest is not None and decode_binding(latest.binding).generation > binding.generation:
         return Verdict(FORBIDDEN, "these keys were replaced before")
-    fraud = None if latest is None else _same_size_fraud(latest, request.note, checkpoint, binding)
+    fraud = None if latest is None else _fraud(latest, request, checkpoint, binding)
     if fraud is not None:
-        return Verdict(UNPROCESSABLE, "this log signed another root for that size", fraud=fraud)
+        return Verdict(UNPROCESSABLE, "this log signed another history", fraud=fraud)
     if request.old_size > checkpoint.size:
         return Verdict(BAD_REQUEST, "the old size is larger than the new one")
     known_size = 0 if latest is None else latest.size
@@ -144,15 +146,8 @@ def answer_witness(
         return WitnessAnswer(FORBIDDEN, "a node asks for its own log only\n"), None, None
     verdict = judge(request, binding, latest)
     if verdict.fraud is not None:
-        fraud = check_fraud(verdict.fraud)
-        event = PeerEquivocated(
-            peer=fraud.peer,
-            origin=fraud.origin,
-            size_first=fraud.size_first,
-            size_second=fraud.size_second,
-            proof=verdict.fraud,
-        )
-        return WitnessAnswer(verdict.status, f"{verdict.reason}\n", verdict.fraud), None, event
+        answer = WitnessAnswer(verdict.status, f"{verdict.reason}\n", verdict.fraud)
+        return answer, None, equivocation(verdict.fraud)
     if verdict.latest is None:
         body = verdict.reason
         if verdict.status == CONFLICT:
@@ -198,109 +193,16 @@ def read_cosignature(body: str, note: str, witness: Verifier) -> str:
     return str(own[0])
 
 
-# --- two histories ----------------------------------------------------------------------------------
-_Text = Annotated[str, Meta(max_length=4096)]
-
-
-class _Fraud(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """What convinces anybody: both notes, the keys that signed them, and what contradicts."""
-
-    kind: Literal["p2pnode log fraud v1"]
-    binding_first: Annotated[bytes, Meta(max_length=2048)]
-    first: _Text
-    binding_second: Annotated[bytes, Meta(max_length=2048)]
-    second: _Text
-    prefix_root: Annotated[bytes, Meta(max_length=HASH_BYTES)]
-    """Root of the second tree at the first one's size; empty when both have one size."""
-    proof: Annotated[tuple[bytes, ...], Meta(max_length=WITNESS_PROOF_HASHES_MAX)]
-
-
-_encode: Final = msgspec.msgpack.Encoder().encode
-_decode: Final = msgspec.msgpack.Decoder(_Fraud).decode
-
-
-@dataclass(frozen=True, slots=True)
-class Fraud:
-    """A checked proof that one log has two histories."""
-
-    peer: str
-    origin: str
-    size_first: int
-    size_second: int
-
-
-def fraud_proof(
-    first: tuple[str, KeysBound],
-    second: tuple[str, KeysBound],
-    prefix_root: bytes = b"",
-    proof: Sequence[bytes] = (),
-) -> bytes:
-    """Two signed notes (smaller size first) that cannot both be true, as one document.
-
-    For different sizes `proof` leads from `prefix_root`, which differs from the first note's root, to the
-    second note's: whoever has the second tree's tiles can make it.
-    """
-    document = _encode(
-        _Fraud(
-            "p2pnode log fraud v1",
-            encode_binding(first[1]),
-            first[0],
-            encode_binding(second[1]),
-            second[0],
-            prefix_root,
-            tuple(proof),
-        )
-    )
-    check_fraud(document)
-    return document
-
-
-def fraud_from_tree(first: tuple[str, KeysBound], second: tuple[str, KeysBound], tree: TileReader) -> bytes:
-    """Prove a fork by the second log's own tiles, when its root at the first one's size is another."""
-    sizes = [parse_checkpoint(parse_note(note).text).size for note, _ in (first, second)]
-    if sizes[0] == sizes[1]:
-        return fraud_proof(first, second)
-    return fraud_proof(first, second, root_at(tree, sizes[0]), consistency_proof(tree, *sizes))
-
-
-def check_fraud(document: bytes) -> Fraud:
-    """Who cheated; BadCheckpoint when the document proves nothing."""
-    try:
-        fraud = _decode(document)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise BadCheckpoint(f"not a fraud proof: {error}") from error
-    if _encode(fraud) != document:
-        raise BadCheckpoint("the fraud proof is not in its one encoding")
-    peer, first = _signed_by(fraud.first, fraud.binding_first)
-    other_peer, second = _signed_by(fraud.second, fraud.binding_second)
-    if (peer, first.origin) != (other_peer, second.origin):
-        raise BadCheckpoint("the two checkpoints are of different logs")
-    if first.size == second.size:
-        contradict = first.root != second.root
-    else:
-        contradict = fraud.prefix_root != first.root and verify_consistency(
-            first.size, second.size, fraud.proof, fraud.prefix_root, second.root
-        )
-    if not contradict:
-        raise BadCheckpoint("the two checkpoints do not contradict each other")
-    return Fraud(peer, first.origin, first.size, second.size)
-
-
-def _same_size_fraud(
-    latest: Witnessed, note: str, checkpoint: Checkpoint, binding: KeysBound
+def _fraud(
+    latest: Witnessed, request: AddCheckpoint, checkpoint: Checkpoint, binding: KeysBound
 ) -> bytes | None:
-    if checkpoint.size != latest.size or checkpoint.root == latest.root:
+    """Two roots of one size; or a proof, the log's own, that leads to the new root from another beginning."""
+    known, shown = latest.signed, Signed(request.note, binding)
+    if checkpoint.size == latest.size:
+        return None if checkpoint.root == latest.root else fraud_proof(known, shown)
+    if request.old_size != latest.size or checkpoint.size < latest.size:
         return None
-    return fraud_proof((latest.note, decode_binding(latest.binding)), (note, binding))
-
-
-def _signed_by(raw: str, binding_raw: bytes) -> tuple[str, Checkpoint]:
-    binding = decode_binding(binding_raw)
-    note = parse_note(raw)
-    checkpoint = parse_checkpoint(note.text)
-    if checkpoint.origin != binding.origin or not is_signed(note, verifiers_of(binding)[0]):
-        raise BadCheckpoint(f"a checkpoint is not signed by the key of {binding.origin}")
-    return binding.peer, checkpoint
+    return fraud_from_consistency(known, shown, request.proof)
 
 
 def _is_consistent(request: AddCheckpoint, checkpoint: Checkpoint, latest: Witnessed | None) -> bool:

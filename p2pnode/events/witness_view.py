@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from p2pnode.events.codec import Record
+from p2pnode.events.keys import encode_binding, witness_name
 from p2pnode.events.note import parse_checkpoint, parse_note, parse_signature_line
 from p2pnode.events.reader import LogReader
-from p2pnode.events.types import PeerEquivocated
+from p2pnode.events.types import KeysBound, PeerEquivocated
 
 
-def witness_view(reader: LogReader) -> dict[str, Any]:
-    """The newest cosignature of each witness, the newest checkpoint cosigned for each log, and every fraud."""
+def witness_view(
+    reader: LogReader, bindings: Iterable[KeysBound] = (), doubts: Sequence[Mapping[str, Any]] = ()
+) -> dict[str, Any]:
+    """The newest cosignature of each witness, the newest checkpoint cosigned for each log, and every fraud.
+
+    A running node adds the keys of its witnesses, so that a browser can check them, and what it doubts.
+    """
     received: dict[str, dict[str, Any]] = {}
+    keys = {witness_name(binding.peer): encode_binding(binding).hex() for binding in bindings}
     for size, text in reader.newest_cosignatures():
         line = parse_signature_line(text)
         time_s = int.from_bytes(line.signature[:8], "big")
-        received.setdefault(line.name, {"witness": line.name, "size": size, "time_ms": time_s * 1000})
+        cosigned = {
+            "witness": line.name,
+            "peer": line.name.removeprefix("p2pnode/").removesuffix("/witness"),
+            "size": size,
+            "time_ms": time_s * 1000,
+            "binding": keys.get(line.name),
+        }
+        received.setdefault(line.name, cosigned)
     newest = reader.checkpoint()
     return {
         "origin": "" if newest is None else parse_checkpoint(parse_note(newest).text).origin,
@@ -24,10 +39,17 @@ def witness_view(reader: LogReader) -> dict[str, Any]:
         "size": reader.size,
         "cosigned_by": list(received.values()),
         "cosigned": [
-            {"origin": kept.origin, "size": kept.size, "root": kept.root.hex(), "note": kept.note}
+            {
+                "origin": kept.origin,
+                "peer": kept.signed.binding.peer,
+                "size": kept.size,
+                "root": kept.root.hex(),
+                "note": kept.note,
+            }
             for kept in reader.all_witnessed()
         ],
         "equivocations": [_equivocation(record) for record in reader.frauds()],
+        "doubts": list(doubts),
     }
 
 

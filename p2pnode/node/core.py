@@ -40,6 +40,7 @@ from p2pnode.node.embedding import Embedding
 from p2pnode.node.engines import EngineHost, EnginePool
 from p2pnode.node.federation import Federation, nearest_holder
 from p2pnode.node.grants import Grants
+from p2pnode.node.histories import Histories
 from p2pnode.node.hops import Hops
 from p2pnode.node.hosting import HostedStage, Hosting
 from p2pnode.node.instances import Instance
@@ -67,9 +68,10 @@ from p2pnode.node.rpc_tunnel import RpcTunnel
 from p2pnode.node.stage_streams import StageStreams
 from p2pnode.node.tasks import Tasks, describe
 from p2pnode.node.whole import Whole
-from p2pnode.node.witnessing import Witnessing
+from p2pnode.node.witnessing import Witnessing, fetch_binding
 from p2pnode.projections.settings import value_of
 from p2pnode.projections.views import default_model
+from p2pnode.transport import messages
 from p2pnode.transport.multiaddr import peer_address
 from p2pnode.transport.port import Transport
 from p2pnode.units import ContentId, PeerId
@@ -129,7 +131,7 @@ class Node:
             tasks=self.tasks,
             rng=Random(secrets.randbits(64)),  # noqa: S311 - jitter, not a secret
             my_status=lambda: self.presence.status(),
-            on_status=lambda link, status: self.presence.heard(link, status),
+            on_status=self._heard,
             on_link=lambda link, is_up: self.presence.link_changed(link, is_up),
             is_member=lambda peer: self.mesh.is_member(peer),
         )
@@ -274,6 +276,7 @@ class Node:
             where=self.where,
             duplicates=self.duplicates,
             external=lambda: self.backends.told(),
+            witnessed=lambda: self.histories.told(),
             now_ms=now_ms,
             say=self.say,
         )
@@ -309,7 +312,14 @@ class Node:
         self.federation = Federation(transport=transport, links=self.links, generate=self._generate_here)
         self.embedding = Embedding(self.bringing, self._new_engine, self.loads)
         self.log_sharing = LogSharing(ledger=ledger, links=self.links, transport=transport)
-        self.witnessing = Witnessing(ledger=ledger, links=self.links)
+        self.histories = Histories(
+            ledger=ledger,
+            links=self.links,
+            ask=self.log_sharing.ask,
+            binding_of=lambda peer: fetch_binding(self.links, peer),
+            now_ms=now_ms,
+        )
+        self.witnessing = Witnessing(ledger=ledger, links=self.links, refused=self.histories.hear)
         self.auto_mode = AutoMode(self)
         self.pulling = Pulling(
             catalog=self.catalog,
@@ -356,6 +366,7 @@ class Node:
         self.tasks.spawn("witnesses", self.witnessing.run())
         self.tasks.spawn("hops", self.hops.run())
         self.tasks.spawn("backends", self.backends.run())
+        self.tasks.spawn("histories", self.histories.run())
         self.tasks.spawn("auto mode", self.auto_mode.run())
         self.tasks.spawn("measuring", self._measure())
         self.is_started = True
@@ -511,6 +522,11 @@ class Node:
     def where(self) -> dict[str, list[str]]:
         """Addresses of every other member, as far as known."""
         return {peer: list(link.addresses) for peer, link in self.links.links.items() if link.addresses}
+
+    def _heard(self, link: Link, status: messages.Status) -> None:
+        self.presence.heard(link, status)
+        for note, binding in ((status.checkpoint, b""), *status.extra.get("witnessed", [])):
+            self.histories.hear(note, binding)
 
     def _member_added(self, peer: PeerId, name: str, addresses: list[str]) -> None:
         self.links.know(peer, name=name, addresses=addresses)

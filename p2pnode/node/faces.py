@@ -14,6 +14,7 @@ from p2pnode.config import describe
 from p2pnode.errors import Busy, NotFound, RequestError
 from p2pnode.events.codec import Record
 from p2pnode.events.types import ConsoleCommandRun
+from p2pnode.events.witness_view import witness_view
 from p2pnode.facade import GenerateEvent, GenerateRequest, JsonObject
 from p2pnode.node import wire_counts
 from p2pnode.node.bringing import PREFIXES, prefix_bytes_of
@@ -33,7 +34,7 @@ class Faces:
 
     def __init__(self, node: Node) -> None:
         self._node = node
-        self._queries = LogQueries(node.ledger)
+        self._queries = LogQueries(node.ledger, self._witnesses)
         self.modes = ModeCommands(node)
         self._commands: dict[str, Command] = {
             **self.modes.table(),
@@ -53,6 +54,7 @@ class Faces:
             "pull": self._pull,
             "copy_model": self._copy_model,
             "log_forget": self._log_forget,
+            "log_rotate_keys": self._log_rotate_keys,
             "console_ran": self._console_ran,
             "key_created": self._key_created,
             "key_revoked": self._key_revoked,
@@ -365,11 +367,13 @@ class Faces:
 
     async def _seal(self, a: Mapping[str, Any]) -> JsonObject:
         del a
+        await self._node.witnessing.look_back()
         await self._node.ledger.log.seal()
         return {"size": self._node.ledger.log.size, "blocks": self._node.ledger.log.block_count}
 
     async def _witness(self, a: Mapping[str, Any]) -> JsonObject:
         del a
+        await self._node.witnessing.look_back()
         await self._node.ledger.log.seal()
         return {
             "cosignatures": await self._node.witnessing.gather(),
@@ -441,6 +445,13 @@ class Faces:
     async def _log_forget(self, a: Mapping[str, Any]) -> JsonObject:
         return {"forgotten": await self._node.ledger.log.forget(str(a["subject"]))}
 
+    async def _log_rotate_keys(self, a: Mapping[str, Any]) -> JsonObject:
+        del a
+        await self._node.witnessing.look_back()
+        keys = await self._node.ledger.log.rotate_keys()
+        self._node.links.status_changed()
+        return {"generation": keys.generation, "log_key": str(keys.log_verifier)}
+
     async def _console_ran(self, a: Mapping[str, Any]) -> JsonObject:
         log, text = self._node.ledger.log, str(a["command"]).encode()
         fact = ConsoleCommandRun(
@@ -487,6 +498,14 @@ class Faces:
     # --- the record ----------------------------------------------------------------------------------
     def log_query(self, name: str, arguments: Mapping[str, Any]) -> Any:
         return self._queries.ask(name, arguments)
+
+    def _witnesses(self) -> JsonObject:
+        node = self._node
+        return witness_view(
+            node.ledger.log.reader,
+            node.witnessing.known_bindings().values(),
+            list(node.histories.doubts.values()),
+        )
 
     async def live(self, after_index: int | None) -> AsyncIterator[JsonObject]:
         """Events from the record as they are committed, telemetry between; a reader too slow is let go."""

@@ -35,6 +35,7 @@ def check_status(status: Status) -> Status:
         raise _wrong("a model of an external server has a name")
     if "instance" in status.extra and Instance.read(status.extra["instance"]) is None:
         raise _wrong("an instance is an id and a host")
+    _check_witnessed(status.extra.get("witnessed", []))
     return status
 
 
@@ -44,6 +45,15 @@ def _check_rates(rates: object) -> None:
     for entry in rates.values():
         if not isinstance(entry, list) or len(entry) != 3 or not all(_is_number(x) and x > 0 for x in entry):
             raise _wrong("a model's speed is three numbers above 0")
+
+
+def _check_witnessed(value: object) -> None:
+    if not isinstance(value, list) or len(value) > limits.WITNESSED_TOLD_MAX:
+        raise _wrong(f"witnessed checkpoints are a list of at most {limits.WITNESSED_TOLD_MAX}")
+    for item in value:
+        is_pair = isinstance(item, list) and len(item) == 2
+        if not is_pair or not isinstance(item[0], str) or not isinstance(item[1], bytes):
+            raise _wrong("a witnessed checkpoint is a note and the keys that signed it")
 
 
 def _check_held(held: object) -> None:

@@ -44,7 +44,7 @@ class LogSharing:
         self._log = ledger.log
         self._links = links
         self._reading = 0
-        self._questions: dict[str, Question] = {
+        self.questions: dict[str, Question] = {
             "checkpoint": self._checkpoint,
             "entries": self._entries,
             "tile": self._tile,
@@ -58,8 +58,8 @@ class LogSharing:
             call = await messages.receive_message(stream)
         answer: messages.AnyMessage
         try:
-            if not isinstance(call, messages.Call) or call.method not in self._questions:
-                raise RemoteProtocolError("this is no question to a log", hint=", ".join(self._questions))
+            if not isinstance(call, messages.Call) or call.method not in self.questions:
+                raise RemoteProtocolError("this is no question to a log", hint=", ".join(self.questions))
             answer = messages.Answer(data=await self._read(call))
         except P2PNodeError as error:
             answer = messages.refusal(error)
@@ -71,7 +71,7 @@ class LogSharing:
             raise Busy("enough members read this log now")
         self._reading += 1
         try:
-            return await asyncio.to_thread(self._questions[call.method], call.arguments)
+            return await asyncio.to_thread(self.questions[call.method], call.arguments)
         finally:
             self._reading -= 1
 

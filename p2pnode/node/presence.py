@@ -48,6 +48,7 @@ class Presence:
         where: Callable[[], dict[str, list[str]]],
         duplicates: Duplicates,
         external: Callable[[], list[dict[str, Any]]],
+        witnessed: Callable[[], list[list[Any]]],
         now_ms: Callable[[], int],
         say: Callable[[dict[str, Any]], None],
     ) -> None:
@@ -68,6 +69,7 @@ class Presence:
         self._where = where
         self._duplicates = duplicates
         self._external = external
+        self._witnessed = witnessed
         self._now_ms = now_ms
         self._say = say
         self._discovery: Discovery | None = None
@@ -123,6 +125,7 @@ class Presence:
                 "stages": [self._hosted_view(h) for h in self._hosting.stages.values()],
                 "external": self._external(),
                 **self._duplicates.status(),
+                "witnessed": self._witnessed(),
             },
         )
 

@@ -10,7 +10,6 @@ import msgspec
 from p2pnode import limits
 from p2pnode.errors import NotFound, RequestError
 from p2pnode.events.codec import Record
-from p2pnode.events.witness_view import witness_view
 from p2pnode.node.ledger import Ledger
 from p2pnode.projections import state_hash
 from p2pnode.projections.billing_view import statement
@@ -19,7 +18,7 @@ Query = Callable[[Mapping[str, Any]], Any]
 
 
 class LogQueries:
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: Ledger, witnesses: Callable[[], Any]) -> None:
         self._ledger = ledger
         self._queries: dict[str, Query] = {
             "size": lambda _: {"size": self._log.size, "blocks": self._log.block_count},
@@ -30,7 +29,8 @@ class LogQueries:
             "blocks": self._blocks,
             "tile": self._tile,
             "bundle": self._bundle,
-            "witnesses": lambda _: witness_view(self._log.reader),
+            "witnesses": lambda _: witnesses(),
+            "bindings": lambda _: {"indexes": self._log.reader.bindings()},
             "proof/inclusion": self._inclusion,
             "proof/consistency": self._consistency,
             "replay": lambda _: {"size": self._log.size, "state_hash": state_hash(self._ledger.state).hex()},

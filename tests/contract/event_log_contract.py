@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from p2pnode.errors import (
+    BadCheckpoint,
     IdempotencyConflict,
     InsufficientCredit,
     LogFailed,
@@ -17,6 +18,7 @@ from p2pnode.errors import (
     NotFound,
 )
 from p2pnode.events.codec import Record, decode
+from p2pnode.events.fraud import fraud_from_tree
 from p2pnode.events.keys import is_binding_valid
 from p2pnode.events.log import Decision, NewEvent
 from p2pnode.events.merkle import leaf_hash, verify_consistency, verify_inclusion
@@ -25,6 +27,7 @@ from p2pnode.events.proof import check_proof, parse_proof, prove
 from p2pnode.events.types import CreditHeld, KeysBound, NodeStarted, SubjectForgotten
 from p2pnode.limits import LOG_BLOCK_EVENTS, LOG_BLOCK_MS
 from tests.kit.log_events import ManualClock, accepted, held, node_identity, started
+from tests.kit.log_trees import Tree
 
 
 class CountingFold:
@@ -248,6 +251,17 @@ class EventLogContract:
         assert set(event.commitments) == {one, two}
         with pytest.raises(NotFound):
             await log.forget("key/7")
+
+    async def test_a_fraud_is_recorded_once_a_peer(self, log: Any) -> None:
+        """What is proved already is no news, and what proves nothing is refused."""
+        honest, forked = Tree(40), Tree(40, fork_at=10)
+        proof = fraud_from_tree(honest.signed(20), forked.signed(20), forked)
+        again = fraud_from_tree(honest.signed(20), forked.signed(37), forked)
+        assert [await log.convict(document) for document in (proof, proof, again)] == [True, False, False]
+        event = log.read(1, 2)[0].event
+        assert (event.peer, event.size_first, event.proof) == (node_identity(1).peer_id, 20, proof)
+        with pytest.raises(BadCheckpoint):
+            await log.convict(proof[1:])
 
     async def test_rotated_keys_are_vouched_for_by_the_old_key_too(self, log: Any) -> None:
         """Who knew the old key can follow; later checkpoints are signed by the new one alone."""

@@ -19,7 +19,9 @@ def test_go_verifies_checkpoints_and_proofs() -> None:
     command = [sys.executable, str(HERE / "check.py"), "--go", str(INSTALLED / "go" / "bin" / "go")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     print(done.stdout, done.stderr)
-    found = re.fullmatch(r"ok: (\d+) checkpoints, (\d+) inclusion and (\d+) consistency proofs\n", done.stdout)
+    found = re.fullmatch(
+        r"ok: (\d+) checkpoints, (\d+) inclusion and (\d+) consistency proofs\n", done.stdout
+    )
     assert found is not None, done.stdout + done.stderr
     assert done.returncode == 0
     assert [int(count) for count in found.groups()] == [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ import pytest
 
 from p2pnode import identity
 from p2pnode.cli.main import run_command
+from p2pnode.errors import BadCheckpoint
 from p2pnode.events.database import connect_writer
 from p2pnode.events.folder import DATABASE, LOG_DIR
+from p2pnode.events.fraud import fraud_from_trees
 from p2pnode.events.keys import LogKeys, encode_binding
 from p2pnode.events.merkle import verify_inclusion
 from p2pnode.events.note import (
@@ -30,6 +33,9 @@ from p2pnode.events.types import PeerEquivocated
 from p2pnode.events.witness import AddCheckpoint
 from p2pnode.projections import MeshFold
 from tests.kit.log_events import accepted, held, node_identity, started
+from tests.kit.log_trees import Tree
+
+TREES = (Tree(40), Tree(40, fork_at=10))
 
 
 @pytest.fixture
@@ -163,6 +169,64 @@ def test_witnesses(run: Any) -> None:
     text = run("witnesses")
     assert "FRAUD" in text
     assert "cosigned by p2pnode/" in text
+
+
+def test_a_fraud_is_taken_out_and_checked_elsewhere(
+    folder: Path, run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The file alone convinces; a changed one, or one of the record that proves nothing, does not."""
+    proof = fraud_from_trees(TREES[0].signed(20), TREES[1].signed(37), *TREES)
+
+    async def convict() -> None:
+        log: SqliteLog[Any] = SqliteLog.open(folder, identity.load_or_create(folder), fold=MeshFold())
+        assert await log.convict(proof)
+        assert not await log.convict(proof)
+        with pytest.raises(BadCheckpoint):
+            await log.convict(proof[:-1])
+        await log.close()
+
+    asyncio.run(convict())
+    peer, target = node_identity(1).peer_id, tmp_path / "fraud.json"
+    run("fraud", "export", peer, "--output", str(target))
+    assert run_command(["log", "fraud", "verify", str(target)]) == 0
+    assert "event 10 is not the same in both" in capsys.readouterr().out
+    assert run_command(["log", "fraud", "verify", str(target), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["peer"], found["sizes"], found["event"]) == (peer, [20, 37], 10)
+    assert run("fraud", "export", f"p2pnode/{peer}") == target.read_text()
+    good = target.read_text()
+    for bad in ("nonsense", good.replace('"document": "9', '"document": "8'), good[:-20] + '00"}'):
+        target.write_text(bad)
+        assert run_command(["log", "fraud", "verify", str(target)]) == 1
+        assert capsys.readouterr().out.startswith("NOT OK")
+    run("fraud", "export", "nobody", status=1)
+    assert f"p2pnode log fraud export {len(json.loads(run('export', '--json'))['events']) - 1}" in run(
+        "witnesses"
+    )
+
+
+def test_copies_of_a_log_are_compared(folder: Path, run: Any, tmp_path: Path) -> None:
+    """The same, a beginning, or parted at an event, with the proof of that."""
+    copy = tmp_path / "copy"
+    shutil.copytree(folder / LOG_DIR, copy / LOG_DIR)
+    shutil.copy(folder / "identity.key", copy / "identity.key")
+    assert run("compare", str(copy)).startswith("the same 206 events")
+
+    def go_on(where: Path, count: int) -> None:
+        async def append() -> None:
+            log: SqliteLog[Any] = SqliteLog.open(where, identity.load_or_create(where), fold=MeshFold())
+            await log.append([held(n, 0) for n in range(1000, 1000 + count)])
+            await log.close()
+
+        asyncio.run(append())
+
+    go_on(folder, 5)
+    assert "the first 206 events are the same; this log goes on to 211" in run("compare", str(copy))
+    go_on(copy, 90)
+    proof = tmp_path / "proof.json"
+    assert "THEY PART at event 206" in run("compare", str(copy), "--proof", str(proof), status=1)
+    assert json.loads(run("compare", str(copy), "--json", status=1))["first_difference"] == 206
+    assert run_command(["log", "fraud", "verify", str(proof)]) == 0
 
 
 def test_forget_without_a_node(run: Any) -> None:

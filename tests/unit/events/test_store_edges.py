@@ -40,7 +40,13 @@ from p2pnode.events.replay import check_snapshot, replay
 from p2pnode.events.store import SqliteLog, wall_clock_ms
 from p2pnode.events.types import NodeStarted
 from p2pnode.events.verify import verify_folder
-from p2pnode.limits import SECRET_TEXT_BYTES_MAX
+from p2pnode.limits import (
+    LOG_BLOCK_EVENTS,
+    LOG_BLOCK_MS,
+    LOG_HELD_EVENTS_MAX,
+    LOG_HOLD_MS,
+    SECRET_TEXT_BYTES_MAX,
+)
 from tests.contract.event_log_contract import CountingFold
 from tests.kit.log_events import ManualClock, accepted, held, node_identity, seeded_bytes, started
 
@@ -399,3 +405,32 @@ def test_errors_of_disks_are_said_in_a_line(tmp_path: Path) -> None:
         publish_checkpoint(tmp_path / "none", "x")
     with pytest.raises(DataDirError):
         verify_folder(tmp_path)
+
+
+async def test_seals_can_be_held_back_for_a_while(tmp_path: Path) -> None:
+    """Not for longer, not for more events than a tile, and not by a clock that goes back."""
+    clock = ManualClock()
+    log: SqliteLog[Any] = SqliteLog.open(tmp_path, node_identity(), now_ms=clock)
+    await log.hold(LOG_HOLD_MS)
+    await log.append([started() for _ in range(120)])
+    clock.advance(LOG_BLOCK_MS + 1)
+    await log.tick()
+    assert log.block_count == 1
+    clock.advance(LOG_HOLD_MS - LOG_BLOCK_MS)
+    await log.tick()
+    assert log.block_count == 2
+    await log.hold(LOG_HOLD_MS)
+    await log.append([started() for _ in range(LOG_HELD_EVENTS_MAX)])
+    assert log.block_count == 3
+    await log.append([started()])
+    clock.advance(-LOG_HOLD_MS)
+    await log.tick()
+    assert log.block_count == 4
+    clock.advance(2 * LOG_HOLD_MS)
+    await log.hold(LOG_HOLD_MS)
+    await log.append([started() for _ in range(LOG_BLOCK_EVENTS)])
+    await log.hold(0)
+    await log.append([started()])
+    assert log.block_count == 5
+    await log.close()
+    assert verify_folder(tmp_path).ok

@@ -1,0 +1,79 @@
+"""Writes specs/vectors/frauds.json: `python -m tests.kit.fraud_vectors`. The tests read the file, not this."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from p2pnode.events.fraud import check_fraud, fraud_from_tree, fraud_from_trees
+from p2pnode.events.keys import LogKeys, encode_binding
+from tests.kit.log_events import node_identity
+from tests.kit.log_trees import Tree
+
+TARGET = Path("specs/vectors/frauds.json")
+Fields = list[Any]
+
+
+def made() -> list[dict[str, Any]]:
+    """Each way to prove a fork, and each with what must not pass."""
+    honest, forked = Tree(40), Tree(40, fork_at=10)
+    good = {
+        "one size": fraud_from_tree(honest.signed(20), forked.signed(20), forked),
+        "two sizes": fraud_from_tree(honest.signed(20), forked.signed(37), forked),
+        "two sizes of which the first is a power of two": fraud_from_tree(
+            honest.signed(16), forked.signed(37), forked
+        ),
+        "two events in one place": fraud_from_trees(honest.signed(20), forked.signed(37), honest, forked),
+        "two events in one place, one size": fraud_from_trees(
+            honest.signed(20), forked.signed(20), honest, forked
+        ),
+    }
+    cases = [_case(name, "ok", document) for name, document in good.items()]
+    other = LogKeys.derive(node_identity(2))
+    bad: dict[str, tuple[str, Callable[[Fields], object]]] = {
+        "one checkpoint twice": ("one size", lambda f: f.__setitem__(slice(3, 5), f[1:3])),
+        "the larger one first": ("two sizes", lambda f: f.__setitem__(slice(1, 5), [*f[3:5], *f[1:3]])),
+        "the first one's own root": ("two sizes", lambda f: f.__setitem__(5, honest.roots[20])),
+        "a hash too few": ("two sizes", lambda f: f[6].pop()),
+        "a hash too many": ("two sizes", lambda f: f[6].append(bytes(32))),
+        "a proof where none is needed": ("one size", lambda f: f[6].append(bytes(32))),
+        "keys of another device": ("two sizes", lambda f: f.__setitem__(3, encode_binding(other.bound()))),
+        "a checkpoint nobody signed": (
+            "two sizes",
+            lambda f: f.__setitem__(4, f[4].replace("\n37\n", "\n38\n")),
+        ),
+        "one event twice": ("two events in one place", lambda f: f.__setitem__(slice(8, 10), f[6:8])),
+        "two places": ("two events in one place", lambda f: f.__setitem__(5, 11)),
+        "a place outside": ("two events in one place", lambda f: f.__setitem__(5, 20)),
+        "another event than the tree's": ("two events in one place", lambda f: f.__setitem__(6, bytes(32))),
+        "an unknown kind": ("two sizes", lambda f: f.__setitem__(0, "p2pnode log fraud v2")),
+        "a field too many": ("two sizes", lambda f: f.append(0)),
+    }
+    for name, (of, change) in bad.items():
+        fields = msgspec.msgpack.decode(good[of])
+        change(fields)
+        cases.append(_case(name, "bad_checkpoint", msgspec.msgpack.encode(fields)))
+    cases.append(_case("not the shortest form", "bad_checkpoint", b"\xdc\x00\x07" + good["two sizes"][1:]))
+    cases.append(_case("cut", "bad_checkpoint", good["two sizes"][:-1]))
+    return cases
+
+
+def _case(name: str, expect: str, document: bytes) -> dict[str, Any]:
+    output = None
+    if expect == "ok":
+        found = check_fraud(document)
+        output = {
+            "peer": found.peer,
+            "origin": found.origin,
+            "sizes": [found.size_first, found.size_second],
+            "event": found.index,
+        }
+    return {"name": name, "comment": "", "expect": expect, "input": document.hex(), "output": output}
+
+
+if __name__ == "__main__":
+    TARGET.write_text(json.dumps(made(), indent=1) + "\n")
