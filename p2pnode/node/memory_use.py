@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,23 +13,24 @@ from p2pnode import limits
 from p2pnode.node.engines import EngineHost
 
 
-def resident_bytes() -> int:
-    """Of this node and its engines, pages that they share counted for each."""
-    own = psutil.Process()
-    total = own.memory_info().rss
-    for child in own.children(recursive=True):
-        try:
-            total += child.memory_info().rss
-        except psutil.NoSuchProcess:
-            continue
-    return int(total)
+def resident_bytes(pids: Iterable[int]) -> int:
+    """Of these processes together; pages that several of them share are counted for each."""
+    total = 0
+    for pid in pids:
+        with contextlib.suppress(psutil.NoSuchProcess):  # an engine may have died just now
+            total += psutil.Process(pid).memory_info().rss
+    return total
 
 
 def memory_use(engines: Iterable[EngineHost]) -> dict[str, Any]:
-    """As `p2pnode status` shows it; `share_bytes` are the weights that these engines were told to hold."""
-    share = sum(info.model_bytes for engine in engines if engine.is_up for info in engine.infos.values())
+    """As `p2pnode status` shows it; `share_bytes` are the weights that these engines were told to hold.
+
+    Other children (a measurement at the first start, tools that a model may call) are not the node's memory.
+    """
+    up = [engine for engine in engines if engine.is_up]
+    share = sum(info.model_bytes for engine in up for info in engine.infos.values())
     return {
-        "node_and_engines_bytes": resident_bytes(),
+        "node_and_engines_bytes": resident_bytes([os.getpid(), *(engine.pid for engine in up if engine.pid)]),
         "share_bytes": share,
         "allowed_bytes": share + limits.NODE_MEMORY_BYTES_MAX,
     }
