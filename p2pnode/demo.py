@@ -154,10 +154,6 @@ class Demo:
                      f"{allowed / 1e6:>6.0f} MB {f'{rtt:.1f} ms' if rtt else '–':>11}")  # fmt: skip
             rows.append({"name": stage["name"], "layers": stage["layers"], "bytes_fetched": fetched,
                          "memory_bytes": used, "memory_allowed_bytes": allowed, "rtt_ms": rtt})  # fmt: skip
-            if used > allowed:
-                raise DemoError(
-                    "planning", f"{stage['name']} keeps {used} bytes in memory, {allowed} are allowed"
-                )
         self.result["stages"] = rows
         names = [stage["name"] for stage in answer["stages"]]
         if names != list(NAMES):

@@ -180,7 +180,7 @@ def check_node(node: Endpoint) -> list[Check]:
         skew_ms = peer.get("clock_skew_ms")
         if peer.get("state") in ("connected", "ready", "online", "active"):
             skewed = isinstance(skew_ms, int | float) and abs(skew_ms) > 60_000
-            message = f"{peer.get('path', '-')}, {peer.get('rtt_ms', '-')} ms; {tried}"
+            message = f"{peer.get('path', '-')}, {peer.get('rtt_ms', '-')} ms"
             hint = f"its clock differs by {skew_ms} ms" if skewed else ""
             checks.append(Check(name, "note" if skewed else "ok", message, hint))
         else:

@@ -98,9 +98,15 @@ class QuicTransport:
             try:
                 address = multiaddr.quic_address(text)
             except DecodeError as error:
-                raise ConfigError(f"cannot listen on {text}: {error}") from error
+                raise ConfigError(
+                    f"cannot listen on {text}: {error}",
+                    hint="write for example /ip4/0.0.0.0/udp/9481/quic-v1",
+                ) from error
             if address.kind not in ("ip4", "ip6"):
-                raise ConfigError(f"cannot listen on {text}: give an address of this machine, not a name")
+                raise ConfigError(
+                    f"cannot listen on {text}: give an address of this machine, not a name",
+                    hint="write for example /ip4/0.0.0.0/udp/9481/quic-v1",
+                )
             addresses.append(address)
         return addresses
 

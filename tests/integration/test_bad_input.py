@@ -191,6 +191,26 @@ def test_a_read_only_folder(tmp_path: Path) -> None:
     assert left == ""
 
 
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--listen", "nonsense"), ("--listen", "/dns4/example.org/udp/1/quic-v1"), ("--peer", "hello"),
+        ("--memory-max", "lots"), ("--api", "no.such.host.invalid"), ("--threads", "0"), ("--invite-file", "/none"),
+    ],
+)  # fmt: skip
+def test_options_that_cannot_be(tmp_path: Path, option: str, value: str) -> None:
+    """The option is named, and nothing was made before it was looked at."""
+    given = {"--api": "127.0.0.1:0", "--listen": "/ip4/127.0.0.1/udp/0/quic-v1", option: value}
+    words = [word for pair in given.items() for word in pair]
+    found = p2pnode("join", "--data", str(tmp_path / "d"), "--no-mdns", *words)
+    assert found.returncode == 1
+    lines = found.stderr.strip().splitlines()
+    assert lines[0].startswith("error: ")
+    assert len(lines) <= 2
+    assert value in found.stderr or "threads" in found.stderr
+    assert not (tmp_path / "d").exists()
+
+
 def test_a_folder_that_cannot_be_written() -> None:
     refused(p2pnode("join", "--data", "/proc/p2pnode", "--api", "127.0.0.1:0", *LISTEN), "--data")
 
