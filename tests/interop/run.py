@@ -4,7 +4,8 @@ against them.
     python tests/interop/run.py [--only js|py|mcp|go] [--skip-setup]
 
 Needs node (20 or newer) with npm for js, and a Python that can make a virtual environment for py and go (its
-toolchain comes as a wheel). Versions that were used are written to .interop/versions.json.
+toolchain comes as a wheel). Versions that were used are written to .interop/versions.json, and to
+tests/interop/passed.json when everything passed.
 """
 
 from __future__ import annotations
@@ -93,7 +94,11 @@ def main() -> int:
         print(json.dumps(versions, indent=1), flush=True)
     checks = [str(HERE / f"check_{name}.py") for name in wanted]
     command = [sys.executable, "-m", "pytest", "-v", "-s", *checks]
-    return subprocess.run(command, cwd=REPOSITORY, check=False, timeout=CHECKS_S_MAX).returncode
+    code = subprocess.run(command, cwd=REPOSITORY, check=False, timeout=CHECKS_S_MAX).returncode
+    if code == 0 and options.only is None:
+        # In the repository: with which versions this one last spoke.
+        (HERE / "passed.json").write_text((INSTALLED / "versions.json").read_text())
+    return code
 
 
 if __name__ == "__main__":
