@@ -10,6 +10,9 @@ import * as ed25519 from "../vendor/noble-ed25519.js";
 const HASH_BYTES = 32;
 const PROOF_HASHES_MAX = 130; // twice the levels of a tree of 2^64 leaves, rounded up
 
+const NOTE_BYTES_MAX = 16384;
+const SIGNATURES_MAX = 100;
+
 export class BadProof extends Error {
   constructor(message) {
     super(message);
@@ -159,24 +162,27 @@ export async function checkConsistency({ sizeFirst, sizeSecond, rootFirst, rootS
 
 // A C2SP checkpoint: origin, size, root, and the signatures under it, not yet checked.
 export function parseCheckpoint(note) {
-  const split = typeof note === "string" ? note.indexOf("\n\n") : -1;
-  if (split < 0 || note.length > 16384) throw new BadProof("this is no checkpoint");
+  const split = typeof note === "string" ? note.lastIndexOf("\n\n") : -1;
+  if (split < 0 || new TextEncoder().encode(note).length > NOTE_BYTES_MAX) throw new BadProof("this is no checkpoint");
+  if (/[\u0000-\u0009\u000b-\u001f]/.test(note) || !note.endsWith("\n")) throw new BadProof("a checkpoint is lines of text");
   const text = note.slice(0, split + 1);
-  const [origin, sizeText, rootText] = text.split("\n");
-  if (!origin || !/^(0|[1-9][0-9]{0,15})$/.test(sizeText)) throw new BadProof("this is no checkpoint");
+  const [origin, sizeText, rootText, ...extensions] = text.slice(0, -1).split("\n");
+  if (!origin || !/^(0|[1-9][0-9]{0,15})$/.test(sizeText) || extensions.includes("")) throw new BadProof("this is no checkpoint");
   const root = fromBase64(rootText);
   const size = Number(sizeText);
   checkSize(size, "the size");
   checkHashes(root);
-  const signatures = [];
-  for (const line of note.slice(split + 2).split("\n")) {
-    if (!line) continue;
-    const match = /^— (\S+) (\S+)$/.exec(line);
-    if (!match) throw new BadProof("a signature line is malformed");
-    const bytes = fromBase64(match[2]);
-    signatures.push({ name: match[1], keyHash: bytes.slice(0, 4), signature: bytes.slice(4) });
-  }
-  return { origin, size, root, text, signatures };
+  const lines = note.slice(split + 2, -1).split("\n");
+  if (lines.length > SIGNATURES_MAX) throw new BadProof("a checkpoint has too many signatures");
+  return { origin, size, root, text, signatures: lines.map(parseSignature) };
+}
+
+function parseSignature(line) {
+  const match = /^— ([^\s+]+) (\S+)$/.exec(line);
+  if (!match) throw new BadProof("a signature line is malformed");
+  const bytes = fromBase64(match[2]);
+  if (bytes.length <= 4) throw new BadProof("a signature is too short");
+  return { name: match[1], keyHash: bytes.slice(0, 4), signature: bytes.slice(4) };
 }
 
 async function keyHash(name, algorithm, publicKey) {
@@ -193,16 +199,33 @@ export async function verifyEd25519(signature, message, publicKey) {
   }
 }
 
-// Throws unless the checkpoint is signed by this key under its own origin.
+// Throws unless the checkpoint is signed by this key under its own origin; every line that says so must be good.
 export async function checkSignature(checkpoint, publicKey) {
   const wanted = await keyHash(checkpoint.origin, 1, publicKey);
   const message = new TextEncoder().encode(checkpoint.text);
-  for (const line of checkpoint.signatures) {
-    if (line.name !== checkpoint.origin || !equal(line.keyHash, wanted)) continue;
-    if (await verifyEd25519(line.signature, message, publicKey)) return;
-    throw new BadProof("the checkpoint's signature is false");
+  const own = checkpoint.signatures.filter((line) => line.name === checkpoint.origin && equal(line.keyHash, wanted));
+  for (const line of own) {
+    if (!(await verifyEd25519(line.signature, message, publicKey))) throw new BadProof("the checkpoint's signature is false");
   }
-  throw new BadProof("the checkpoint is not signed by this log's key");
+  if (own.length === 0) throw new BadProof("the checkpoint is not signed by this log's key");
+}
+
+// When a witness cosigned this checkpoint, in seconds since 1970; throws unless its line is there and every line of it is
+// good. Type 0x04 of c2sp.org/tlog-cosignature: eight bytes of time, then the signature over time and text.
+export async function checkCosignature(checkpoint, name, publicKey) {
+  const wanted = await keyHash(name, 4, publicKey);
+  let found = null;
+  for (const line of checkpoint.signatures) {
+    if (line.name !== name || !equal(line.keyHash, wanted)) continue;
+    if (line.signature.length !== 72) throw new BadProof(`the cosignature of ${name} has another length`);
+    const timeS = Number(new DataView(line.signature.buffer, line.signature.byteOffset, 8).getBigUint64(0));
+    const message = new TextEncoder().encode(`cosignature/v1\ntime ${timeS}\n${checkpoint.text}`);
+    const holds = Number.isSafeInteger(timeS) && timeS > 0 && (await verifyEd25519(line.signature.slice(8), message, publicKey));
+    if (!holds) throw new BadProof(`the cosignature of ${name} is false`);
+    found ??= timeS;
+  }
+  if (found === null) throw new BadProof(`${name} has not cosigned this checkpoint`);
+  return found;
 }
 
 const ALPHABET = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz";

@@ -1,7 +1,7 @@
 // Audit: the sealed record, entry by entry, each provable in this browser.
 import { html, useEffect, useState } from "../lib/dom.js";
-import { verifiedCheckpoint, verifyEntry } from "../lib/audit.js";
-import { get } from "../lib/api.js";
+import { checkedWitnesses, verifiedCheckpoint, verifyEntry } from "../lib/audit.js";
+import { get, post } from "../lib/api.js";
 import { shortPeer, time } from "../lib/format.js";
 import { toHex } from "../lib/tlog.js";
 import { download, Failure, toCsv, useView } from "../lib/widgets.js";
@@ -29,6 +29,7 @@ export function Audit({ state, at }) {
   return html`<section aria-labelledby="audit-title">
     <h1 id="audit-title">Audit</h1>
     <${Checkpoint} size=${whole} />
+    <${Witnesses} size=${whole} peers=${state.peers} />
     <${Failure} error=${error ?? size.error} />
     ${chosen !== null && html`<${Entry} key=${chosen} index=${chosen} />`}
     <article class="card">
@@ -98,6 +99,43 @@ function Checkpoint({ size }) {
   return html`<p class="notice" role="status"><span><strong class="tick">✓</strong> Checkpoint of ${ok.size} entries: identity, keys and signature verified in this browser.
     ${ok.since !== null && ` It contains everything this browser saw before (${ok.since}).`}</span></p>`;
 }
+
+// Who vouches that this log was never changed, whose logs this device vouches for, and who was caught with two.
+function Witnesses({ size, peers }) {
+  const [result, setResult] = useState(null);
+  const [asked, setAsked] = useState(0);
+  useEffect(() => {
+    let current = true;
+    if (size) checkedWitnesses().then((ok) => current && setResult({ ok }), (error) => current && setResult({ error }));
+    return () => { current = false; };
+  }, [size, asked]);
+  const name = (peer) => peers.find((one) => one.peer === peer)?.name ?? shortPeer(peer);
+  const ask = () => post("/command/witness").then(() => setAsked(asked + 1), (error) => setResult({ error }));
+  if (!result) return null;
+  if (result.error) return html`<${Failure} error=${result.error} />`;
+  const { cosigned_by: by, cosigned, equivocations, doubts } = result.ok;
+  return html`<article class="card" aria-labelledby="witnesses-title">
+    <div class="row"><h2 id="witnesses-title">Witnesses</h2><button type="button" onClick=${ask}>Ask them now</button></div>
+    ${equivocations.map((one) => html`<p class="notice bad" role="alert" key=${one.index}><strong>${name(one.peer)}</strong> signed two histories of its log
+      (${one.sizes[0]} and ${one.sizes[1]} entries) and gets no credit any more. <a href=${`#/audit/${one.index}`}>Entry ${one.index}</a> holds the proof.
+      <button type="button" onClick=${() => saveProof(one)}>Save the proof</button></p>`)}
+    ${doubts.map((one) => html`<p class="notice warn" key=${one.origin}><strong>${name(one.peer)}</strong> showed checkpoints of ${one.sizes[0]} and
+      ${one.sizes[1]} entries that do not fit together, without proof so far: ${one.why}</p>`)}
+    ${by.length === 0
+      ? html`<p class="muted">Nobody has cosigned this log yet: whoever owns this device could still rewrite it unnoticed. Members of the mesh cosign by themselves.</p>`
+      : html`<table><thead><tr><th>Cosigned by</th><th class="num">Entries</th><th>When</th><th>Checked here</th></tr></thead>
+        <tbody>${by.map((row) => html`<tr key=${row.witness}><td>${name(row.peer)}</td><td class="num">${row.size}</td><td>${time(row.time_ms)}</td><td>${checked(row)}</td></tr>`)}</tbody></table>`}
+    ${cosigned.length > 0 && html`<details><summary>Logs this device cosigned: ${cosigned.length}</summary>
+      <ul>${cosigned.map((row) => html`<li key=${row.origin}>${name(row.peer)}: ${row.size} entries, root <code>${row.root.slice(0, 16)}</code></li>`)}</ul></details>`}
+  </article>`;
+}
+
+function checked(row) {
+  if (row.checked === null) return html`<span class="muted">told by the node</span>`;
+  return row.checked ? html`<strong class="tick">✓</strong> signature` : html`<strong class="bad">✗ ${row.why}</strong>`;
+}
+
+const saveProof = (fraud) => download(`fraud-${shortPeer(fraud.peer)}.json`, `${JSON.stringify({ format: "p2pnode-fraud-1", document: fraud.proof }, null, 2)}\n`);
 
 function Entry({ index }) {
   const [result, setResult] = useState(null);
