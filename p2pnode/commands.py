@@ -303,6 +303,9 @@ RecordableFact = (
     | facts.EngineRestarted
     | facts.ConsoleCommandRun
     | facts.ToolCalled
+    | facts.RequestForwarded
+    | facts.ForwardedRequestEnded
+    | facts.RequestFailed
     | facts.CheckpointWitnessed
     | facts.WitnessReceived
     | facts.SubjectForgotten

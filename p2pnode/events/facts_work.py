@@ -131,6 +131,36 @@ class RequestFailed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RequestForwarded:
+    """A request was handed whole to another member, which decides about it and records it under a name of its own."""
+
+    request_id: Label
+    caller: Label
+    model: Label
+    peer: Label
+    prompt_commitment: Hash
+    max_tokens: Count
+    seed: Count | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForwardedRequestEnded:
+    """An answer came back whole from the member that served it, or the caller went away; errors are `RequestFailed`."""
+
+    request_id: Label
+    peer: Label
+    served_as: Label
+    """The request's id in that member's record; empty when it was not heard."""
+    reason: Label
+    prompt_tokens: Count
+    completion_tokens: Count
+    answer_commitment: Hash
+    cost_microunits: Count
+    """What that member says it took from this device's account there."""
+    duration_ms: Count
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StageLost:
     """A device fell out of a running request."""
 

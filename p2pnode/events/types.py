@@ -58,6 +58,7 @@ from p2pnode.events.facts_node import (
 )
 from p2pnode.events.facts_work import (
     BlobRefused,
+    ForwardedRequestEnded,
     ModelAdded,
     ModelRemoved,
     PlanAbandoned,
@@ -67,6 +68,7 @@ from p2pnode.events.facts_work import (
     RequestAccepted,
     RequestFailed,
     RequestFinished,
+    RequestForwarded,
     ShardStored,
     StageLost,
     StageRecovered,
@@ -92,6 +94,7 @@ __all__ = [
     "EngineRestarted",
     "Event",
     "EventT",
+    "ForwardedRequestEnded",
     "IdentityDuplicated",
     "InviteCreated",
     "InviteRevoked",
@@ -120,6 +123,7 @@ __all__ = [
     "RequestAccepted",
     "RequestFailed",
     "RequestFinished",
+    "RequestForwarded",
     "SettingChanged",
     "ShardStored",
     "StageLost",
@@ -151,6 +155,7 @@ Event = (
     | ModelAdded | ModelRemoved | ShardStored | BlobRefused
     | PlanProposed | PlanActivated | PlanRejected | PlanAbandoned
     | RequestAccepted | RequestFinished | RequestFailed | StageLost | StageRecovered
+    | RequestForwarded | ForwardedRequestEnded
     | ReceiptGiven | ReceiptReceived
     | WelcomeGranted | CreditToppedUp | CreditHeld | CreditSettled | CreditVoided | CreditExpired | QuotaSet
     | UnitSettled

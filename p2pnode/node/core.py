@@ -39,6 +39,7 @@ from p2pnode.node.duplicates import Duplicates
 from p2pnode.node.embedding import Embedding
 from p2pnode.node.engines import EngineHost, EnginePool
 from p2pnode.node.federation import Federation, nearest_holder
+from p2pnode.node.forwarding import Forwarding
 from p2pnode.node.grants import Grants
 from p2pnode.node.histories import Histories
 from p2pnode.node.hops import Hops
@@ -82,6 +83,10 @@ _log = structlog.get_logger("p2pnode.node")
 
 CLOSE_GATED = 0x1007
 """libp2p's code for: this peer may not be here."""
+
+
+def _request_id() -> str:
+    return f"req-{secrets.token_hex(8)}"
 
 
 def now_ms() -> int:
@@ -296,7 +301,7 @@ class Node:
             choose=self.choosing.choose,
             choose_again=self.choosing.choose_again,
             book=Books(ledger, self.receipts, self.tasks),
-            new_id=lambda: f"req-{secrets.token_hex(8)}",
+            new_id=_request_id,
             finished=self._request_finished,
         )
         self.backends = Backends(
@@ -310,6 +315,7 @@ class Node:
             say=self.say,
         )
         self.federation = Federation(transport=transport, links=self.links, generate=self._generate_here)
+        self.forwarding = Forwarding(ledger=ledger, ask=self.federation.ask, new_id=_request_id)
         self.embedding = Embedding(self.bringing, self._new_engine, self.loads)
         self.log_sharing = LogSharing(ledger=ledger, links=self.links, transport=transport)
         self.histories = Histories(
@@ -548,13 +554,13 @@ class Node:
         if self.is_external(request.model):
             if self.backends.here(request.model):
                 return self.backends.generate(request)
-            return self.federation.ask(
-                nearest_holder(self.links, self.backends.holders(request.model)), request
-            )
+            holder = nearest_holder(self.links, self.backends.holders(request.model))
+            return self.forwarding.generate(holder, request.model or "", request)
         model = self.catalog.resolve(request.model)
         if request.mode != "auto" or self.choosing.is_mine(model) or not model.holders:
             return self.requests.generate(request)
-        return self.federation.ask(nearest_holder(self.links, model.holders), request)
+        holder = nearest_holder(self.links, model.holders)
+        return self.forwarding.generate(holder, model.content_id, request)
 
     def _generate_here(self, request: GenerateRequest) -> AsyncIterator[GenerateEvent]:
         """What another member asks for is never handed on to a third."""

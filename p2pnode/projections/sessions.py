@@ -37,6 +37,8 @@ class Request(msgspec.Struct, array_like=True):
     stages_lost: int = 0
     stages_recovered: int = 0
     end_index: int = -1
+    served_by: str = ""
+    """The member that was asked for all of it; empty for those this node runs itself."""
 
 
 class Sessions(msgspec.Struct):
@@ -46,6 +48,7 @@ class Sessions(msgspec.Struct):
     failed: int = 0
     stages_lost: int = 0
     stages_recovered: int = 0
+    forwarded: int = 0
 
     def __post_init__(self) -> None:
         self.requests = in_order(self.requests)
@@ -96,6 +99,26 @@ def _request_failed(state: Sessions, record: Record, event: facts.RequestFailed)
         entry.message, entry.completion_tokens = event.message, event.completion_tokens
 
 
+def _request_forwarded(state: Sessions, record: Record, event: facts.RequestForwarded) -> None:
+    state.forwarded += 1
+    state.requests.pop(event.request_id, None)
+    entry = Request(
+        record.index, event.caller, event.model, "forwarded", "", 0, event.max_tokens, record.wall_ms
+    )
+    entry.served_by = event.peer
+    state.requests[event.request_id] = entry
+    forget_oldest(state.requests, limits.REQUESTS_KEPT_MAX)
+
+
+def _forwarded_ended(state: Sessions, record: Record, event: facts.ForwardedRequestEnded) -> None:
+    entry = state.requests.get(event.request_id)
+    if entry is not None:
+        entry.state, entry.ended_ms, entry.reason = "finished", record.wall_ms, event.reason
+        entry.end_index = record.index
+        entry.prompt_tokens, entry.completion_tokens = event.prompt_tokens, event.completion_tokens
+        entry.cost_microunits = event.cost_microunits
+
+
 def _credit_settled(state: Sessions, record: Record, event: facts.CreditSettled) -> None:
     entry = state.requests.get(event.request_id)
     if entry is not None:
@@ -129,8 +152,8 @@ def view(
     """{"sessions": [{"request_id", "caller", "model", "mode", "plan_id", "state", "reason", "message",
     "accepted_ms", "duration_ms", "prompt_tokens", "completion_tokens", "cached_tokens", "prefill_ms",
     "decode_ms", "tokens_per_s", "cost_microunits", "stages_lost", "stages_recovered", "stages": [{"peer",
-    "name", "layers"}], "index", "end_index"}], "running", "accepted", "finished", "failed"}, newest
-    first.
+    "name", "layers"}], "served_by", "index", "end_index"}], "running", "accepted", "finished", "failed",
+    "forwarded"}, newest first.
     """
     return {
         "sessions": [
@@ -141,6 +164,7 @@ def view(
         "accepted": state.accepted,
         "finished": state.finished,
         "failed": state.failed,
+        "forwarded": state.forwarded,
     }
 
 
@@ -176,6 +200,7 @@ def _request_view(
             {"peer": peer, "name": names.get(peer, peer[-8:]), "layers": [first, end]}
             for peer, first, end in entry.stages
         ],
+        "served_by": entry.served_by or None,
         "index": entry.index,
         "end_index": entry.end_index if entry.end_index >= 0 else None,
     }
@@ -185,6 +210,8 @@ HANDLERS: Final[Handlers] = {
     facts.RequestAccepted: _request_accepted,
     facts.RequestFinished: _request_finished,
     facts.RequestFailed: _request_failed,
+    facts.RequestForwarded: _request_forwarded,
+    facts.ForwardedRequestEnded: _forwarded_ended,
     facts.CreditSettled: _credit_settled,
     facts.UnitSettled: _unit_settled,
     facts.StageLost: _stage_lost,

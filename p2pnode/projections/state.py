@@ -30,7 +30,7 @@ from p2pnode.projections import (
 )
 from p2pnode.projections.fold import Handler
 
-FOLD_VERSION: Final = 3
+FOLD_VERSION: Final = 4
 """Raised whenever the same log would fold to another state: older snapshots are then rebuilt.
 tests/unit/projections/test_state_hash.py fails when a fold changes and this does not."""
 

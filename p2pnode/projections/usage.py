@@ -68,7 +68,9 @@ def _row(state: Usage, record: Record, entry: Open) -> Row:
     return row
 
 
-def _request_accepted(state: Usage, record: Record, event: facts.RequestAccepted) -> None:
+def _request_accepted(
+    state: Usage, record: Record, event: facts.RequestAccepted | facts.RequestForwarded
+) -> None:
     state.open.pop(event.request_id, None)
     state.open[event.request_id] = Open(record.index, event.caller, event.model)
     forget_oldest(state.open, limits.REQUESTS_KEPT_MAX)
@@ -84,6 +86,17 @@ def _request_finished(state: Usage, record: Record, event: facts.RequestFinished
         row.completion_tokens = plus(row.completion_tokens, event.completion_tokens)
         row.cached_tokens = plus(row.cached_tokens, event.cached_tokens)
         row.compute_ms = plus(row.compute_ms, event.prefill_ms + event.decode_ms)
+
+
+def _forwarded_ended(state: Usage, record: Record, event: facts.ForwardedRequestEnded) -> None:
+    entry = state.open.pop(event.request_id, None)
+    if entry is None:
+        return
+    for row in (_row(state, record, entry), state.total):
+        row.requests += 1
+        row.prompt_tokens = plus(row.prompt_tokens, event.prompt_tokens)
+        row.completion_tokens = plus(row.completion_tokens, event.completion_tokens)
+        row.cost_microunits = plus(row.cost_microunits, event.cost_microunits)
 
 
 def _request_failed(state: Usage, record: Record, event: facts.RequestFailed) -> None:
@@ -136,6 +149,8 @@ HANDLERS: Final[Handlers] = {
     facts.RequestAccepted: _request_accepted,
     facts.RequestFinished: _request_finished,
     facts.RequestFailed: _request_failed,
+    facts.RequestForwarded: _request_accepted,
+    facts.ForwardedRequestEnded: _forwarded_ended,
     facts.CreditSettled: _credit_settled,
     facts.UnitSettled: _unit_settled,
 }

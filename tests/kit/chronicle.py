@@ -24,10 +24,39 @@ def chronicle(seed: int, steps: int = 300) -> Story:
     given, received = Channel(keys_of("them"), me), Channel(me, keys_of("them"))
     story.do(c.StartNode(version="1", platform="linux", device_name="desk"))
     story.do(c.CreateMesh(mesh_id="m1", mesh_name="home"))
+    for fact in _forwarded():
+        story.tell(fact)
     for number in range(steps):
         story.now_ms += rng.choice((0, 1, 50, 1000, 60_000, 3_600_000, 86_400_000))
         _step(story, rng, number, given, received)
     return story
+
+
+def _forwarded() -> tuple[Event, ...]:
+    """Two requests that others serve, one of them still under way."""
+    one, two = (
+        facts.RequestForwarded(
+            request_id=f"f{number}",
+            caller="local",
+            model="bafk0",
+            peer=PEERS[number],
+            prompt_commitment=HASH,
+            max_tokens=9,
+        )
+        for number in (0, 1)
+    )
+    ended = facts.ForwardedRequestEnded(
+        request_id="f0",
+        peer=PEERS[0],
+        served_as="r0",
+        reason="stop",
+        prompt_tokens=3,
+        completion_tokens=9,
+        answer_commitment=HASH,
+        cost_microunits=1000,
+        duration_ms=40,
+    )
+    return one, two, ended
 
 
 def _step(story: Story, rng: Random, number: int, given: Channel, received: Channel) -> None:
