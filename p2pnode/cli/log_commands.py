@@ -19,6 +19,7 @@ from p2pnode.cli.log_record_commands import (
     receipt,
     replay,
     rotate_keys,
+    seal,
     witnesses,
 )
 from p2pnode.cli.output import print_json
@@ -30,7 +31,15 @@ def log() -> None:
 
 
 @log.command()
-@click.option("-n", "--lines", "count", default=20, show_default=True, help="How many events.")
+@click.option(
+    "-n",
+    "--lines",
+    "count",
+    type=click.IntRange(min=0),
+    default=20,
+    show_default=True,
+    help="How many events.",
+)
 @click.option("-f", "--follow", is_flag=True, help="Go on with new events as they come.")
 @folder_options
 def tail(data: Path, as_json: bool, count: int, follow: bool) -> None:
@@ -67,8 +76,16 @@ def show(data: Path, as_json: bool, what: str) -> None:
 
 
 @log.command()
-@click.option("-n", "--lines", "count", default=20, show_default=True, help="How many blocks.")
-@click.option("--first", type=int, help="From this block on, instead of the newest ones.")
+@click.option(
+    "-n",
+    "--lines",
+    "count",
+    type=click.IntRange(min=0),
+    default=20,
+    show_default=True,
+    help="How many blocks.",
+)
+@click.option("--first", type=click.IntRange(min=0), help="From this block on, instead of the newest ones.")
 @folder_options
 def blocks(data: Path, as_json: bool, count: int, first: int | None) -> None:
     """List sealed blocks."""
@@ -128,6 +145,7 @@ def proof(data: Path, as_json: bool, index: int, size: int | None, in_block: boo
         block_proof = reader.block_proof(index)
         print_json(block_proof) if as_json else click.echo(render.summary_text(block_proof))
         return
+    reader.record(index)
     found = prove(reader, index, size)
     if as_json:
         entry = reader.entries(index, index + 1)[0]
@@ -185,6 +203,7 @@ for command in (
     forget,
     accept_rollback,
     rotate_keys,
+    seal,
     fraud,
     compare,
 ):

@@ -75,6 +75,11 @@ def compare(data: Path, as_json: bool, other: Path, proof: Path | None) -> None:
     from p2pnode.events.merkle import first_difference
 
     one, two = open_reader(data), open_reader(other)
+    peers = [_newest(reader).binding.peer for reader in (one, two)]
+    if peers[0] != peers[1]:
+        raise NotFound(
+            f"{other} has the log of another device ({peers[1]})", hint="compare copies of one log"
+        )
     sizes = (one.size, two.size)
     index = first_difference(one, two, min(sizes))
     document: dict[str, Any] = {"size": sizes[0], "other_size": sizes[1], "first_difference": index}

@@ -86,8 +86,8 @@ def rebuild(data: Path, as_json: bool) -> None:
 
 
 @click.command()
-@click.option("--first", default=0, show_default=True, help="From this event on.")
-@click.option("--end", type=int, help="Up to this event, exclusive.")
+@click.option("--first", type=click.IntRange(min=0), default=0, show_default=True, help="From this event on.")
+@click.option("--end", type=click.IntRange(min=0), help="Up to this event, exclusive.")
 @click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="A file, instead of stdout.")
 @click.option("--raw", is_flag=True, help="Each event's exact bytes in hexadecimal instead of its fields.")
 @folder_options
@@ -184,6 +184,28 @@ def forget(data: Path | None, api: str | None, subject: str, as_json: bool) -> N
         click.echo(f"{answer.get('forgotten', 0)} commitments about {subject} can not be opened any more")
 
 
+@click.command()
+@node_options
+def seal(data: Path | None, api: str | None, as_json: bool) -> None:
+    """Seal and sign what is not sealed yet, instead of within half a minute."""
+    from p2pnode.cli.output import connect
+    from p2pnode.errors import NodeNotRunning
+
+    try:
+        document = connect(data, api).post("/command/seal", {})
+    except NodeNotRunning:
+        if api is not None:
+            raise
+        log = _own_log(data)
+        log.close_blocking()  # whatever is open is sealed at the end
+        reader = open_reader(_folder(data))
+        document = {"size": reader.size, "blocks": reader.block_count}
+    if as_json:
+        print_json(document)
+    else:
+        click.echo(f"{document['size']} events are sealed in {document['blocks']} blocks")
+
+
 @click.command("accept-rollback")
 @folder_options
 def accept_rollback(data: Path, as_json: bool) -> None:
@@ -265,16 +287,21 @@ def _ask_again(data: Path, as_json: bool, request: str, prompt_file: Path | None
         raise click.exceptions.Exit(1)
 
 
-def _own_log(data: Path | None, *, accept_rollback: bool = False) -> Any:
-    """The folder's log, opened to write; DataDirError while a node runs on it."""
+def _folder(data: Path | None) -> Path:
     import os
 
-    from p2pnode import identity
     from p2pnode.config import default_data_dir
+
+    return data or default_data_dir(os.environ)
+
+
+def _own_log(data: Path | None, *, accept_rollback: bool = False) -> Any:
+    """The folder's log, opened to write; DataDirError while a node runs on it."""
+    from p2pnode import identity
     from p2pnode.events.store import SqliteLog
     from p2pnode.projections import MeshFold
 
-    folder = data or default_data_dir(os.environ)
+    folder = _folder(data)
     open_reader(folder).close()
     own = identity.load(folder / identity.KEY_FILE)
     return SqliteLog.open(folder, own, fold=MeshFold(), accept_rollback=accept_rollback)

@@ -79,6 +79,17 @@ def run(folder: Path, capsys: pytest.CaptureFixture[str]) -> Any:
     return command
 
 
+@pytest.fixture
+def complaint(capsys: pytest.CaptureFixture[str]) -> Any:
+    """What a command that must fail says on stderr."""
+
+    def command(*arguments: str) -> str:
+        assert run_command(list(arguments)) != 0
+        return capsys.readouterr().err
+
+    return command
+
+
 def test_tail_and_show(run: Any) -> None:
     """The newest events; one by index, by id, or all of a request."""
     lines = run("tail", "-n", "3").splitlines()
@@ -116,7 +127,7 @@ def test_blocks_and_verify(run: Any, folder: Path) -> None:
     assert run("verify", status=1).startswith("NOT OK: event 77 was changed")
 
 
-def test_proof_and_consistency(run: Any, folder: Path) -> None:
+def test_proof_and_consistency(run: Any, folder: Path, complaint: Any) -> None:
     """A proof that other tools check, with the log's key alone."""
     text = run("proof", "42")
     document = json.loads(run("proof", "42", "--json"))
@@ -133,6 +144,7 @@ def test_proof_and_consistency(run: Any, folder: Path) -> None:
     assert "block_root" in run("proof", "0", "--block")
     run("proof", "999", "--block", status=1)
     run("proof", "9999", status=1)
+    assert "there is no event 9999" in complaint("log", "proof", "9999", "--data", str(folder))
     assert len(json.loads(run("consistency", "100", "--json"))["proof"]) > 3
     assert run("consistency", "100", "200").splitlines()[1].startswith("200 ")
     run("consistency", "300", "200", status=1)
@@ -255,6 +267,26 @@ def test_keys_are_rotated_while_the_node_is_stopped(run: Any) -> None:
     assert json.loads(run("rotate-keys", "--json"))["generation"] == 1
     assert run("rotate-keys").startswith("generation 2: p2pnode/")
     assert run("verify").startswith("ok")
+
+
+def test_sealing_on_demand(run: Any) -> None:
+    """While the node is stopped everything is sealed already; the hint of `proof` names this command."""
+    assert run("seal").startswith("206 events are sealed in ")
+    assert json.loads(run("seal", "--json"))["size"] == 206
+
+
+def test_numbers_that_can_not_be_are_refused(folder: Path, complaint: Any) -> None:
+    """Negative counts and places, and logs of other devices."""
+    for arguments in (("tail", "-n", "-3"), ("export", "--first", "-3"), ("export", "--end", "-1"),
+                      ("blocks", "--first", "-1"), ("replay", "--to", "-1")):  # fmt: skip
+        assert "-" in complaint("log", *arguments, "--data", str(folder))
+
+
+def test_logs_of_two_devices_are_not_compared(folder: Path, complaint: Any, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    log: SqliteLog[Any] = SqliteLog.open(other, node_identity(9))
+    log.close_blocking()
+    assert "another device" in complaint("log", "compare", str(other), "--data", str(folder))
 
 
 def test_folders_without_a_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
