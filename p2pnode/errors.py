@@ -183,6 +183,12 @@ class BadCheckpoint(LogError):
     code = "bad_checkpoint"
 
 
+class BadPolicy(LogError):
+    """A trust policy that cannot be read, or wants what cannot be."""
+
+    code = "bad_policy"
+
+
 class RollbackRefused(LogError):
     """The log is shorter than what this node already published: signing it would be a fork."""
 

@@ -200,6 +200,10 @@ WITNESS_ORIGINS_MAX = 1024
 WITNESS_PROOF_HASHES_MAX = 63
 """What c2sp.org/tlog-witness allows in one add-checkpoint request."""
 
+POLICY_BYTES_MAX = 64 * 1024
+POLICY_LINES_MAX = 1024
+"""c2sp.org/tlog-policy wants room for 32 logs, witnesses and groups; a line has less than a kilobyte."""
+
 WITNESS_TILES_MAX = 64
 """Tiles asked for to compare two checkpoints: two ways down a tree of 2**63 events pass through sixteen."""
 

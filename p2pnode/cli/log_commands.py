@@ -10,7 +10,7 @@ import click
 from p2pnode.cli import log_render as render
 from p2pnode.cli.admission import verify_peer
 from p2pnode.cli.log_folder import folder_options, open_reader, own_peer
-from p2pnode.cli.log_history_commands import compare, fraud
+from p2pnode.cli.log_history_commands import compare, fraud, policy
 from p2pnode.cli.log_record_commands import (
     accept_rollback,
     export,
@@ -110,8 +110,16 @@ def blocks(data: Path, as_json: bool, count: int, first: int | None) -> None:
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="A checkpoint of this log seen elsewhere; may be repeated.",
 )
+@click.option(
+    "--policy",
+    "policy_file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A trust policy (c2sp.org/tlog-policy): whose cosignatures it must have.",
+)
 @folder_options
-def verify(data: Path, as_json: bool, peer: str | None, checkpoint_files: tuple[Path, ...]) -> None:
+def verify(
+    data: Path, as_json: bool, peer: str | None, checkpoint_files: tuple[Path, ...], policy_file: Path | None
+) -> None:
     """Recompute everything; name the first event that is wrong. Exit status 1 if one is."""
     from p2pnode.events.verify import verify_folder
     from p2pnode.events.view import report_view
@@ -122,11 +130,18 @@ def verify(data: Path, as_json: bool, peer: str | None, checkpoint_files: tuple[
         checkpoints=[path.read_text(encoding="utf-8") for path in checkpoint_files],
     )
     view = report_view(report)
+    is_trusted = True
+    if policy_file is not None:
+        from p2pnode.events.policy import parse_policy
+        from p2pnode.events.witness_view import policy_view
+
+        view["policy"] = policy_view(open_reader(data), parse_policy(policy_file.read_bytes()))
+        is_trusted = view["policy"]["ok"]
     if as_json:
         print_json(view)
     else:
         click.echo(render.report_text(view))
-    if not report.ok:
+    if not (report.ok and is_trusted):
         raise click.exceptions.Exit(1)
 
 
@@ -206,5 +221,6 @@ for command in (
     seal,
     fraud,
     compare,
+    policy,
 ):
     log.add_command(command)

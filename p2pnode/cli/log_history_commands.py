@@ -9,7 +9,7 @@ import click
 
 from p2pnode.cli import log_render as render
 from p2pnode.cli.log_folder import folder_options, open_reader
-from p2pnode.cli.output import print_json
+from p2pnode.cli.output import connect, node_options, print_json
 from p2pnode.errors import NotFound
 
 if TYPE_CHECKING:
@@ -95,6 +95,32 @@ def compare(data: Path, as_json: bool, other: Path, proof: Path | None) -> None:
         click.echo(render.comparison_text(document))
     if index is not None:
         raise click.exceptions.Exit(1)
+
+
+@click.command()
+@click.option(
+    "--need", type=click.IntRange(min=0), help="How many of them must cosign (default: more than half)."
+)
+@click.option("--output", type=NEW_FILE, help="A file, instead of stdout.")
+@node_options
+def policy(data: Path | None, api: str | None, as_json: bool, need: int | None, output: Path | None) -> None:
+    """Write a trust policy (c2sp.org/tlog-policy) of this log and the members that cosigned it lately.
+
+    Give it to whoever verifies this log; as log/policy in the data folder it tells the node whom to ask.
+    """
+    from p2pnode.events.keys import decode_binding, verifiers_of
+    from p2pnode.events.policy import policy_text
+
+    node = connect(data, api)
+    view = node.get("/log/witnesses")
+    raw = [row["binding"] for row in view["cosigned_by"] if row["binding"]]
+    witnesses = [verifiers_of(decode_binding(bytes.fromhex(binding)))[1] for binding in raw]
+    log = verifiers_of(decode_binding(bytes.fromhex(view["binding"])))[0]
+    text = policy_text(log, witnesses, len(witnesses) // 2 + 1 if need is None and witnesses else need or 0)
+    if as_json:
+        print_json({"policy": text, "witnesses": [str(key) for key in witnesses]})
+    else:
+        _write(output, text)
 
 
 def _newest(reader: LogReader) -> Signed:

@@ -57,7 +57,18 @@ def report_text(report: JsonObject) -> str:
     if report["unknown_events"]:
         lines.append(f"    {report['unknown_events']} events of a newer version were proved but not read")
     lines += [f"note: {warning}" for warning in report["warnings"]]
+    if "policy" in report:
+        lines.append(policy_text(report["policy"]))
     return "\n".join(lines)
+
+
+def policy_text(found: JsonObject) -> str:
+    """Whether the policy accepts a checkpoint, and who is missing."""
+    who = ", ".join(found["cosigned"]) or "nobody"
+    if found["ok"]:
+        return f"policy: met by the checkpoint of {found['size']} events, cosigned by {who}"
+    missing = f"; missing: {', '.join(found['missing'])}" if found["missing"] else ""
+    return f"POLICY NOT MET by the checkpoint of {found['size']} events, cosigned by {who}{missing}"
 
 
 def summary_text(summary: JsonObject, indent: str = "") -> str:

@@ -364,7 +364,8 @@ def as_condition(error: Exception, path: Path) -> P2PNodeError:
         return DiskFull(f"the disk of {path.parent} is full: {text}")
     if "malformed" in text or "not a database" in text:
         return CorruptRecord(
-            f"{path} is damaged: {text}", hint="p2pnode log verify says where; restore it from a copy"
+            f"{path} is damaged: {text}",
+            hint="restore the folder from a copy; p2pnode log compare tells which of two copies goes further",
         )
     if "unable to open" in text or "readonly" in text or "permission" in text.lower():
         return DataDirError(

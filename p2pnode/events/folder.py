@@ -10,12 +10,15 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from p2pnode.errors import DataDirError, DiskFull, FolderInUse
+from p2pnode.errors import BadPolicy, DataDirError, DiskFull, FolderInUse
+from p2pnode.events.policy import Policy, parse_policy
 
 LOG_DIR: Final = "log"
 DATABASE: Final = "log.db"
 LOCK: Final = "lock"
 CHECKPOINT: Final = "checkpoint"
+POLICY: Final = "policy"
+"""Whose cosignatures the owner wants; put there by hand."""
 
 
 def database_path(data_dir: Path) -> Path:
@@ -70,6 +73,19 @@ def published_checkpoint(folder: Path) -> str | None:
         return None
     except (OSError, UnicodeDecodeError) as error:
         raise DataDirError(f"the published checkpoint in {folder} cannot be read: {error}") from error
+
+
+def read_policy(data_dir: Path) -> Policy | None:
+    """The owner's trust policy; None when there is none. Raises BadPolicy for one that cannot be read."""
+    path = data_dir / LOG_DIR / POLICY
+    try:
+        return parse_policy(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise DataDirError(f"the policy {path} cannot be read: {error.strerror or error}") from error
+    except BadPolicy as error:
+        raise BadPolicy(f"{path}: {error.message}") from error
 
 
 def sync_folder(folder: Path) -> None:

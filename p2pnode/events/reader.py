@@ -130,6 +130,19 @@ class LogReader:
             "proof": [value.hex() for value in hashes],
         }
 
+    def cosigned_checkpoints(self) -> list[str]:
+        """Checkpoints with their cosignatures, newest first; the newest of all is among them, cosigned or not."""
+        with self._lock:
+            sizes = list(dict.fromkeys(size for size, _ in self.tables.newest_cosignatures()))
+            found = [(self.tables.block_of(size - 1), self.tables.cosignatures(size)) for size in sizes]
+        newest = self.checkpoint()
+        notes = [] if newest is None else [newest]
+        for block, lines in found:
+            if block is not None:
+                note = parse_note(block.checkpoint)
+                notes.append(str(note.with_signatures(*map(parse_signature_line, lines))))
+        return notes
+
     def checkpoint(self) -> str | None:
         """The newest checkpoint, with the cosignatures gathered for it."""
         with self._lock:

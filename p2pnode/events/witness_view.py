@@ -8,12 +8,16 @@ from typing import Any
 from p2pnode.events.codec import Record
 from p2pnode.events.keys import encode_binding, witness_name
 from p2pnode.events.note import parse_checkpoint, parse_note, parse_signature_line
+from p2pnode.events.policy import Policy, check_policy
 from p2pnode.events.reader import LogReader
 from p2pnode.events.types import KeysBound, PeerEquivocated
 
 
 def witness_view(
-    reader: LogReader, bindings: Iterable[KeysBound] = (), doubts: Sequence[Mapping[str, Any]] = ()
+    reader: LogReader,
+    bindings: Iterable[KeysBound] = (),
+    doubts: Sequence[Mapping[str, Any]] = (),
+    policy: Policy | None = None,
 ) -> dict[str, Any]:
     """The newest cosignature of each witness, the newest checkpoint cosigned for each log, and every fraud.
 
@@ -33,7 +37,9 @@ def witness_view(
         }
         received.setdefault(line.name, cosigned)
     newest = reader.checkpoint()
+    own = reader.record(reader.bindings()[-1]).event
     return {
+        "binding": encode_binding(own).hex() if isinstance(own, KeysBound) else None,
         "origin": "" if newest is None else parse_checkpoint(parse_note(newest).text).origin,
         "checkpoint": newest,
         "size": reader.size,
@@ -50,7 +56,27 @@ def witness_view(
         ],
         "equivocations": [_equivocation(record) for record in reader.frauds()],
         "doubts": list(doubts),
+        "policy": None if policy is None else policy_view(reader, policy),
     }
+
+
+def policy_view(reader: LogReader, policy: Policy) -> dict[str, Any]:
+    """The newest checkpoint that a policy accepts; when it accepts none, what the newest one lacks."""
+    refused: dict[str, Any] | None = None
+    for raw in reader.cosigned_checkpoints():
+        note = parse_note(raw)
+        verdict = check_policy(policy, note)
+        size = parse_checkpoint(note.text).size
+        found = {
+            "ok": verdict.ok,
+            "size": size,
+            "cosigned": list(verdict.cosigned),
+            "missing": list(verdict.missing),
+        }
+        if verdict.ok:
+            return found
+        refused = refused or found
+    return refused or {"ok": False, "size": 0, "cosigned": [], "missing": []}
 
 
 def _equivocation(record: Record) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from p2pnode import commands as c
 from p2pnode.config import JoinOptions, parse_host_port
 from p2pnode.errors import P2PNodeError
 from p2pnode.events import types as facts
+from p2pnode.events.folder import read_policy
 from p2pnode.facade import GenerateEvent, GenerateRequest
 from p2pnode.identity import Identity
 from p2pnode.machine import host_name
@@ -325,7 +326,12 @@ class Node:
             binding_of=lambda peer: fetch_binding(self.links, peer),
             now_ms=now_ms,
         )
-        self.witnessing = Witnessing(ledger=ledger, links=self.links, refused=self.histories.hear)
+        self.witnessing = Witnessing(
+            ledger=ledger,
+            links=self.links,
+            refused=self.histories.hear,
+            policy=read_policy(options.data),
+        )
         self.auto_mode = AutoMode(self)
         self.pulling = Pulling(
             catalog=self.catalog,

@@ -505,6 +505,7 @@ class Faces:
             node.ledger.log.reader,
             node.witnessing.known_bindings().values(),
             list(node.histories.doubts.values()),
+            node.witnessing.policy,
         )
 
     async def live(self, after_index: int | None) -> AsyncIterator[JsonObject]:

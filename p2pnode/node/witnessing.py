@@ -9,7 +9,8 @@ from typing import Any
 
 from p2pnode import limits
 from p2pnode.errors import BadCheckpoint, P2PNodeError, RemoteProtocolError, RollbackRefused
-from p2pnode.events.keys import decode_binding, encode_binding, is_binding_valid
+from p2pnode.events.keys import decode_binding, encode_binding, is_binding_valid, witness_name
+from p2pnode.events.policy import Policy
 from p2pnode.events.types import KeysBound
 from p2pnode.events.witness import UNPROCESSABLE, parse_add_checkpoint
 from p2pnode.events.witnessing import gather_cosignature
@@ -21,9 +22,18 @@ from p2pnode.units import PeerId
 class Witnessing:
     """Asks up to three peers to cosign each new checkpoint; answers theirs atomically through the log's writer."""
 
-    def __init__(self, *, ledger: Ledger, links: Links, refused: Callable[[str, bytes], None]) -> None:
+    def __init__(
+        self,
+        *,
+        ledger: Ledger,
+        links: Links,
+        refused: Callable[[str, bytes], None],
+        policy: Policy | None = None,
+    ) -> None:
         self._ledger = ledger
         self._links = links
+        self.policy = policy
+        """Whose cosignatures the owner wants: these members are asked first, and as many as it takes."""
         self._refused = refused
         """Takes a checkpoint that does not fit to what was cosigned before, with the keys that signed it."""
         self._bindings: dict[PeerId, KeysBound] = {}
@@ -67,9 +77,13 @@ class Witnessing:
 
     async def gather(self) -> int:
         """Cosignatures got for the newest checkpoint."""
+        wanted = {key.name for key in self.policy.witnesses.values()} if self.policy else set()
+        links = sorted(self._links.links.values(), key=lambda link: witness_name(link.peer_id) not in wanted)
         count = 0
-        for link in list(self._links.links.values()):
-            if link.is_up and count < limits.WITNESSES_WANTED and await self._is_answered(link.peer_id):
+        for link in links:
+            if count >= limits.WITNESSES_WANTED and witness_name(link.peer_id) not in wanted:
+                break
+            if link.is_up and await self._is_answered(link.peer_id):
                 count += 1
         return count
 

@@ -27,6 +27,7 @@ from p2pnode.events.note import (
     parse_verifier,
     sign_note,
 )
+from p2pnode.events.policy import policy_text
 from p2pnode.events.proof import check_proof, parse_proof
 from p2pnode.events.store import SqliteLog
 from p2pnode.events.types import PeerEquivocated
@@ -267,6 +268,22 @@ def test_keys_are_rotated_while_the_node_is_stopped(run: Any) -> None:
     assert json.loads(run("rotate-keys", "--json"))["generation"] == 1
     assert run("rotate-keys").startswith("generation 2: p2pnode/")
     assert run("verify").startswith("ok")
+
+
+def test_a_policy_wants_its_witnesses(run: Any, folder: Path, tmp_path: Path) -> None:
+    """Met by the newest checkpoint that they cosigned; not met is exit status 1, as is no policy at all."""
+    log_key = LogKeys.derive(identity.load(folder / "identity.key")).log_verifier
+    two, three = (LogKeys.derive(node_identity(number)).witness_verifier for number in (2, 3))
+    path = tmp_path / "policy"
+    path.write_text(policy_text(log_key, [two, three], 1))
+    assert "policy: met by the checkpoint of " in run("verify", "--policy", str(path))
+    found = json.loads(run("verify", "--policy", str(path), "--json"))["policy"]
+    assert (found["ok"], found["cosigned"], found["missing"]) == (True, ["w1"], ["w2"])
+    assert 0 < found["size"] < 206, "the newest one is not cosigned yet"
+    path.write_text(policy_text(log_key, [two, three], 2))
+    assert "POLICY NOT MET" in run("verify", "--policy", str(path), status=1)
+    path.write_text("quorum x\n")
+    run("verify", "--policy", str(path), status=1)
 
 
 def test_sealing_on_demand(run: Any) -> None:
