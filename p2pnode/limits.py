@@ -743,6 +743,12 @@ INSTANCES_KEPT_MAX = 4
 DUPLICATE_KEPT_S = 300.0
 """Two devices under one identity push each other out and come back after a pause of up to a minute."""
 
+NETWORK_LOOK_S = 5.0
+"""Listing the interfaces takes under a millisecond; a person with a laptop waits for less than this anyway."""
+
+NETWORK_SETTLE_S = 1.0
+"""A new interface gets its addresses one after the other."""
+
 REDIAL_DELAY_S_MIN = 0.5
 REDIAL_DELAY_S_MAX = 60.0
 PROGRESS_MESSAGES_WAITING_MAX = 16

@@ -143,6 +143,21 @@ class Links:
         remote = link.connection.remote_multiaddr.split("/")
         return path_of(remote[2] if len(remote) > 2 else "")
 
+    def network_changed(self) -> None:
+        """Ask every peer whether the way still holds, which also shows it our new address, and try the others again."""
+        self.status_changed()
+        for link in self.links.values():
+            if link.is_up and link.connection is not None:
+                self._tasks.spawn(f"look {link.peer_id[-6:]}", self._look(link.connection))
+            else:
+                self.know(link.peer_id, is_there=True)
+
+    async def _look(self, connection: Connection) -> None:
+        try:
+            await connection.ping()
+        except P2PNodeError:
+            await connection.close(0, "no answer after the network changed")
+
     def close(self) -> None:
         """No more dialing: the node is ending."""
         self._closed = True

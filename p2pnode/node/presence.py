@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import structlog
+
 from p2pnode import __version__, limits
 from p2pnode import commands as c
 from p2pnode.errors import P2PNodeError
@@ -17,14 +19,17 @@ from p2pnode.node.ledger import Ledger
 from p2pnode.node.link_times import LinkTime
 from p2pnode.node.links import Link, Links
 from p2pnode.node.mesh import Mesh
+from p2pnode.node.network_watch import watch_network
 from p2pnode.node.routing import Routing
 from p2pnode.node.tasks import Tasks
 from p2pnode.transport import messages
 from p2pnode.transport.discovery import Discovery
+from p2pnode.transport.multicast import multicast_interfaces
 from p2pnode.transport.port import Transport
 from p2pnode.units import ContentId, PeerId
 
 Tell = Callable[[str], None]
+_log = structlog.get_logger("p2pnode.node")
 
 
 class Presence:
@@ -53,6 +58,7 @@ class Presence:
         say: Callable[[dict[str, Any]], None],
     ) -> None:
         self._me = transport.peer_id
+        self._transport = transport
         self._name = name
         self._ledger = ledger
         self._mesh = mesh
@@ -77,8 +83,26 @@ class Presence:
     # --- nearby --------------------------------------------------------------------------------------
     async def discover(self, is_wanted: bool, tell: Tell) -> None:
         """mDNS is a convenience: without multicast everything else works and `doctor` says so."""
-        if not is_wanted:
+        self._tasks.spawn(
+            "network", watch_network(self._look_at_network, lambda: self._network_changed(is_wanted))
+        )
+        if is_wanted:
+            await self._start_discovery(tell)
+
+    def _look_at_network(self) -> tuple[object, ...]:
+        return (*self._transport.listen_multiaddrs, *multicast_interfaces())
+
+    async def _network_changed(self, is_wanted: bool) -> None:
+        """Multicast is bound to interfaces, and peers know this device by addresses it has no more."""
+        if self._stopping.is_set():
             return
+        if is_wanted:
+            await self.end_discovery()
+            await self._start_discovery(lambda words: _log.info("the network changed", multicast=words))
+        self._transport.announce()
+        self._links.network_changed()
+
+    async def _start_discovery(self, tell: Tell) -> None:
         self._discovery = Discovery(self._me, self._addresses, self._heard_nearby)
         try:
             await self._discovery.start()
@@ -91,8 +115,9 @@ class Presence:
             self._links.know(peer_id, addresses=addresses, is_there=True)
 
     async def end_discovery(self) -> None:
-        if self._discovery is not None:
-            await self._discovery.close()
+        discovery, self._discovery = self._discovery, None
+        if discovery is not None:
+            await discovery.close()
 
     # --- saying and hearing --------------------------------------------------------------------------
     def status(self) -> messages.Status:

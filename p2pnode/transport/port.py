@@ -122,6 +122,10 @@ class Transport(Protocol):
         """
         ...
 
+    def announce(self) -> None:
+        """Tell connected peers of new protocols or addresses (identify/push)."""
+        ...
+
     def counters(self) -> Mapping[str, int]:
         """What came, went and was refused so far: `refused_<reason>`, `gate_refused` and others, for metrics."""
         ...

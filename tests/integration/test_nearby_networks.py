@@ -145,3 +145,25 @@ def host_node(host: Host, data: Path) -> subprocess.Popen[str]:
     words = [*CLI, "join", "--data", str(data), "--name", "kitchen", "--json", "--threads", "1"]
     words += ["--listen", "/ip4/0.0.0.0/udp/0/quic-v1", "--api", "127.0.0.1:0"]
     return subprocess.Popen(host.command(sys.executable, *words), stdout=subprocess.PIPE, text=True)
+
+
+def test_a_device_that_comes_to_another_network_is_found_there(tmp_path: Path) -> None:
+    """It started with one network; a cable to another is plugged in while it runs."""
+    with hosts(3) as (one, first, second):
+        connect(one, first, "lan0", net="10.77.1")
+        node = host_node(one, tmp_path / "kitchen")
+        try:
+            assert node.stdout is not None
+            hello = json.loads(node.stdout.readline())
+            connect(one, second, "lan1", net="10.77.2")
+            for _ in range(10):  # each listens for four seconds
+                words = ["join", "--nearby", "--json", "--data", str(tmp_path / "n")]
+                done = second.run(sys.executable, *CLI, *words)
+                if hello["peer_id"] in done.stdout:
+                    break
+            assert hello["mesh"] in done.stdout
+        finally:
+            node.terminate()
+            assert node.wait(HEARD_S_MAX) == 0
+            assert node.stdout is not None
+            node.stdout.close()

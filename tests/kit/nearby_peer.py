@@ -12,8 +12,15 @@ from tests.kit.net import identity
 
 
 async def main(name: str, address: str) -> None:
+    early: list[str] | None = []
+    """Heard while the announcement was under way; told after the word that it started."""
+
     def heard(peer: str, addresses: list[str]) -> None:
-        print(json.dumps({"peer": peer, "addresses": addresses}), flush=True)
+        line = json.dumps({"peer": peer, "addresses": addresses})
+        if early is None:
+            print(line, flush=True)
+        else:
+            early.append(line)
 
     discovery = Discovery(identity(name).peer_id, lambda: [address], heard)
     try:
@@ -21,7 +28,8 @@ async def main(name: str, address: str) -> None:
     except TransportError as error:
         print(json.dumps({"error": error.message, "hint": error.hint}), flush=True)
         return
-    print(json.dumps({"started": name}), flush=True)
+    print("\n".join([json.dumps({"started": name}), *early]), flush=True)
+    early = None
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
     await discovery.close()
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -36,6 +38,13 @@ class Host:
     def ip(self, *words: str) -> None:
         self.run("ip", *words)
 
+    def wait_for_carrier(self, name: str) -> None:
+        """The system notices up to a second later that both ends of a cable are up; programs see it only then."""
+        end = time.monotonic() + 20
+        while json.loads(self.run("ip", "-json", "link", "show", name).stdout)[0]["operstate"] != "UP":
+            assert time.monotonic() < end, f"{name} does not come up"
+            time.sleep(0.02)
+
     def python(self, *words: str) -> subprocess.Popen[str]:
         """A Python program on this host, with pipes to it."""
         return subprocess.Popen(
@@ -57,6 +66,8 @@ def connect(one: Host, other: Host, name: str, *, net: str = "") -> None:
         if net:
             host.ip("address", "add", f"{net}.{number}/24", "dev", name)
         host.ip("link", "set", name, "up")
+    for host in (one, other):
+        host.wait_for_carrier(name)
 
 
 @contextmanager

@@ -233,3 +233,21 @@ async def test_news_cannot_make_a_node_dial_in_a_loop() -> None:
         assert not pausing.done()
         clock.advance(limits.REDIAL_DELAY_S_MIN)
         await pausing
+
+
+async def test_on_another_network_members_are_tried_again_and_links_are_looked_at(
+    caller: Caller, other: MemoryTransport, network: MemoryNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = caller.links.know(other.peer_id, addresses=[other.address])
+    await caller.gives_up_for_a_while(link)
+    network.heal(caller.transport.peer_id, other.peer_id)
+    caller.links.network_changed()
+    await until(lambda: link.is_up)
+    first = link.connection
+    monkeypatch.setattr(limits, "PING_TIMEOUT_S", 0.05)
+    caller.links.network_changed()
+    await asyncio.sleep(0.1)
+    assert link.connection is first  # it answers, so it stays
+    network.partition(caller.transport.peer_id, other.peer_id)
+    caller.links.network_changed()
+    await until(lambda: first is not None and first.is_closed)
