@@ -7,7 +7,7 @@ endif
 BIN := .venv/bin
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: all setup demo test coverage test-slow check lint types imports docs docs-check fmt bench interop clean
+.PHONY: fuzz-api all setup demo test coverage test-slow check lint types imports docs docs-check fmt bench interop clean
 
 all: check test
 
@@ -59,6 +59,10 @@ bench: setup
 
 interop: setup
 	@$(BIN)/python tests/interop/run.py
+
+# Ten thousand requests made up from the OpenAPI document: never a 500.
+fuzz-api: setup
+	@$(BIN)/python tests/interop/run.py --only schemathesis
 
 clean:
 	rm -rf .venv .demo .interop .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage build dist *.egg-info

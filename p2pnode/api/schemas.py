@@ -273,6 +273,12 @@ class PlanRequest(Struct, forbid_unknown_fields=True, kw_only=True):
     exclude: Annotated[list[str], Meta(max_length=64)] | None = None
     max_rtt_ms: Annotated[float, Meta(gt=0, le=10_000)] | None = None
     what_if: Annotated[list[Annotated[str, Meta(max_length=200)]], Meta(max_length=16)] | None = None
+    memory_max: Annotated[dict[str, PositiveInt], Meta(max_length=64)] | None = None
+    """Bytes of memory each device may use for this plan."""
+    pins: Annotated[dict[str, tuple[int, int]], Meta(max_length=64)] | None = None
+    """Layers that a device must compute: [first, end)."""
+    anyway: bool | None = None
+    """Load although memory is short: what other programs hold is not counted."""
     apply: bool = False
     why: bool = False
     stream: bool = False

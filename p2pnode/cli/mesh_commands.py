@@ -21,6 +21,7 @@ from p2pnode.cli.output import (
 )
 from p2pnode.cli.progress import watch
 from p2pnode.cli.run import MODES
+from p2pnode.errors import RequestError
 
 
 def since(ms: object) -> str:
@@ -190,6 +191,14 @@ def ps(everything: bool, data: Path | None, api: str | None, as_json: bool) -> N
 @click.option("--stages", type=click.IntRange(1, 64), metavar="N", help="Number of stages.")
 @click.option("--devices", metavar="NAME,NAME,...", help="Only these devices, in this order.")
 @click.option("--context", type=click.IntRange(1), metavar="N", help="Context length to plan for.")
+@click.option("--exclude", metavar="NAME,NAME,...", help="Not these devices.")
+@click.option("--blocks", metavar="NAME:A-B,...", help="A map by hand: kitchen:0-3,study:4-7.")
+@click.option(
+    "--what-if", multiple=True, metavar="CHANGE", help="Try: +NAME:RAM,SPEED,RTT, -NAME, context=N, quant=Q."
+)
+@click.option(
+    "--anyway", is_flag=True, help="Load although memory is short: what other programs hold is not counted."
+)
 @click.option("--apply", is_flag=True, help="Make it the plan in use.")
 @click.option("--why", is_flag=True, help="Say why other plans were not chosen.")
 @node_options
@@ -199,6 +208,10 @@ def plan(
     stages: int | None,
     devices: str | None,
     context: int | None,
+    exclude: str | None,
+    blocks: str | None,
+    what_if: tuple[str, ...],
+    anyway: bool,
     apply: bool,
     why: bool,
     data: Path | None,
@@ -206,15 +219,18 @@ def plan(
     as_json: bool,
 ) -> None:
     """Who would compute which layers of MODEL."""
+    asked = {
+        "model": model if model != "-" else None,
+        "stages": stages,
+        "context": context,
+        "devices": names_of(devices),
+        "exclude": names_of(exclude),
+        "blocks": parse_blocks(blocks) if blocks else None,
+        "what_if": list(what_if),
+        "anyway": anyway,
+    }
     wanted: dict[str, Any] = {"mode": mode, "apply": apply, "why": why}
-    if model not in (None, "-"):
-        wanted["model"] = model
-    if stages is not None:
-        wanted["stages"] = stages
-    if context is not None:
-        wanted["context"] = context
-    if devices:
-        wanted["devices"] = [name.strip() for name in devices.split(",") if name.strip()]
+    wanted |= {name: value for name, value in asked.items() if value}
     from p2pnode.cli.device_commands import local_model
 
     if "model" in wanted:
@@ -247,6 +263,25 @@ def plan(
     if why:
         for rejection in answer.get("rejections", []):
             click.echo(f"  not: {reason_text(rejection)}")
+
+
+def names_of(text: str | None) -> list[str]:
+    return [name.strip() for name in (text or "").split(",") if name.strip()]
+
+
+def parse_blocks(text: str) -> list[tuple[str, int, int]]:
+    """`kitchen:0-3,study:4-7` as [device, first layer, end layer]: the last layer is said, as people count."""
+    blocks = []
+    for part in text.split(","):
+        name, colon, layers = part.strip().rpartition(":")
+        first, _, last = layers.partition("-")
+        last = last or first
+        if not colon or not first.isdecimal() or not last.isdecimal() or int(last) < int(first):
+            raise RequestError(
+                f"{part.strip()!r} is no block", hint="write for example kitchen:0-3,study:4-7"
+            )
+        blocks.append((name, int(first), int(last) + 1))
+    return blocks
 
 
 def reason_text(reason: object) -> str:

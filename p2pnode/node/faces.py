@@ -301,7 +301,10 @@ class Faces:
                 **msgspec.to_builtins(made.prediction),
                 "tokens_per_s": made.prediction.tokens_per_s,
             },
-            "reasons": list(made.reasons),
+            "reasons": [
+                *made.reasons,
+                *(["memory that other programs hold now was not counted, as asked"] if asked.anyway else []),
+            ],
             "rejections": [r.as_dict() for r in planned.rejections],
         }
         if asked.apply:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
@@ -54,6 +55,8 @@ class PlanRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     blocks: list[tuple[str, int, int]] | None = None
     max_rtt_ms: float | None = None
     """Devices of a tensor group may be this far apart."""
+    anyway: bool = False
+    """Count all memory that devices may give, also what other programs hold now: somebody knows better."""
     what_if: list[str] = []
     """Changes to try, never applied: `+name:RAM,speed,RTT`, `-device`, `context=N`, `quant=Q8_0`."""
 
@@ -173,6 +176,8 @@ class Planning:
             tensor_rtt_max_s=self._rtt_max_s(request),
         )
         mesh = self.mesh(model)
+        if request.anyway:
+            mesh = _emptied(mesh)
         if request.insists:
             mesh = _timed(mesh)
         if request.what_if:
@@ -186,6 +191,15 @@ class Planning:
         if request.max_rtt_ms is not None:
             return request.max_rtt_ms / 1000
         return math.inf if request.insists else limits.TENSOR_RTT_MAX_S
+
+
+def _emptied(mesh: Mesh) -> Mesh:
+    """Every device as if nothing else ran on it; what its operator allows stays the limit."""
+    devices = {
+        peer: replace(device, memory_free_bytes=max(device.memory_free_bytes, device.memory_total_bytes))
+        for peer, device in mesh.devices.items()
+    }
+    return Mesh(devices, mesh.links)
 
 
 def _timed(mesh: Mesh) -> Mesh:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from p2pnode.api.app import create_app
-from p2pnode.errors import P2PNodeError
+from p2pnode.errors import NoPlan, P2PNodeError
 from p2pnode.node.faces import Faces
 from tests.kit.mesh import MeshOfProcesses, mesh_of
 from tests.kit.net import until
@@ -38,6 +38,24 @@ async def test_a_cold_model_is_said_to_load_and_loads_on(tmp_path: Path) -> None
         second = await client.post("/v1/chat/completions", json=CHAT)
         assert second.status_code == 200
         assert (await second.get_json())["choices"][0]["message"]["content"]
+
+
+async def test_a_model_is_loaded_anyway(tmp_path: Path) -> None:
+    """Short memory is refused with numbers; who knows better may say so, within what the operator allows."""
+    async with node_here(tmp_path / "node") as node:
+        faces = Faces(node)
+        node.capability.measured.update(memory_free_bytes=1_000_000)
+        wish = {"model": "p2pnode-demo", "mode": "local"}
+        with pytest.raises(NoPlan) as refused:
+            await faces.plan(wish)
+        numbers = refused.value.details["rejections"][0]["numbers"]
+        assert (numbers["free_bytes"], numbers["needed_bytes"] > 1_000_000) == (1_000_000, True)
+        made = await faces.plan({**wish, "anyway": True})
+        assert made["mode"] == "local"
+        assert "not counted" in made["reasons"][-1]
+        node.capability.measured.update(memory_total_bytes=1_000_000)
+        with pytest.raises(NoPlan):
+            await faces.plan({**wish, "anyway": True})
 
 
 @pytest.fixture(scope="module")

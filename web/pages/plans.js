@@ -30,7 +30,7 @@ export function Plans({ state }) {
 }
 
 function WhatIf({ state }) {
-  const [wish, setWish] = useState({ model: "", mode: "auto", stages: 0, context: 0, devices: [] });
+  const [wish, setWish] = useState({ model: "", mode: "auto", stages: 0, context: 0, devices: [], anyway: false });
   const [answer, setAnswer] = useState(null);
   const [error, setError] = useState(null);
   const apply = useAction(refresh);
@@ -41,6 +41,7 @@ function WhatIf({ state }) {
     ...(wish.stages ? { stages: wish.stages } : {}),
     ...(wish.context ? { context: wish.context } : {}),
     ...(wish.devices.length ? { devices: wish.devices } : {}),
+    ...(wish.anyway ? { anyway: true } : {}),
   };
   const key = JSON.stringify(body);
   useEffect(() => {
@@ -67,6 +68,7 @@ function WhatIf({ state }) {
       <label>Context: ${wish.context || "default"} <input type="range" min="0" max="32768" step="512" value=${wish.context} onInput=${(event) => set({ context: Number(event.target.value) })} /></label>
     </div>
     ${names.length > 1 && html`<fieldset class="row"><legend>Only these devices</legend>${names.map((name) => html`<label key=${name}><input type="checkbox" checked=${wish.devices.includes(name)} onChange=${() => toggle(name)} /> ${name}</label>`)}</fieldset>`}
+    <div class="row"><label><input type="checkbox" checked=${wish.anyway} onChange=${() => set({ anyway: !wish.anyway })} /> Load anyway: do not count memory that other programs hold now</label></div>
     <${Failure} error=${error} />
     ${answer && html`<div class="preview">
       <p><strong>${answer.mode}</strong>, ${speed(answer.prediction?.tokens_per_s)} expected</p>

@@ -12,8 +12,10 @@ import click
 import pytest
 
 from p2pnode.cli.main import COMMANDS, every_command, run_command
+from p2pnode.cli.mesh_commands import parse_blocks
 from p2pnode.cli.output import layers_text, one_line, short, size_text, units_text
 from p2pnode.cli.top import layer_bar
+from p2pnode.errors import RequestError
 from tests.kit.api_server import serving
 from tests.kit.fake_node import MODEL, FakeNode
 
@@ -42,6 +44,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
     [
         ["peers"], ["models"], ["top"], ["ps"], ["ps", "--all"], ["status"], ["balance"], ["topup", "0.25"], ["invite"],
         ["plan", MODEL, "--mode", "pipeline", "--stages", "2", "--devices", "studio,kitchen", "--why", "--apply"],
+        ["plan", "--exclude", "attic", "--blocks", "studio:0-3,kitchen:4-7", "--what-if", "-kitchen", "--anyway"],
         ["run", MODEL, "hello", "--max-tokens", "3", "--temperature", "0", "--seed", "4"], ["keys", "list"],
         ["keys", "create", "--label", "app"], ["pause"], ["resume", "--reason", "back"], ["drain"],
         ["forget", "kitchen"], ["set", "model.default", MODEL], ["rm", MODEL], ["pull", "org/model"],
@@ -233,3 +236,11 @@ def test_words() -> None:
     assert layers_text(None) == "-"
     assert short("12D3KooWabcdefgh") == "…abcdefgh"
     assert one_line("a\nb\x1b[0m") == "a b [0m"
+
+
+def test_blocks() -> None:
+    """The map by hand is said with the last layer, as people count, and sent with the end."""
+    assert parse_blocks("a:0-3, b c:4") == [("a", 0, 4), ("b c", 4, 5)]
+    for wrong in ("", "a", "a:", "a:x-2", "a:3-1", ":"):
+        with pytest.raises(RequestError):
+            parse_blocks(wrong)
