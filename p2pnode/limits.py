@@ -414,6 +414,15 @@ PREFIX_TOKENS_MIN = 16
 
 EMBEDDING_TOKENS_MAX = 512
 
+KV_STATE_BYTES_MAX = 2**31 - 2**20
+"""An engine's message is no longer, and a state must pass through one."""
+
+KV_PIECE_BYTES = 1024 * 1024
+KV_PIECE_S_MAX = 10.0
+"""A piece that takes longer comes over a way on which computing the prompt here is quicker."""
+
+KV_TRANSFERS_MAX = 8
+
 # --- external servers --------------------------------------------------------------------------------
 BACKENDS_MAX = 16
 BACKEND_MODELS_MAX = 64

@@ -38,7 +38,7 @@ class Builder:
             parallel=self.wish.parallel,
             prediction=prediction,
             reasons=(why(describe(mode, groups, self.mesh), prediction),),
-            output_memory_bytes=self._output_bytes(groups),
+            output_memory_bytes=self._head_bytes(mode, groups),
         )
         made = replace(made, spares=self._spares(made, groups))
         return made.check().with_id()
@@ -52,6 +52,14 @@ class Builder:
             compute_s += head.step_overhead_s  # the output is a unit of its own there
         network_s = cost.network_s(self.shape, self.mesh, self.wish.head, groups)
         first_token_s = cost.first_token_s(self.shape, self.mesh, head.peer, groups, self.wish.prompt_tokens)
+        if mode == "disaggregated":
+            own = Group(0, self.shape.layer_count, (head.peer,))
+            compute_s = cost.group_decode_s(self.shape, self.mesh, own) + cost.output_decode_s(
+                self.shape, head
+            )
+            compute_s += head.step_overhead_s
+            network_s = 0.0
+            first_token_s += self._move_s(groups)
         if mode == "tensor_rpc":
             compute_s /= limits.RPC_EFFICIENCY
             network_s *= limits.RPC_ROUND_TRIPS
@@ -71,6 +79,14 @@ class Builder:
 
     def _is_on_head(self, groups: Sequence[Group]) -> bool:
         return [group.peers for group in groups] == [(self.wish.head,)]
+
+    def _move_s(self, groups: Sequence[Group]) -> float:
+        """Keys and values of the prompt from every stage to the head, side by side."""
+        tokens = self.wish.prompt_tokens
+        return max(
+            cost.hop_s(self.mesh, g.peers[0], self.wish.head, self.shape.kv_bytes(g.first, g.end, tokens, 1))
+            for g in groups
+        )
 
     def _streamed_s(self, group: Group) -> float:
         """Weights that do not stay in memory are read from disk for every token."""
@@ -120,6 +136,13 @@ class Builder:
             part=group.shares[rank] / sum(group.shares),
         )
 
+    def _head_bytes(self, mode: PlanMode, groups: Sequence[Group]) -> int:
+        """What the head holds beside its stages: the output, and what it decodes with where others compute prompts."""
+        whole = 0
+        if mode == "disaggregated":
+            whole = self._rank_bytes(mode, 0, Group(0, self.shape.layer_count, (self.wish.head,)), groups)
+        return self._output_bytes(groups) + whole
+
     def _output_bytes(self, groups: Sequence[Group]) -> int:
         """The head's separate output unit."""
         if self._has_output(groups[-1], groups):
@@ -141,8 +164,11 @@ class Builder:
     def _fit(self, mode: PlanMode, groups: Sequence[Group]) -> Rejection | None:
         """None when every device has the memory and the disk its work needs."""
         label = describe(mode, groups, self.mesh)
-        needed: dict[str, int] = {self.wish.head: self._output_bytes(groups)}
+        needed: dict[str, int] = {self.wish.head: self._head_bytes(mode, groups)}
         fetched: dict[str, int] = {}
+        if mode == "disaggregated":
+            own = Group(0, self.shape.layer_count, (self.wish.head,))
+            fetched[self.wish.head] = self._fetch_bytes(self.wish.head, own, groups)
         for group in groups:
             for rank, peer in enumerate(group.peers):
                 needed[peer] = needed.get(peer, 0) + self._rank_bytes(mode, rank, group, groups)

@@ -39,6 +39,8 @@ def candidates(
         yield from _pipelines(wish, shape, mesh, devices, rejections)
     if wish.allows("tensor") or wish.allows("hybrid"):
         yield from _tensor(wish, shape, mesh, devices, rejections)
+    if wish.mode == "disaggregated":
+        yield from _disaggregated(wish, shape, mesh, devices, rejections)
     if wish.allows("tensor_rpc"):
         yield from _rpc(wish, shape, mesh, devices, rejections)
 
@@ -70,6 +72,23 @@ def _pipelines(
         groups = layout.by_speed(shape, devices[:stages])
         if len(groups) == stages:
             yield pipeline(wish, groups)
+
+
+def _disaggregated(
+    wish: Wish, shape: ModelShape, mesh: Mesh, devices: Sequence[Device], rejections: list[Rejection]
+) -> Iterator[Candidate]:
+    """Each other device alone for the prompts, or a ring of them; the head has the whole model for what follows."""
+    units = [Unit((device.peer,)) for device in devices if device.peer != wish.head]
+    if not units:
+        rejections.append(Rejection("disaggregated", "there is no other device to compute prompts"))
+        return
+    if wish.devices is None and wish.stages in (None, 1):
+        yield from (("disaggregated", (Group(0, shape.layer_count, unit.peers),)) for unit in units)
+    if wish.devices is not None or wish.stages != 1:
+        stages = wish.stages or (len(units) if wish.devices is not None else None)
+        found = Search(wish, shape, mesh, units).best(stages=stages, fixed_order=wish.devices is not None)
+        if found is not None:
+            yield "disaggregated", found.groups
 
 
 def _by_memory(

@@ -11,7 +11,7 @@ from typing import Any, Literal, cast, get_args
 from p2pnode import limits
 from p2pnode.errors import LayerGap, PlanError
 
-PlanMode = Literal["local", "pipeline", "tensor", "tensor_rpc", "hybrid", "streamed"]
+PlanMode = Literal["local", "pipeline", "tensor", "tensor_rpc", "hybrid", "streamed", "disaggregated"]
 Role = Literal["whole", "head", "middle", "tail"]
 _ID_HEX = 16
 
@@ -103,7 +103,7 @@ class Plan:
     reasons: tuple[str, ...] = ()
     spares: tuple[Spare, ...] = ()
     output_memory_bytes: int = 0
-    """Of the head's separate output unit; 0 when its last stage has the output."""
+    """Of the head's separate output unit, 0 when its last stage has the output; with all layers when disaggregated."""
 
     @property
     def peers(self) -> tuple[str, ...]:
@@ -135,6 +135,8 @@ class Plan:
                 raise PlanError(
                     f"the devices of layers [{stage.layer_first}, {stage.layer_end}) are not a group"
                 )
+        if self.mode == "disaggregated" and any(s.peer == self.head or len(s.ranks) > 1 for s in self.stages):
+            raise PlanError("in a disaggregated plan other devices compute the prompt, each its layers alone")
         if self.mode in ("local", "streamed") and self.peers != (self.head,):
             raise PlanError(f"a {self.mode} plan runs on its head alone")
         return self

@@ -69,6 +69,8 @@ def plan(wish: Wish, shape: ModelShape, mesh: Mesh) -> Planned:
 
 def _choose(wish: Wish, found: Sequence[Plan]) -> Plan:
     """The fastest; several devices only where they are clearly faster than one, or asked for."""
+    if wish.mode == "disaggregated":
+        return min(found, key=lambda p: (p.prediction.first_token_s, len(p.peers), p.plan_id))
     if wish.mode == "pipeline":
         found = [p for p in found if len(p.stages) > 1] or found
     fastest = min(found, key=_order)

@@ -339,31 +339,41 @@ class PipelineRoute:
                 waiting.set_exception(error)
 
     async def free(self, session: int) -> None:
-        epoch = self._epochs.pop(session, 0)
-        self._order.pop(session, None)
-        self._last.pop(session, None)
         try:
             await self._engine.free_session(self._output_unit, session)
             if self._first_unit is not None:
                 await self._engine.free_session(self._first_unit, session)
         finally:
-            if self._lost is None and self._send is not None:
-                await self._send(free_frame(session, epoch))
+            await self.free_stages(session)
+
+    async def free_stages(self, session: int) -> None:
+        """The other devices forget a session; what samples here goes on."""
+        epoch = self._epochs.pop(session, 0)
+        self._order.pop(session, None)
+        self._last.pop(session, None)
+        if self._lost is None and self._send is not None:
+            await self._send(free_frame(session, epoch))
+
+    @property
+    def _own_units(self) -> list[int]:
+        """Units here that hold keys and values."""
+        first = [] if self._first_unit is None else [self._first_unit]
+        return [*first, self._output_unit] if self._output_has_layers else first
 
     async def keep(self, session: int, count: int) -> None:
-        if self._first_unit is not None:
-            await self._engine.keep_prefix(self._first_unit, session, count)
+        for unit in self._own_units:
+            await self._engine.keep_prefix(unit, session, count)
         await self._tell(keep_frame(session, count))
 
     async def reuse(self, session: int, prefix: int, count: int) -> None:
-        if self._first_unit is not None:
-            await self._engine.reuse_prefix(self._first_unit, session, prefix, count)
+        for unit in self._own_units:
+            await self._engine.reuse_prefix(unit, session, prefix, count)
         await self._tell(reuse_frame(session, prefix, count))
 
     async def forget(self, prefix: int) -> None:
         try:
-            if self._first_unit is not None:
-                await self._engine.forget_prefix(self._first_unit, prefix)
+            for unit in self._own_units:
+                await self._engine.forget_prefix(unit, prefix)
         finally:
             if self._lost is None:
                 await self._tell(forget_frame(prefix))

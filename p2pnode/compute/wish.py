@@ -11,7 +11,9 @@ from p2pnode.compute.cost import Device, Load, Mesh, ModelShape
 from p2pnode.errors import PlanError
 
 Strategy = Literal["speed", "memory"]
-WishedMode = Literal["auto", "local", "pipeline", "tensor", "tensor_rpc", "hybrid", "streamed"]
+WishedMode = Literal[
+    "auto", "local", "pipeline", "tensor", "tensor_rpc", "hybrid", "streamed", "disaggregated"
+]
 
 
 @dataclass(frozen=True, slots=True)

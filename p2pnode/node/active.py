@@ -81,6 +81,8 @@ class Active:
     """Tells the other devices of a ring which request a session is for; they compute for no other."""
     prefixes: Prefixes | None = None
     """What this plan keeps of finished requests; None where states cannot be moved in and out."""
+    decoder: PeerId | None = None
+    """The device that computes what follows a prompt, where others compute the prompt."""
     units: tuple[int, ...] = ()
     """Of the engine here; another plan of the model may take their place."""
 

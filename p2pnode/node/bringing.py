@@ -104,13 +104,18 @@ class Bringing:
             prefix_bytes=self.prefix_bytes(),
         )
 
+    @staticmethod
+    def cache_bytes_per_token(index: ModelIndex) -> int:
+        """Of all layers, as a state has it."""
+        return part_memory(index, whole(index)).cache_bytes_per_token + _CELL_BYTES
+
     def prefixes(self, index: ModelIndex, route: Route, options: UnitOptions) -> Prefixes | None:
         """The prefix cache of a plan, within what its units were loaded for and what the operator allows now."""
         if not options.prefix_bytes:
             return None
         memory = part_memory(index, whole(index))
         shape = PrefixShape(
-            memory.cache_bytes_per_token + _CELL_BYTES,
+            self.cache_bytes_per_token(index),
             memory.state_bytes_per_session,
             whole_only=memory.state_bytes_per_session > 0,
         )

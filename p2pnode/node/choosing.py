@@ -86,7 +86,7 @@ class Choosing:
                 return await self._locally(model)
         if request.mode == "auto" and model.is_complete_here:
             return await self._locally(model)
-        return await self.activate(model, PlanRequest(model=model.name, mode=request.mode))  # type: ignore[arg-type]
+        return await self.activate(model, PlanRequest(model=model.name, mode=request.mode))
 
     async def _locally(self, model: KnownModel) -> Active:
         async def load() -> Active:
@@ -236,6 +236,8 @@ class Choosing:
             if made.mode == "tensor_rpc":
                 workers = [PeerId(peer) for peer in made.peers if peer != self._me]
                 return await self._routing.rpc(made.plan_id, model, workers, say)
+            if made.mode == "disaggregated":
+                return await self._routing.split(made.plan_id, model, parts_of(made), say)
             return await self._routing.pipeline(made.plan_id, model, parts_of(made), say)
 
     def _resident_bytes(self, model: KnownModel) -> int:

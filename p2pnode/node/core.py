@@ -46,6 +46,7 @@ from p2pnode.node.histories import Histories
 from p2pnode.node.hops import Hops
 from p2pnode.node.hosting import HostedStage, Hosting
 from p2pnode.node.instances import Instance
+from p2pnode.node.kv_transfers import KvTransfers
 from p2pnode.node.layer_rates import LayerRates
 from p2pnode.node.ledger import Ledger
 from p2pnode.node.link_times import LinkTime, LinkTimes
@@ -67,6 +68,7 @@ from p2pnode.node.requests import Requests, Running
 from p2pnode.node.rings import Rings
 from p2pnode.node.routing import Routing
 from p2pnode.node.rpc_tunnel import RpcTunnel
+from p2pnode.node.splits import Splits
 from p2pnode.node.stage_streams import StageStreams
 from p2pnode.node.tasks import Tasks, describe
 from p2pnode.node.whole import Whole
@@ -201,6 +203,16 @@ class Node:
             self.catalog, self.threads, lambda: prefix_bytes_of(value_of(ledger.state.settings, PREFIXES))
         )
         engines = EnginePool(self._new_engine)
+        self.kv_transfers = KvTransfers(hosting=self.hosting, links=self.links, transport=transport)
+        rings = Rings(
+            me=self.me,
+            my_addresses=self.addresses,
+            links=self.links,
+            streams=self.streams,
+            tasks=self.tasks,
+            bringing=self.bringing,
+            engines=engines,
+        )
         self.routing = Routing(
             me=self.me,
             bringing=self.bringing,
@@ -213,14 +225,14 @@ class Node:
                 engines=engines,
                 tunnel=self.tunnel,
             ),
-            rings=Rings(
+            rings=rings,
+            splits=Splits(
                 me=self.me,
-                my_addresses=self.addresses,
-                links=self.links,
-                streams=self.streams,
-                tasks=self.tasks,
+                name_of=self.links.name_of,
                 bringing=self.bringing,
-                engines=engines,
+                rings=rings,
+                transfers=self.kv_transfers,
+                say=self.say,
             ),
         )
         self.link_times = LinkTimes(

@@ -106,8 +106,14 @@ class Running(Served):
         """Credit the present plan's places with what they computed since this was asked last."""
         # The last token that came was sampled, never fed.
         rows = max(self.session.prefilled + len(self.session.generated) - self.rows_before - 1, 0)
+        # Where others compute prompts, each is credited with its part; what a cache began, the decoder computes alone.
+        prompt = 0 if self.session.cached else self.session.prefilled
+        early = min(rows, prompt) - min(self.rows_counted, prompt)
+        late = rows - self.rows_counted - early
         for place in self.active.places:
-            self.work[place] = self.work.get(place, 0) + rows - self.rows_counted
+            decoder = self.active.decoder
+            done = early + late if decoder is None else late if place.peer == decoder else early
+            self.work[place] = self.work.get(place, 0) + done
         self.rows_counted = rows
 
 

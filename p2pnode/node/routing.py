@@ -12,6 +12,7 @@ from p2pnode.node.catalog import KnownModel
 from p2pnode.node.engines import EnginePool
 from p2pnode.node.keyed_locks import KeyedLocks
 from p2pnode.node.rings import Rings
+from p2pnode.node.splits import Splits
 from p2pnode.node.tasks import Tasks
 from p2pnode.node.whole import Whole
 from p2pnode.units import ContentId, PeerId
@@ -27,6 +28,7 @@ class Routing:
         bringing: Bringing,
         whole: Whole,
         rings: Rings,
+        splits: Splits,
         engines: EnginePool,
         tasks: Tasks,
     ) -> None:
@@ -34,6 +36,7 @@ class Routing:
         self._bringing = bringing
         self._whole = whole
         self._rings = rings
+        self._splits = splits
         self._engines = engines
         self._tasks = tasks
         self._locks: KeyedLocks[str] = KeyedLocks()
@@ -89,6 +92,10 @@ class Routing:
                 return await self._rings.build(plan_id, model, parts, say)
 
         return await self._once(plan_id, build)
+
+    async def split(self, plan_id: str, model: KnownModel, parts: Sequence[StagePart], say: Say) -> Active:
+        """Prompts on a ring of others, what follows here."""
+        return await self._once(plan_id, lambda: self._splits.build(plan_id, model, parts, say))
 
     async def _once(self, plan_id: str, build: Callable[[], Awaitable[Active]]) -> Active:
         """The plan as it stands, or built now; whoever asks meanwhile waits for the same one."""

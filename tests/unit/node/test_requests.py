@@ -120,6 +120,7 @@ class World:
             session_tokens=50,
             announce=self._announcing(name),
             prefixes=None,
+            decoder=None,
             lost=None,
             places=[Place(name, PeerId(f"device of {name}"), (0, 10))],
         )
