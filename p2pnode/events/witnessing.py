@@ -30,9 +30,9 @@ async def gather_cosignature(log: EventLog[Any], witness: KeysBound, ask: Ask, k
     note = parse_note(raw)
     own = str(note.with_only(log.keys.log_verifier))
     checkpoint = parse_checkpoint(note.text)
+    if known_size > checkpoint.size:
+        known_size = 0  # the log was put back since: the witness is to show what it has
     for _ in range(2):
-        if known_size > checkpoint.size:
-            return known_size
         proof = log.consistency_proof(known_size, checkpoint.size) if known_size else []
         status, body = await ask(str(AddCheckpoint(known_size, proof, own)))
         if status == OK:
@@ -42,11 +42,12 @@ async def gather_cosignature(log: EventLog[Any], witness: KeysBound, ask: Ask, k
         if status != CONFLICT:
             raise BadCheckpoint(f"{witness.peer} did not cosign ({status}): {body.strip()[:200]}")
         known_size = read_conflict(body, log.keys.log_verifier)
-        if known_size > log.size:
+        # What was never sealed here was never signed here: events that wait for their seal do not count.
+        if known_size > checkpoint.size:
             if "\n\n" not in body:
                 raise BadCheckpoint(f"{witness.peer} claims {known_size} events and does not show it")
             raise RollbackRefused(
-                f"{witness.peer} has cosigned {known_size} events of this log, which has {log.size}",
+                f"{witness.peer} has cosigned {known_size} events of this log, which has sealed {checkpoint.size}",
                 hint="this happens after restoring a backup; the node goes on under a new log name",
             )
     raise BadCheckpoint(f"{witness.peer} changes its mind about what it has cosigned")

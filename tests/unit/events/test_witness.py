@@ -257,7 +257,27 @@ async def test_a_witness_that_plays_games_is_refused() -> None:
             await gather_cosignature(log, witness, ask)
     with pytest.raises(BadCheckpoint):
         read_cosignature("", log.checkpoint() or "", parse_verifier(str(log.keys.witness_verifier)))
-    assert await gather_cosignature(log, witness, ask, 99) == 99
+
+
+async def test_unsealed_events_do_not_hide_a_rollback() -> None:
+    """A log put back may have more events than the witness knows; what counts is what it has signed."""
+    clock = ManualClock()
+    log, witness = memory_log(1, clock), memory_log(9, clock)
+    restored = memory_log(1, clock)
+    binding = encode_binding(log.keys.bound())
+
+    async def ask(body: str) -> tuple[int, str]:
+        answer = await witness.witness(log.keys.peer, body, binding)
+        return answer.status, answer.body
+
+    await log.append([started() for _ in range(5)])
+    await log.seal()
+    known = await gather_cosignature(log, witness.keys.bound(), ask)
+    await restored.append([started("other") for _ in range(50)])
+    assert restored.size > known
+    for remembered in (0, known):
+        with pytest.raises(RollbackRefused, match="has cosigned 6 events of this log, which has sealed 1"):
+            await gather_cosignature(restored, witness.keys.bound(), ask, remembered)
 
 
 async def test_a_larger_size_is_believed_with_our_own_signature_only() -> None:
