@@ -36,6 +36,7 @@ from p2pnode.errors import (
     P2PNodeError,
     PeerUnreachable,
 )
+from p2pnode.events.folder import database_path
 from p2pnode.identity import load_or_create
 from p2pnode.machine import bind_to_machine
 from p2pnode.models.files import write_atomic
@@ -85,7 +86,9 @@ class RunningNode:
         data = options.data
         # What a person gave is looked at before anything is written.
         if options.ticket is not None:
-            decode_ticket(options.ticket, now_ms=UnixMs(now_ms()))
+            # A service starts with the ticket it joined with, long expired: then the mesh says whether it is needed.
+            is_new = not await asyncio.to_thread(database_path(data).exists)
+            decode_ticket(options.ticket, now_ms=UnixMs(now_ms()) if is_new else None)
         for address in options.peers:
             check_peer(address)
         for path in options.models:

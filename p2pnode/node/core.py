@@ -7,6 +7,7 @@ import contextlib
 import os
 import platform
 import secrets
+import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -654,9 +655,9 @@ class Node:
 
 
 def demo_model_path() -> Path | None:
-    """The embedded model: beside the package in a checkout, inside it when installed."""
+    """The embedded model: beside the package in a checkout, under the prefix when a wheel was installed."""
     here = Path(__file__).resolve()
-    for folder in (here.parents[2] / "models", here.parents[1] / "data"):
+    for folder in (here.parents[2] / "models", Path(sys.prefix) / "share" / "p2pnode" / "models"):
         if (path := folder / "p2pnode-demo.gguf").is_file():
             return path
     return None

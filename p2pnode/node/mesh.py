@@ -238,10 +238,7 @@ class Mesh:
     # --- joining -------------------------------------------------------------------------------------
     async def join(self, text: str, tell: Callable[[str], None]) -> None:
         """Use a ticket; what happens is told step by step."""
-        ticket = decode_ticket(text, now_ms=UnixMs(self._now_ms()))
-        minutes = max(0, (ticket.expires_ms - self._now_ms()) // 60_000)
-        tell(f'ticket valid: mesh "{ticket.mesh_name}", role {ticket.role}, expires in {minutes} min')
-        inviter = peer_of(ticket.inviter_key)
+        ticket = decode_ticket(text)
         if self.membership is not None:
             if self.membership.mesh_key != ticket.mesh_key:
                 raise WrongMesh(
@@ -250,6 +247,10 @@ class Mesh:
                 )
             tell("already a member: the ticket is not used")
             return
+        ticket = decode_ticket(text, now_ms=UnixMs(self._now_ms()))
+        minutes = max(0, (ticket.expires_ms - self._now_ms()) // 60_000)
+        tell(f'ticket valid: mesh "{ticket.mesh_name}", role {ticket.role}, expires in {minutes} min')
+        inviter = peer_of(ticket.inviter_key)
         if inviter == self._identity.peer_id:
             raise AdmissionError("this ticket was made by this very device", hint="use it on another device")
         connection = await self._transport.dial(list(ticket.addresses), inviter)

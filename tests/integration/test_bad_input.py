@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,9 @@ import pytest
 from p2pnode.events.folder import FolderLock
 from p2pnode.identity import Identity
 from p2pnode.node.core import demo_model_path
-from p2pnode.transport.invite import Ticket, encode_ticket
+from p2pnode.transport.invite import Ticket, decode_ticket, encode_ticket
 from p2pnode.units import UnixMs
+from tests.kit.mesh import NodeProcess
 
 LISTEN = ["--listen", "/ip4/127.0.0.1/udp/0/quic-v1", "--no-mdns"]
 
@@ -230,3 +232,17 @@ def test_no_node_runs(tmp_path: Path, command: list[str]) -> None:
     refused(p2pnode(*command, "--data", str(tmp_path / "d")), "p2pnode join")
     found = p2pnode(*command, "--data", str(tmp_path / "d"), "--json")
     assert json.loads(found.stdout)["error"]["code"] == "node_not_running"
+
+
+def test_a_member_starts_with_the_ticket_of_long_ago(tmp_path: Path) -> None:
+    """A service is started with the same invite file every time; only the first start may need it."""
+    node = NodeProcess(tmp_path, "alone")
+    assert node.stop() == 0
+    old = encode_ticket(replace(decode_ticket(node.hello["ticket"]), expires_ms=UnixMs(1000)))
+    (tmp_path / "invite").write_text(old)
+    again = NodeProcess(tmp_path, "alone", "--invite-file", str(tmp_path / "invite"))
+    assert again.peer_id == node.peer_id
+    assert again.stop() == 0
+    elsewhere = p2pnode("join", old, "--data", str(tmp_path / "new"), "--api", "127.0.0.1:0", *LISTEN)
+    refused(elsewhere, "expired")
+    assert not (tmp_path / "new").exists()
