@@ -1,6 +1,7 @@
 """Several nodes that compute for one another over a network that drops, doubles and reorders.
 
-Heads serve paying callers, split each price over the stages and ask every provider for a receipt. After the
+Heads serve paying callers, split each unit's price over stages, ranks of tensor groups and devices that have several
+stages, and ask every provider for a receipt of each. After the
 network heals, both books of every channel must agree and every debit must be somebody's credit.
 """
 
@@ -14,13 +15,15 @@ from random import Random
 import pytest
 
 from p2pnode import projections
-from p2pnode.commands import AcceptReceipt, GiveReceipt, StartNode, TopUp
-from p2pnode.decide import StageWork, divide, draft_receipt, may_compute
+from p2pnode.commands import AcceptReceipt, FailRequest, GiveReceipt, SettleUnit, StartNode, TopUp
+from p2pnode.decide import StageWork, divide, draft_receipt, may_compute, parts_of_share
 from p2pnode.errors import CreditEnded, ReceiptOwed
 from p2pnode.events import receipt as receipts
 from p2pnode.events.keys import LogKeys
 from p2pnode.limits import EXPOSURE_MICROUNITS_MAX
+from p2pnode.node.active import Place
 from p2pnode.projections import billing
+from p2pnode.units import PeerId
 from tests.kit.receipts import HASH, keys_of, public
 from tests.kit.story import Story, finish, folded, serve
 
@@ -43,13 +46,37 @@ class Node:
     owed: list[Job] = field(default_factory=list)
     """Work done and not yet receipted, oldest first."""
     told: dict[str, tuple[int, int]] = field(default_factory=dict)
-    """As a head: (provider, request) to (layer-tokens, micro-units) it will sign for."""
+    """As a head: what it asked for to (layer-tokens, micro-units) it will sign for."""
     pending: dict[str, GiveReceipt] = field(default_factory=dict)
     """As a provider: consumer to the receipt that waits for its signature."""
 
     @property
     def peer(self) -> str:
         return self.keys.peer
+
+
+def work_of(places: list[Place], positions: int) -> dict[str, int]:
+    work: dict[str, int] = {}
+    for place in places:
+        work[place.peer] = work.get(place.peer, 0) + place.layer_tokens(positions)
+    return work
+
+
+def stage_work(
+    request_id: str, place: Place, positions: tuple[int, int], done: tuple[int, int], price: tuple[int, int]
+) -> StageWork:
+    return StageWork(
+        request_id=request_id,
+        model="bafkmodel",
+        layers=place.layers,
+        positions=positions,
+        layer_tokens=done[0],
+        request_layer_tokens=done[1],
+        microunits=price[0],
+        request_microunits=price[1],
+        input_commitment=HASH,
+        output_commitment=HASH,
+    )
 
 
 Message = tuple[str, str, str, tuple[bytes, bytes]]
@@ -67,70 +94,95 @@ class World:
 
     # --- work ---------------------------------------------------------------------------------------
     def request(self) -> None:
-        """One caller asks one head; its stages may be refused to it by providers that wait for a signature."""
+        """One caller asks one head for one to three units; providers that wait for a signature refuse to go on."""
         rng, self.number = self.rng, self.number + 1
         head = rng.choice(list(self.nodes.values()))
         request_id, caller = f"r{self.number}", f"caller{rng.randrange(3)}"
-        tokens = rng.choice((1, 400, 1000))
-        positions = 10 + tokens
-        stages = self.stages(head)
-        try:
-            for provider, layers in stages:
-                if provider is not head:
-                    waiting = sum(job.work.microunits for job in provider.owed if job.head == head.peer)
-                    may_compute(
-                        provider.story.state, head.peer, waiting + UNIT * (layers[1] - layers[0]) // LAYERS
-                    )
-        except (ReceiptOwed, CreditEnded):
+        tokens = rng.choice((1, 400, 1000, 1001, 2500))
+        places = self.places(head, request_id)
+        if not self.may_begin(head, places):
             return
         key = f"t{self.number}"
-        head.story.do(TopUp(account=caller, amount_microunits=UNIT, idempotency_key=key), key=key)
+        head.story.do(TopUp(account=caller, amount_microunits=3 * UNIT, idempotency_key=key), key=key)
         path = rng.choice(("wan", "wan", "lan"))
         head.story.do(serve(request_id, caller=caller, path=path, network="", max_tokens=tokens))
-        work = tuple((node.peer, (end - first) * positions) for node, (first, end) in stages)
-        answer = head.story.do(finish(request_id, completion_tokens=tokens, work=work))
-        self.tell(head, request_id, stages, positions, answer["cost_microunits"], answer["shares"])
+        is_paid, begin, units = path == "wan", 0, -(-tokens // 1000)
+        for unit in range(1, units):
+            end = 10 + 1000 * unit
+            work = work_of(places, end - begin)
+            if is_paid:
+                answer = head.story.do(SettleUnit(request_id=request_id, unit=unit, work=tuple(work.items())))
+                self.tell(head, request_id, places, (begin, end), dict(answer["shares"]))
+                begin = end
+            if rng.random() < 0.2 or not self.may_begin(head, places):
+                # Delivered units stay paid; what was done since earns nothing.
+                head.story.do(FailRequest(request_id=request_id, code="receipt_owed", message="gone"))
+                return
+        end = 10 + tokens
+        work = work_of(places, end - begin)
+        paid = head.story.state.billing.holds[request_id].shares
+        answer = head.story.do(finish(request_id, completion_tokens=tokens, work=tuple(work.items())))
+        last = {account: share - paid.get(account, 0) for account, share in dict(answer["shares"]).items()}
+        self.tell(head, request_id, places, (begin, end), last)
 
-    def stages(self, head: Node) -> list[tuple[Node, tuple[int, int]]]:
-        others = [node for node in self.nodes.values() if node is not head]
-        chosen = [head, *self.rng.sample(others, self.rng.randint(1, len(others)))]
-        cuts = sorted(self.rng.sample(range(1, LAYERS), len(chosen) - 1))
-        bounds = [0, *cuts, LAYERS]
-        return [(node, (bounds[i], bounds[i + 1])) for i, node in enumerate(chosen)]
+    def may_begin(self, head: Node, places: list[Place]) -> bool:
+        """Whether every provider is ahead of its head's signatures by one unit at most, with the next one counted."""
+        for peer in {place.peer for place in places} - {head.peer}:
+            provider = self.nodes[peer]
+            waiting = sum(job.work.microunits for job in provider.owed if job.head == head.peer)
+            mine = sum(place.layer_tokens(1000) for place in places if place.peer == peer)
+            try:
+                may_compute(provider.story.state, head.peer, waiting + -(-UNIT * mine // (LAYERS * 1000)))
+            except (ReceiptOwed, CreditEnded):
+                return False
+        return True
+
+    def places(self, head: Node, plan_id: str) -> list[Place]:
+        """A ring: stages of one device, of a device that has another one too, and of groups with uneven shares."""
+        rng, peers = self.rng, [PeerId(peer) for peer in self.nodes]
+        count = rng.randint(1, 5)
+        bounds = [0, *sorted(rng.sample(range(1, LAYERS), count - 1)), LAYERS]
+        places: list[Place] = []
+        for number in range(count):
+            layers = (bounds[number], bounds[number + 1])
+            ranks = rng.sample(peers, min(rng.choice((1, 1, 2, 3)), len(peers)))
+            shares = tuple(rng.randint(1, 3) for _ in ranks) if len(ranks) > 1 else ()
+            places += [Place(plan_id, peer, layers, rank, shares) for rank, peer in enumerate(ranks)]
+        if all(place.peer == head.peer for place in places):
+            return self.places(head, plan_id)
+        return places
 
     def tell(
         self,
         head: Node,
         request_id: str,
-        stages: list[tuple[Node, tuple[int, int]]],
-        positions: int,
-        cost: int,
-        shares: list[list[object]],
+        places: list[Place],
+        positions: tuple[int, int],
+        shares: dict[str, int],
     ) -> None:
-        earned = {str(account): share for account, share in shares}
-        total = LAYERS * positions
-        assert tuple(earned.items()) == divide(
-            cost, [(node.peer, (end - first) * positions) for node, (first, end) in stages]
+        """What each place did of a unit, and its part of the price."""
+        work = work_of(places, positions[1] - positions[0])
+        cost, total = sum(shares.values()), sum(work.values())
+        assert total == LAYERS * (positions[1] - positions[0]), "the ranks' parts are the stages'"
+        assert tuple(sorted((peer, share) for peer, share in shares.items() if share)) == divide(
+            cost, list(work.items())
         )
-        for node, layers in stages:
-            if node is head:
+        for peer in set(work) - {head.peer}:
+            count = positions[1] - positions[0]
+            # A rank whose share of a short answer rounds to nothing has nothing to be receipted.
+            own = [place for place in places if place.peer == peer and place.layer_tokens(count)]
+            if not own:
                 continue
-            done = (layers[1] - layers[0]) * positions
-            microunits = int(str(earned.get(node.peer, 0)))
-            head.told[f"{node.peer} {request_id}"] = (done, microunits)
-            work = StageWork(
-                request_id=request_id,
-                model="bafkmodel",
-                layers=layers,
-                positions=(0, positions),
-                layer_tokens=done,
-                request_layer_tokens=total,
-                microunits=microunits,
-                request_microunits=cost,
-                input_commitment=HASH,
-                output_commitment=HASH,
-            )
-            node.owed.append(Job(head.peer, work))
+            pieces = [place.layer_tokens(count) for place in own]
+            parts = parts_of_share(shares.get(peer, 0), cost, total, pieces)
+            assert sum(parts) == shares.get(peer, 0)
+            for place, done, microunits in zip(own, pieces, parts, strict=True):
+                head.told[f"{peer} {request_id} {place.layers} {positions}"] = (done, microunits)
+                self.nodes[peer].owed.append(
+                    Job(
+                        head.peer, stage_work(request_id, place, positions, (done, total), (microunits, cost))
+                    )
+                )
 
     # --- receipts -----------------------------------------------------------------------------------
     def send_receipts(self) -> None:
@@ -176,7 +228,9 @@ class World:
         channel = node.story.state.billing.received.get(provider.peer)
         countersignature = receipts.countersign(raw, node.keys.receipt)
         if channel is None or receipt.sequence > channel.sequence:
-            done, microunits = node.told[f"{provider.peer} {receipt.request_id}"]
+            layers = (receipt.layer_first, receipt.layer_end)
+            positions = (receipt.position_first, receipt.position_end)
+            done, microunits = node.told[f"{provider.peer} {receipt.request_id} {layers} {positions}"]
             answer = node.story.do(
                 AcceptReceipt(
                     receipt=raw,
