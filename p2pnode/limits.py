@@ -258,6 +258,8 @@ GRANT_WAIT_S_MAX = 3.0
 """Receipts follow an answer within a second; a head that is slower hears `receipt_owed` and may ask again."""
 DEBT_KEPT_S_MAX = 3600.0
 """As long as a hold lives: what a head that vanished did not sign for by then is written off."""
+RECEIPTS_UNFINISHED_MAX = 64
+"""Receipts to be asked for again, of each provider that went away meanwhile."""
 ROW_TALLIES_KEPT_MAX = 1024
 """Sessions whose receipts a head may still ask for."""
 STATEMENT_ROWS_MAX = 100_000

@@ -141,7 +141,7 @@ class Node:
             rng=Random(secrets.randbits(64)),  # noqa: S311 - jitter, not a secret
             my_status=lambda: self.presence.status(),
             on_status=self._heard,
-            on_link=lambda link, is_up: self.presence.link_changed(link, is_up),
+            on_link=self._link_changed,
             is_member=lambda peer: self.mesh.is_member(peer),
         )
         self.mesh = Mesh(
@@ -213,6 +213,7 @@ class Node:
             tasks=self.tasks,
             bringing=self.bringing,
             engines=engines,
+            make_up=lambda peer: self.receipts.make_up(peer),
         )
         self.routing = Routing(
             me=self.me,
@@ -556,6 +557,11 @@ class Node:
     def _member_added(self, peer: PeerId, name: str, addresses: list[str]) -> None:
         self.links.know(peer, name=name, addresses=addresses)
         self.links.status_changed()
+
+    def _link_changed(self, link: Link, is_up: bool) -> None:
+        self.presence.link_changed(link, is_up)
+        if is_up:  # what was not signed when the device went is signed now that it is back
+            self.tasks.spawn(f"receipts {link.peer_id[-6:]}", self.receipts.make_up(link.peer_id))
 
     def _member_removed(self, peer: PeerId) -> None:
         """The gate refuses new streams; what is open ends with the connection."""

@@ -253,6 +253,10 @@ class Grants:
         if not debts:
             self._debts.pop(head, None)
 
+    def owed_beside(self, head: PeerId, key: DebtKey) -> int:
+        debts = self._debts.get(head, {})
+        return sum(debt.microunits for other, debt in debts.items() if other != key)
+
     def owed_by(self, head: PeerId) -> int:
         """Micro-units by the price list that a head from outside has not signed for."""
         return sum(debt.microunits for debt in self._debts.get(head, {}).values())

@@ -9,6 +9,7 @@ Source: specs/09-billing.md#receipts
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,17 +20,25 @@ import msgspec
 from p2pnode.commands import AcceptReceipt, Command, GiveReceipt
 from p2pnode.compute.row_tally import RowTallies, RowTally
 from p2pnode.decide import StageWork, draft_receipt, may_compute, parts_of_share
-from p2pnode.errors import BadReceipt, Forbidden, NotFound, P2PNodeError, RemoteProtocolError
+from p2pnode.errors import (
+    BadReceipt,
+    Forbidden,
+    NotFound,
+    P2PNodeError,
+    ReceiptOwed,
+    RemoteProtocolError,
+    TransportError,
+)
 from p2pnode.events import receipt as receipts
 from p2pnode.events.fields import Count, Hash, Label
 from p2pnode.events.keys import LogKeys, decode_binding, encode_binding
 from p2pnode.events.note import Note, parse_note
-from p2pnode.limits import RECEIPT_CALL_S_MAX
+from p2pnode.limits import RECEIPT_CALL_S_MAX, RECEIPTS_UNFINISHED_MAX
 from p2pnode.node.active import Place
 from p2pnode.projections import MeshState
 from p2pnode.units import PeerId
 
-TALLY, ASK, AGREE = "receipt.tally", "receipt.ask", "receipt.agree"
+TALLY, ASK, AGREE, WAITING = "receipt.tally", "receipt.ask", "receipt.agree", "receipt.waiting"
 GIVE = "give"
 JsonObject = dict[str, Any]
 
@@ -53,6 +62,10 @@ class Debts(Protocol):
     def given(self, head: PeerId, key: tuple[str, int, tuple[int, int]], microunits: int) -> None: ...
 
     def signed(self, head: PeerId, key: tuple[str, int, tuple[int, int]]) -> None: ...
+
+    def owed_beside(self, head: PeerId, key: tuple[str, int, tuple[int, int]]) -> int:
+        """What a head has not signed for, but for this."""
+        ...
 
 
 class _Where(msgspec.Struct, frozen=True):
@@ -133,7 +146,10 @@ class Receipts:
         """One receipt is under way in each channel."""
         self._waiting: dict[PeerId, tuple[str, int, tuple[int, int]]] = {}
         """What the receipt that waits for a consumer's signature is about."""
+        self._unfinished: dict[PeerId, list[_Ask]] = {}
+        """What a provider could not be asked for; the newest last."""
         serve(TALLY, self._serve_tally)
+        serve(WAITING, self._serve_waiting)
         serve(ASK, self._serve_ask)
         serve(AGREE, self._serve_agree)
 
@@ -202,12 +218,40 @@ class Receipts:
         return sum(await asyncio.gather(*[self._exchange(peer, ask) for peer, ask in asked]))
 
     async def _exchange(self, peer: PeerId, asked: _Ask) -> bool:
-        """Whether both signed; what is left unsigned is asked for again with the next request."""
-        try:
+        """Whether both signed; what is left unsigned is asked for again with the next one."""
+        async with self._locks.setdefault((ASK, peer), asyncio.Lock()):
+            try:
+                is_signed = await self._ask(peer, asked)
+                await self._ask_unfinished(peer)
+            except (TransportError, ReceiptOwed):
+                unfinished = self._unfinished.setdefault(peer, [])
+                unfinished.append(asked)
+                del unfinished[:-RECEIPTS_UNFINISHED_MAX]
+                return False
+            except (P2PNodeError, msgspec.ValidationError):
+                return False
+            return is_signed
+
+    async def make_up(self, peer: PeerId) -> None:
+        """Sign what waits at a provider and ask for what it could not be asked for: it is back, or refuses to go on."""
+        with contextlib.suppress(P2PNodeError, msgspec.ValidationError):
             async with self._locks.setdefault((ASK, peer), asyncio.Lock()):
-                return await self._ask(peer, asked)
-        except (P2PNodeError, msgspec.ValidationError):
-            return False
+                answer = await self._call(peer, WAITING, {}, timeout_s=RECEIPT_CALL_S_MAX)
+                if answer:
+                    offered = msgspec.convert(answer, _Signed, builtin_types=(bytes,))
+                    await self._agree(peer, offered, receipts.decode(offered.receipt), None)
+                await self._ask_unfinished(peer)
+
+    async def _ask_unfinished(self, peer: PeerId) -> None:
+        while unfinished := self._unfinished.get(peer):
+            try:
+                await self._ask(peer, unfinished[0])
+            except (TransportError, ReceiptOwed):
+                return
+            except (P2PNodeError, msgspec.ValidationError):
+                pass  # it knows nothing of that any more, or signed for it already
+            del unfinished[0]
+        self._unfinished.pop(peer, None)
 
     async def _ask(self, peer: PeerId, asked: _Ask) -> bool:
         """One that waited for a signature comes first, so it may take two turns."""
@@ -218,13 +262,14 @@ class Receipts:
             is_about = (receipt.request_id, (receipt.layer_first, receipt.layer_end))
             if not offered.repeated and is_about != (asked.request_id, asked.layers):
                 raise BadReceipt(f"{peer} gave a receipt for something else")
-            await self._agree(peer, offered, receipt, asked)
+            await self._agree(peer, offered, receipt, None if offered.repeated else asked)
             if not offered.repeated:
                 return True
         return False
 
-    async def _agree(self, peer: PeerId, offered: _Signed, receipt: receipts.Receipt, asked: _Ask) -> None:
-        is_asked = not offered.repeated
+    async def _agree(
+        self, peer: PeerId, offered: _Signed, receipt: receipts.Receipt, asked: _Ask | None
+    ) -> None:
         keys = self._keys()
         countersignature = receipts.countersign(offered.receipt, keys.receipt)
         answer = await self._record.do(
@@ -234,8 +279,8 @@ class Receipts:
                 provider_key=_bound_key(offered.keys, peer),
                 countersignature=countersignature,
                 consumer_key=self._public_key(),
-                layer_tokens_max=asked.layer_tokens if is_asked else receipt.layer_tokens,
-                microunits_max=asked.microunits if is_asked else self._earned(receipt),
+                layer_tokens_max=receipt.layer_tokens if asked is None else asked.layer_tokens,
+                microunits_max=self._earned(receipt) if asked is None else asked.microunits,
             )
         )
         if not answer["accepted"]:
@@ -265,6 +310,14 @@ class Receipts:
             "positions": [tally.position_first, tally.position_end],
         }
 
+    async def _serve_waiting(self, peer: PeerId, arguments: JsonObject, _: Any) -> JsonObject:
+        """The receipt that waits for the caller's signature, if one does."""
+        del arguments
+        channel = self._record.state.billing.given.get(peer)
+        if channel is None or channel.sequence == channel.agreed_sequence:
+            return {}
+        return self._offer(channel.receipt, repeated=True)
+
     async def _serve_ask(self, peer: PeerId, arguments: JsonObject, _: Any) -> JsonObject:
         """Sign the next receipt, or say the one again that still waits for a signature."""
         asked = _convert(arguments, _Ask)
@@ -288,7 +341,8 @@ class Receipts:
         state = self._record.state
         if asked.layer_tokens > tally.layer_tokens:
             raise BadReceipt(f"this device computed {tally.layer_tokens} layer-tokens for it, not more")
-        may_compute(state, peer, asked.microunits)
+        beside = self._debts.owed_beside(peer, (asked.plan_id, asked.session, asked.layers))
+        may_compute(state, peer, beside + asked.microunits)
         work = StageWork(
             request_id=asked.request_id,
             model=asked.model,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from p2pnode.compute.engine_client import EngineClient
 from p2pnode.compute.part import Part, real_layer_count
 from p2pnode.compute.route import Feed, PipelineRoute
 from p2pnode.compute.scheduler import Cells
-from p2pnode.errors import CreditEnded, NotFound, P2PNodeError, PlanError, StageLost
+from p2pnode.errors import CreditEnded, NotFound, P2PNodeError, PlanError, ReceiptOwed, StageLost
 from p2pnode.facade import SamplingParams
 from p2pnode.node.active import Active, Announce, Say, StagePart, first_condition, mode_of, stage_view
 from p2pnode.node.bringing import Bringing
@@ -64,8 +64,10 @@ class Rings:
         tasks: Tasks,
         bringing: Bringing,
         engines: EnginePool,
+        make_up: Callable[[PeerId], Awaitable[None]],
     ) -> None:
         self._me = me
+        self._make_up = make_up
         self._my_addresses = my_addresses
         self._links = links
         self._streams = streams
@@ -389,7 +391,12 @@ class Rings:
 
     async def _announce_to(self, peer: PeerId, asked: dict[str, Any]) -> int:
         try:
-            return int((await self._links.call(peer, OPEN, asked)).get("positions", 0))
+            try:
+                answer = await self._links.call(peer, OPEN, asked)
+            except ReceiptOwed:
+                await self._make_up(peer)
+                answer = await self._links.call(peer, OPEN, asked)
+            return int(answer.get("positions", 0))
         except (NotFound, CreditEnded) as error:
             raise StageLost(
                 f"{self._name_of(peer)} does not work for this device: {error.message}", peer=peer

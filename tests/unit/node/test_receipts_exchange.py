@@ -53,6 +53,10 @@ class Debts:
 
     def __init__(self) -> None:
         self.told: list[tuple[str, str, int]] = []
+        self.beside = 0
+
+    def owed_beside(self, head: PeerId, key: tuple[str, int, tuple[int, int]]) -> int:
+        return self.beside
 
     def given(self, head: PeerId, key: tuple[str, int, tuple[int, int]], microunits: int) -> None:
         self.told.append(("given", f"{key[0]} {key[2]}", microunits))
@@ -370,6 +374,30 @@ async def test_a_unit_whose_signature_was_lost_is_signed_with_the_next(ring: Rin
     ring.compute(theirs, 0, 5)
     await ring.settle(ring.asked("r2", {ring.place(ring.head, 0, 4): 5, theirs: 5}))
     assert ring.agreed(ring.first) == (2, ring.earned(ring.first))
+
+
+@pytest.mark.parametrize("method", [exchange.ASK, exchange.AGREE])
+@pytest.mark.parametrize("arrived", [True, False])
+async def test_what_was_lost_is_made_up_for_without_more_work(ring: Ring, method: str, arrived: bool) -> None:
+    """When the device is back, or refuses the next request: both books are even again, and stay so."""
+    lost = ring.calls.lost_after if arrived else ring.calls.lost_before
+    lost.add(method)
+    assert await ring.settle(ring.work()) == 0
+    lost.clear()
+    assert ring.head.receipts is not None
+    for _ in range(2):
+        await ring.head.receipts.make_up(ring.first.id)
+        assert ring.agreed(ring.first) == (1, ring.earned(ring.first))
+
+
+async def test_a_receipt_that_would_exceed_the_bound_is_asked_for_again_later(ring: Ring) -> None:
+    ring.first.debts.beside = UNIT
+    assert await ring.settle(ring.work()) == 1
+    assert ring.first.id not in ring.head.book.state.billing.received
+    ring.first.debts.beside = 0
+    assert ring.head.receipts is not None
+    await ring.head.receipts.make_up(ring.first.id)
+    assert ring.agreed(ring.first) == (1, ring.earned(ring.first))
 
 
 async def test_a_repeated_receipt_is_bounded_by_what_was_earned(ring: Ring) -> None:
