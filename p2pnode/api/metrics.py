@@ -71,6 +71,11 @@ def _hops(node: NodeFacade) -> Metric:
 
 
 def _family(family: Mapping[str, Any]) -> Metric:
+    if family["type"] == "summary":
+        summary = SummaryMetricFamily(family["name"], family["help"], labels=[])
+        for sample in family["samples"]:
+            summary.add_metric([], sample["count"], sample["value"])
+        return summary
     labels = sorted({label for sample in family["samples"] for label in sample["labels"]})
     kind = CounterMetricFamily if family["type"] == "counter" else GaugeMetricFamily
     metric = kind(family["name"], family["help"], labels=labels)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from p2pnode.cli.output import layers_text
+from p2pnode.cli.output import layers_text, units_text
 from p2pnode.cli.run import MODES, summary
 from p2pnode.endpoint import Endpoint, find_node
 from p2pnode.errors import P2PNodeError, RequestError
@@ -162,7 +162,13 @@ class ChatSession:
         return f"answers end before: {', '.join(map(repr, self.stop))}" if text else "no stop texts"
 
     def _do_stats(self, _: str) -> str:
-        lines = [f"{self.answers} answers, {self.tokens} tokens, {self.cost_microunits} micro-units"]
+        lines = [f"{self.answers} answers, {self.tokens} tokens, {units_text(self.cost_microunits)} units"]
+        left = [
+            row["available_microunits"]
+            for row in self.node.get("/billing").get("accounts", [])
+            if row["account"] == "local"
+        ]
+        lines += [f"credit of this node: {units_text(left[0])} units"] if left else []
         if self.last:
             lines.append(f"last: {summary(self.last)}")
             lines += [

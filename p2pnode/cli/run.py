@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from p2pnode.cli.output import connect, layers_text, node_options, print_json
+from p2pnode.cli.output import connect, layers_text, node_options, print_json, units_text
 from p2pnode.cli.progress import ProgressLine
 from p2pnode.errors import RequestError
 
@@ -139,4 +139,5 @@ def summary(end: dict[str, Any]) -> str:
     usage = end.get("usage", {})
     names = ", ".join(f"{s.get('name')} {layers_text(s.get('layers'))}" for s in end.get("stages", []))
     speed = f"{end['tokens_per_s']} tokens/s" if end.get("tokens_per_s") else "-"
-    return f"{usage.get('completion_tokens', 0)} tokens, {speed}, {end.get('mode')}: {names}"
+    cost = f"{units_text(end['cost_microunits'])} units, " if end.get("cost_microunits") else ""
+    return f"{usage.get('completion_tokens', 0)} tokens, {speed}, {cost}{end.get('mode')}: {names}"

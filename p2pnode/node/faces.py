@@ -221,7 +221,7 @@ class Faces:
     def metrics(self) -> JsonObject:
         view = self._node.ledger.view("metrics")
         counted = wire_counts.families(self._node.transport.counters(), self._node.streams.refused)
-        return {**view, "metrics": [*view["metrics"], *counted]}
+        return {**view, "metrics": [*view["metrics"], *counted, self._node.ledger.append_metric()]}
 
     def options(self) -> JsonObject:
         return {"settings": describe(self._node.options)}

@@ -52,6 +52,8 @@ def test_an_answer_is_seen_hop_by_hop(mesh: MeshOfProcesses, tmp_path: Path) -> 
     assert all(hop["steps"] > 0 and hop["step_ms"] > 0 and 0 < hop["busy"] <= 1 for hop in by_stage.values())
     assert min(hop["layers"] for hop in by_stage.values()) == [0, 0]
     text = head.api.get("/metrics")
+    appended = next(line for line in text.splitlines() if line.startswith("p2pnode_log_append_seconds_count"))
+    assert float(appended.split()[1]) > 0
     for stage in by_stage:
         count = next(
             line

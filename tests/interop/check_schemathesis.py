@@ -48,7 +48,7 @@ def answers(url: str) -> dict[str, int]:
 def test_ten_thousand_requests(tmp_path: Path) -> None:
     node = RecordedNode()
     with serving(node, inside=node.recording(tmp_path)) as url:
-        fuzz(url, "--max-examples", "400", "--workers", "2")
+        fuzz(url, "--max-examples", "200", "--workers", "4")
         counts = answers(url)
         print("answers by status:", json.dumps(counts))
         assert sum(counts.values()) > 10_000

@@ -9,12 +9,14 @@ import { Progress } from "../lib/widgets.js";
 const UP = new Set(["connected", "ready", "online", "active", "self", "admitted"]);
 export const isUp = (peer) => peer.self || UP.has(peer.state);
 
-export function pulse({ peers, plans, running }) {
+export function pulse({ peers, plans, running, telemetry = {} }) {
   const up = peers.filter(isUp).length;
   const active = plans.filter((plan) => plan.state === "active").length;
   const speed = running.reduce((sum, session) => sum + (session.tokens_per_s ?? 0), 0);
   const parts = [plural(up, "device"), active ? plural(active, "plan") : "no plan yet"];
-  parts.push(running.length ? `${plural(running.length, "answer")} being written` : "idle");
+  const hops = isFresh(telemetry.hops) ? telemetry.hops : null; // quicker news than the list of answers
+  parts.push(running.length ? `${plural(running.length, "answer")} being written` : hops ? "answering" : "idle");
+  if (!speed && hops?.token_ms) parts.push(`${(1000 / hops.token_ms).toFixed(1)} tokens/s`);
   if (speed > 0) parts.push(`${speed.toFixed(1)} tokens/s`);
   return parts.join(" · ");
 }
