@@ -179,7 +179,7 @@ def ps(everything: bool, data: Path | None, api: str | None, as_json: bool) -> N
                 session.get("state", "-"),
                 session.get("tokens", session.get("completion_tokens", "-")),
                 f"{speed:.1f}" if isinstance(speed, int | float) else "-",
-                stages or "-",
+                stages or (f"whole by {session['served_by_name']}" if session.get("served_by_name") else "-"),
             )
         )
     print_table("Sessions", ("SESSION", "MODEL", "MODE", "STATE", "TOKENS", "TOK/S", "STAGES"), rows)

@@ -152,8 +152,8 @@ def view(
     """{"sessions": [{"request_id", "caller", "model", "mode", "plan_id", "state", "reason", "message",
     "accepted_ms", "duration_ms", "prompt_tokens", "completion_tokens", "cached_tokens", "prefill_ms",
     "decode_ms", "tokens_per_s", "cost_microunits", "stages_lost", "stages_recovered", "stages": [{"peer",
-    "name", "layers"}], "served_by", "index", "end_index"}], "running", "accepted", "finished", "failed",
-    "forwarded"}, newest first.
+    "name", "layers"}], "served_by", "served_by_name", "index", "end_index"}], "running", "accepted",
+    "finished", "failed", "forwarded"}, newest first.
     """
     return {
         "sessions": [
@@ -201,6 +201,7 @@ def _request_view(
             for peer, first, end in entry.stages
         ],
         "served_by": entry.served_by or None,
+        "served_by_name": names.get(entry.served_by, entry.served_by[-8:]) or None,
         "index": entry.index,
         "end_index": entry.end_index if entry.end_index >= 0 else None,
     }

@@ -7,6 +7,7 @@ from contextlib import closing, suppress
 
 import pytest
 
+from p2pnode.cli.main import run_command
 from p2pnode.endpoint import NodeError
 from p2pnode.events.verify import verify_folder
 from tests.kit.mesh import MeshOfProcesses, mesh_of
@@ -21,7 +22,7 @@ def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MeshOfProcesses]:
         yield made
 
 
-def test_both_records_tell_of_it(mesh: MeshOfProcesses) -> None:
+def test_both_records_tell_of_it(mesh: MeshOfProcesses, capsys: pytest.CaptureFixture[str]) -> None:
     alpha, beta = mesh.nodes
     answer = beta.infer(DEMO, "Once upon a time")
     (forwarded,), (ended,) = beta.events("RequestForwarded"), beta.events("ForwardedRequestEnded")
@@ -39,7 +40,9 @@ def test_both_records_tell_of_it(mesh: MeshOfProcesses) -> None:
     )
     session = beta.api.get("/sessions")["sessions"][0]
     assert (session["request_id"], session["mode"], session["state"]) == (request_id, "forwarded", "finished")
-    assert session["served_by"] == alpha.peer_id
+    assert (session["served_by"], session["served_by_name"]) == (alpha.peer_id, "alpha")
+    assert run_command(["ps", "--all", "--data", str(beta.data)]) == 0
+    assert "whole by alpha" in capsys.readouterr().out
     (row,) = beta.api.get("/log/usage")["usage"]
     assert (row["requests"], row["completion_tokens"]) == (1, ended["data"]["completion_tokens"])
     shown = beta.api.get("/log/entries", {"limit": 1000})["entries"]
