@@ -107,6 +107,9 @@ def peers(data: Path | None, api: str | None, as_json: bool) -> None:
             )
         )
     print_table("Devices", ("NAME", "PEER", "STATE", "ROLE", "RTT", "PATH", "SEEN"), rows)
+    for peer in view.get("peers", []):
+        if duplicate := peer.get("duplicate"):
+            click.echo(f"{duplicate['message']}\n  {duplicate['hint']}", err=True)
 
 
 @click.group(invoke_without_command=True)

@@ -91,6 +91,24 @@ def test_model_file(capsys: pytest.CaptureFixture[str], data: str, node: FakeNod
     assert run(capsys, "forget", "nobody", "--data", data)[0] == 1
 
 
+def test_two_devices_under_one_identity_are_told(
+    capsys: pytest.CaptureFixture[str], data: str, node: FakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    view = node.peers()
+    view["peers"][1]["duplicate"] = {
+        "message": "two devices run under the identity of kitchen",
+        "hint": "stop one",
+    }
+    monkeypatch.setattr(node, "peers", lambda: view)
+    code, out, err = run(capsys, "peers", "--data", data)
+    assert code == 0
+    assert "kitchen" in out
+    assert err == "two devices run under the identity of kitchen\n  stop one\n"
+    _, out, _ = run(capsys, "doctor", "--data", data, "--json")
+    (check,) = [c for c in json.loads(out)["checks"] if c["name"] == "identity of peer kitchen"]
+    assert (check["state"], check["hint"]) == ("problem", "stop one")
+
+
 def test_completion(capsys: pytest.CaptureFixture[str]) -> None:
     """Each shell gets a script that knows the program."""
     for shell in ("bash", "zsh", "fish"):
