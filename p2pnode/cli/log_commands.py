@@ -10,7 +10,7 @@ import click
 from p2pnode.cli import log_render as render
 from p2pnode.cli.admission import verify_peer
 from p2pnode.cli.log_folder import folder_options, open_reader, own_peer
-from p2pnode.cli.log_history_commands import compare, fraud, policy
+from p2pnode.cli.log_history_commands import check_proof, compare, fraud, policy
 from p2pnode.cli.log_record_commands import (
     accept_rollback,
     export,
@@ -222,5 +222,6 @@ for command in (
     fraud,
     compare,
     policy,
+    check_proof,
 ):
     log.add_command(command)

@@ -123,6 +123,75 @@ def policy(data: Path | None, api: str | None, as_json: bool, need: int | None, 
         _write(output, text)
 
 
+@click.command("check-proof")
+@click.argument("proof_file", type=FILE)
+@click.argument("entry_file", type=FILE)
+@click.option("--key", metavar="VKEY", help="The log's verifier key.")
+@click.option(
+    "--policy",
+    "policy_file",
+    type=FILE,
+    help="A trust policy: its logs' keys, and whose cosignatures it wants.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def check_proof(
+    proof_file: Path, entry_file: Path, key: str | None, policy_file: Path | None, as_json: bool
+) -> None:
+    """Check a proof of `p2pnode log proof` offline: is this entry (its bytes, or these in hexadecimal) in that log?"""
+    from p2pnode.errors import BadCheckpoint
+
+    if key is None and policy_file is None:
+        raise click.UsageError("a proof is checked with the log's --key, or a --policy that names the log")
+    try:
+        found = _checked_proof(proof_file, entry_file, key, policy_file)
+    except BadCheckpoint as error:
+        found = {"ok": False, "problem": error.message}
+    if as_json:
+        print_json(found)
+    else:
+        click.echo(render.proof_text(found))
+    if not found["ok"]:
+        raise click.exceptions.Exit(1)
+
+
+def _checked_proof(
+    proof_file: Path, entry_file: Path, key: str | None, policy_file: Path | None
+) -> dict[str, Any]:
+    from p2pnode.errors import BadCheckpoint
+    from p2pnode.events.note import is_signed, parse_note, parse_verifier
+    from p2pnode.events.policy import check_policy, parse_policy
+    from p2pnode.events.proof import check_proof, parse_proof
+
+    proof = parse_proof(proof_file.read_text(encoding="utf-8", errors="replace"))
+    note = parse_note(proof.checkpoint)
+    wanted = None if policy_file is None else parse_policy(policy_file.read_bytes())
+    keys = [parse_verifier(key)] if key is not None else list(wanted.logs) if wanted else []
+    signer = next((one for one in keys if is_signed(note, one)), None)
+    if signer is None:
+        raise BadCheckpoint("the checkpoint is not signed by a log of that key or policy")
+    checkpoint = check_proof(proof, _entry_bytes(entry_file.read_bytes()), signer)
+    found: dict[str, Any] = {
+        "ok": True,
+        "origin": checkpoint.origin,
+        "index": proof.index,
+        "size": checkpoint.size,
+    }
+    if wanted is not None:
+        verdict = check_policy(wanted, note)
+        found |= {"ok": verdict.ok, "cosigned": list(verdict.cosigned), "missing": list(verdict.missing)}
+        if not verdict.ok:
+            found["problem"] = f"the policy is not met; missing: {', '.join(verdict.missing)}"
+    return found
+
+
+def _entry_bytes(raw: bytes) -> bytes:
+    """An entry begins with its array of eleven; text in hexadecimal does not."""
+    try:
+        return bytes.fromhex(raw.decode("ascii"))
+    except ValueError:
+        return raw
+
+
 def _newest(reader: LogReader) -> Signed:
     """The newest checkpoint with the keys that signed it."""
     from p2pnode.events.fraud import Signed

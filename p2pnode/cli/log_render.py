@@ -121,6 +121,14 @@ def fraud_text(found: JsonObject) -> str:
     return "\n".join(lines)
 
 
+def proof_text(found: JsonObject) -> str:
+    """Whether an entry is in a log, and who vouches for that."""
+    if not found["ok"]:
+        return f"NOT OK: {found['problem']}"
+    by = f", cosigned by {', '.join(found['cosigned']) or 'nobody'}" if "cosigned" in found else ""
+    return f"ok: it is event {found['index']} of {found['origin']}, by its checkpoint of {found['size']} events{by}"
+
+
 def comparison_text(found: JsonObject) -> str:
     """How two copies of a log stand to each other."""
     one, other, index = found["size"], found["other_size"], found["first_difference"]

@@ -286,6 +286,35 @@ def test_a_policy_wants_its_witnesses(run: Any, folder: Path, tmp_path: Path) ->
     run("verify", "--policy", str(path), status=1)
 
 
+def test_a_proof_is_checked_without_the_log(run: Any, folder: Path, tmp_path: Path, capsys: Any) -> None:
+    """By the log's key or a policy; another entry, key, place or missing witness is refused."""
+    document = json.loads(run("proof", "42", "--json"))
+    proof, entry, policy = tmp_path / "proof", tmp_path / "entry", tmp_path / "policy"
+    proof.write_text(document["tlog_proof"])
+    entry.write_text(document["entry"])
+    keys = LogKeys.derive(identity.load(folder / "identity.key"))
+    policy.write_text(policy_text(keys.log_verifier, [], 0))
+
+    def check(*options: str, status: int = 0) -> str:
+        assert run_command(["log", "check-proof", str(proof), str(entry), *options]) == status
+        return str(capsys.readouterr().out)
+
+    key = ("--key", str(keys.log_verifier))
+    assert check(*key).startswith("ok: it is event 42 of p2pnode/")
+    assert json.loads(check("--policy", str(policy), "--json"))["size"] == 206
+    entry.write_bytes(bytes.fromhex(document["entry"]))
+    check(*key)
+    assert check("--key", str(LogKeys.derive(node_identity(5)).log_verifier), status=1).startswith("NOT OK")
+    policy.write_text(policy_text(keys.log_verifier, [LogKeys.derive(node_identity(2)).witness_verifier], 1))
+    assert "missing: w1" in check("--policy", str(policy), status=1)
+    proof.write_text(document["tlog_proof"].replace("index 42", "index 43"))
+    assert check(*key, status=1).startswith("NOT OK")
+    proof.write_text(document["tlog_proof"])
+    entry.write_bytes(b"something else")
+    assert check(*key, status=1).startswith("NOT OK")
+    check(status=2)
+
+
 def test_sealing_on_demand(run: Any) -> None:
     """While the node is stopped everything is sealed already; the hint of `proof` names this command."""
     assert run("seal").startswith("206 events are sealed in ")
