@@ -28,6 +28,8 @@ def run_with_priority(arguments: Sequence[str]) -> int | None:
     inner = subprocess.Popen(
         [sys.executable, *arguments], env={**os.environ, _INNER: "1"}, start_new_session=True
     )
+    # A session of its own hears neither the terminal's Ctrl-C nor what ends this process.
+    signal.signal(signal.SIGTERM, lambda _number, _frame: inner.send_signal(signal.SIGINT))
     try:
         return inner.wait()
     except KeyboardInterrupt:
