@@ -117,12 +117,18 @@ def table(found: Sequence[Found], report: dict[str, Any]) -> list[str]:
             lines.append(f"| {one.way.name} | {' | '.join(cells)} |")
     lines += _breakdown(report["breakdown_ms"])
     slow = report["streamed"]
+    mb = {
+        name: round(value / 1e6)
+        for name, value in slow.items()
+        if name.endswith(("_bytes", "_peak_bytes", "_max"))
+    }
+    word = "were" if slow["tokens_are_those_of_all_weights"] else "**were not**"
     lines += [
         "",
-        f"`streamed` with a limit of {slow['limit_bytes'] / 1e6:.0f} MB, a quarter of the model: the engine's resident "
-        f"memory was at most {slow['engine_resident_peak_bytes'] / 1e6:.0f} MB "
-        f"(allowed {slow['resident_bytes_max'] / 1e6:.0f}), the text "
-        f"{'was' if slow['text_is_the_local_text'] else '**was not**'} the local one, {slow['decode']:.2f} tokens/s.",
+        f"`streamed` with a limit of {mb['limit_bytes']} MB, a quarter of the model: the engine had at most "
+        f"{mb['serving_resident_peak_bytes']} MB resident (allowed {mb['resident_bytes_max']}; "
+        f"{mb['loading_resident_peak_bytes']} for a moment while loading), {slow['decode']:.2f} tokens/s; its tokens "
+        f"{word} those of all weights in memory.",
     ]
     lines += ["", "| promised | at least | found | |", "|---|---:|---:|---|"]
     for goal in report["targets"]:

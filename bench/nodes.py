@@ -148,15 +148,14 @@ def mesh_of(
     threads: int = 1,
     model: Path | None = None,
     root: Path | None = None,
-    arguments: Sequence[str] = (),
 ) -> Iterator[Mesh]:
     """Devices that all see each other; their folders go in the end."""
     folder = Path(tempfile.mkdtemp(prefix="p2pnode-bench-", dir=root))
     mesh = Mesh(folder)
     try:
         for name in names:
-            own = ["--model", str(model)] if model is not None and not mesh.nodes else []
-            mesh.add(name, *own, *arguments, threads=threads)
+            arguments = ["--model", str(model)] if model is not None and not mesh.nodes else []
+            mesh.add(name, *arguments, threads=threads)
         for node in mesh.nodes:
             node.online(len(names))
         yield mesh

@@ -42,6 +42,8 @@ class Measured:
     tap_ns: int = 0
     sample_ns: int = 0
     streams: int = 1
+    tokens: list[int] = field(default_factory=list)
+    """Of the first stream."""
 
     @property
     def decode(self) -> float:
@@ -226,6 +228,7 @@ async def measure(line: Line, prompt: int, count: int, streams: int = 1) -> Meas
         frames = [tokens_frame([token], prompt + n, number + 1) for number, token in enumerate(tokens)]
         tokens = list(await asyncio.gather(*(line.step(frame) for frame in frames)))
         measured.steps_s.append(time.perf_counter() - started)
+        measured.tokens.append(tokens[0])
     for was, now in zip(before, await line.counters(), strict=True):
         # Some engines have gone one token further than was asked for.
         share = count / max(1, now["decodes"] - was["decodes"])
