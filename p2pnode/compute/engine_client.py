@@ -303,9 +303,11 @@ class EngineClient:
 
     # rings
     async def open_ring(
-        self, unit_id: int, first_unit: int | None, onward: LaneToRank, back: LaneToRank
+        self, unit_id: int, first_unit: int | None, onward: LaneToRank, back: LaneToRank, *, stages: int = 1
     ) -> None:
         """Lanes out of the first layers here and back to the unit that samples; all engines of a ring call at once.
+
+        `stages` that can compute at the same time share the sessions out among themselves.
 
         Raises StageLost when datagrams do not get through.
         """
@@ -313,6 +315,7 @@ class EngineClient:
             "op": "ring",
             "unit": unit_id,
             "first": first_unit or 0,
+            "stages": stages,
             "lanes": [_end(onward, 1), _end(back, 0)],
         }
         await self._call(message, onward.secret + back.secret)
@@ -321,9 +324,16 @@ class EngineClient:
         """Hear, some time later, what a unit received without this node and what it made of it."""
         self._relayed[unit_id] = observe
 
-    async def open_relay(self, unit_id: int, inbound: LaneToRank, onward: LaneToRank) -> None:
+    async def open_relay(
+        self, unit_id: int, inbound: LaneToRank, onward: LaneToRank, *, stages: int = 1
+    ) -> None:
         """This unit's place in a ring; see `observe`."""
-        message = {"op": "relay", "unit": unit_id, "lanes": [_end(inbound, 0), _end(onward, 1)]}
+        message = {
+            "op": "relay",
+            "unit": unit_id,
+            "stages": stages,
+            "lanes": [_end(inbound, 0), _end(onward, 1)],
+        }
         await self._call(message, inbound.secret + onward.secret)
 
     async def ring_step(self, unit_id: int, frame: Frame, *, ahead: bool = False) -> Sampled:

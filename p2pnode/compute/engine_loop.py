@@ -299,12 +299,14 @@ class Engine:
         """Both lanes of a head: onward first, so that greetings go around the ring in its direction."""
         first = self._units[message["first"]] if message["first"] else None
         lanes = self._groups.frame_lanes(message["lanes"], bytes(payload))
-        self._rings.open_ring(first, self._unit(message), lanes, lambda reply: self._answer([reply]))
+        stages = max(1, int(message["stages"]))
+        self._rings.open_ring(first, self._unit(message), lanes, stages, lambda reply: self._answer([reply]))
         return {}, b""
 
     def _relay(self, message: Message, payload: memoryview) -> Answer:
         unit = self._unit(message)
-        self._rings.open_relay(unit, self._groups.frame_lanes(message["lanes"], bytes(payload)))
+        lanes = self._groups.frame_lanes(message["lanes"], bytes(payload))
+        self._rings.open_relay(unit, lanes, max(1, int(message["stages"])))
         return {}, b""
 
     def _ring_step(self, message: Message, payload: memoryview) -> None:

@@ -31,18 +31,27 @@ class EngineRings:
 
     # places
     def open_ring(
-        self, first: Unit | None, output: Unit, lanes: Sequence[FrameLane], answer: Callable[[Reply], None]
+        self,
+        first: Unit | None,
+        output: Unit,
+        lanes: Sequence[FrameLane],
+        stages: int,
+        answer: Callable[[Reply], None],
     ) -> None:
         from p2pnode.compute.engine_ring import Ring
 
         self.drop(output.unit_id)
+        for unit in (first, output):
+            if unit is not None:
+                unit.gather.share_among(stages)
         self._rings[output.unit_id] = Ring(first, output, lanes[0], lanes[1], answer)
         self._changed()
 
-    def open_relay(self, unit: Unit, lanes: Sequence[FrameLane]) -> None:
+    def open_relay(self, unit: Unit, lanes: Sequence[FrameLane], stages: int) -> None:
         from p2pnode.compute.engine_ring import Relay
 
         self.drop(unit.unit_id)
+        unit.gather.share_among(stages)
         self._relays[unit.unit_id] = Relay(unit, lanes[0], lanes[1], unit.relayed)
         self._changed()
 

@@ -491,8 +491,13 @@ class Unit:
         alone = self.model.recurrent and self.spec.output == "rows"
         order = list(self._first_per_session())
         order.sort(key=lambda step: step.remaining > 1)
+        most = self.gather.rows_max
         for step in order:
-            if not room or (alone and chosen):
+            if (
+                not room
+                or (alone and chosen)
+                or (most is not None and len(chosen) >= most and step.remaining == 1)
+            ):
                 break
             if step.session is None:
                 try:

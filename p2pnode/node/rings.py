@@ -129,7 +129,9 @@ class Rings:
             stages.insert(len(stages) if mine.is_last else 0, view)
         client = engine.client
         ring = await self._attach(plan_id, remote, orders[0][1].stage) if remote else None
-        by_lanes = await self._open_ring(plan_id, orders, views, client, first, output)
+        by_lanes = await self._open_ring(
+            plan_id, orders, views, client, first, output, len(remote) + (mine.part is not None)
+        )
         route = PipelineRoute(
             client,
             first_unit=first,
@@ -248,6 +250,7 @@ class Rings:
         client: EngineClient,
         first: int | None,
         output: int,
+        stages: int,
     ) -> bool:
         """Lanes from engine to engine, so that decoded tokens go around by themselves; without them streams do."""
         given = {key: view.pop("ring_ports", []) for key, view in views.items()}
@@ -266,9 +269,10 @@ class Rings:
                 asyncio.timeout(limits.CONTROL_TIMEOUT_S),
                 asyncio.TaskGroup() as group,
             ):
-                group.create_task(client.open_ring(output, first, onward, back))
+                group.create_task(client.open_ring(output, first, onward, back, stages=stages))
                 for (peer, order), ends in zip(orders, others, strict=True):
                     wish = {"plan_id": plan_id, "slot": order.stage, "in": ends[0], "out": ends[1]}
+                    wish["stages"] = stages
                     group.create_task(self._links.call(peer, "stage.ring", wish))
         except (P2PNodeError, TimeoutError):
             return False

@@ -113,11 +113,14 @@ class StageStreams:
         ends = arguments.get("in"), arguments.get("out")
         if not all(isinstance(end, dict) for end in ends):
             raise RemoteProtocolError("the ends of lanes are maps")
+        stages = arguments.get("stages", 1)
+        if not isinstance(stages, int) or not 0 < stages <= limits.PLAN_STAGES_MAX:
+            raise RemoteProtocolError("a ring has some stages")
         into, out = (self._hosting.lanes.hop(end or {}) for end in ends)
         client, unit = hosted.engine.client, hosted.engine.unit(UNIT)
         self._hear_of_lanes(hosted, client, unit)
         async with asyncio.timeout(limits.CONTROL_TIMEOUT_S):
-            await client.open_relay(unit, into, out)
+            await client.open_relay(unit, into, out, stages=stages)
         return {}
 
     def _hear_of_lanes(self, hosted: HostedStage, client: EngineClient, unit: int) -> None:

@@ -305,6 +305,26 @@ def test_sessions_that_ran_lately_are_waited_for() -> None:
     assert not gather.missing({2})
 
 
+def test_stages_share_sessions_out() -> None:
+    """As many batches as stages, however the sessions first came; rows of one session are no reason to wait."""
+    gather = Gather()
+    assert gather.rows_max is None
+    gather.share_among(2)
+    assert gather.rows_max == 1
+    for session in (1, 2, 3, 4):
+        gather.ran([session], 0.01)
+    assert gather.rows_max == 2
+    assert gather.missing({1})
+    assert not gather.missing({1, 2})
+    gather.ran([1, 2], 0.01)
+    gather.ran([3, 4], 0.01)
+    assert gather.rows_max == 2
+    for session in (2, 3, 4):
+        gather.forget(session)
+    assert gather.rows_max == 1
+    assert not gather.missing({1})
+
+
 def test_waiting_is_short_and_given_up_where_it_does_not_pay() -> None:
     gather = Gather()
     assert gather.wait_s() == 0.0
