@@ -91,19 +91,21 @@ def test_a_device_fetches_its_layers_once(mesh: MeshOfProcesses) -> None:
     alpha.api.post("/command/release_plan", {"plan_id": again["plan_id"]})
 
 
-def test_memory_is_the_share_and_at_most_200_mb(mesh: MeshOfProcesses) -> None:
+def test_memory_is_the_share_and_at_most_200_mb(tmp_path: Path) -> None:
     """`p2pnode status` shows what is resident and what may be: the weights of the stages here and 200 MB."""
-    alpha, beta, gamma = mesh.nodes
-    plan = apply(alpha, DEMO, "alpha", "beta", "gamma")
-    alpha.infer(DEMO, "What is a mesh?", mode="pipeline")
-    for node, stage in zip(mesh.nodes, plan["stages"], strict=True):
-        memory = node.cli("status")["memory"]
-        assert stage["model_bytes"] <= memory["share_bytes"], stage["name"]
-        assert memory["allowed_bytes"] == memory["share_bytes"] + 200_000_000
-        assert memory["node_and_engines_bytes"] <= memory["allowed_bytes"], stage["name"]
-    for node, stage in ((beta, plan["stages"][1]), (gamma, plan["stages"][2])):
-        assert node.cli("status")["memory"]["share_bytes"] == stage["model_bytes"]
-    alpha.api.post("/command/release_plan", {"plan_id": plan["plan_id"]})
+    # A mesh of its own: heads keep whole models that were asked for before, each in an engine.
+    with mesh_of(tmp_path, "alpha", "beta", "gamma") as mesh:
+        alpha, beta, gamma = mesh.nodes
+        plan = apply(alpha, DEMO, "alpha", "beta", "gamma")
+        alpha.infer(DEMO, "What is a mesh?", mode="pipeline")
+        for node, stage in zip(mesh.nodes, plan["stages"], strict=True):
+            memory = node.cli("status")["memory"]
+            assert stage["model_bytes"] <= memory["share_bytes"], stage["name"]
+            assert memory["allowed_bytes"] == memory["share_bytes"] + 200_000_000
+            assert memory["node_and_engines_bytes"] <= memory["allowed_bytes"], stage["name"]
+        for node, stage in ((beta, plan["stages"][1]), (gamma, plan["stages"][2])):
+            assert node.cli("status")["memory"]["share_bytes"] == stage["model_bytes"]
+        alpha.api.post("/command/release_plan", {"plan_id": plan["plan_id"]})
 
 
 def test_a_killed_engine_is_recorded_and_restarted(mesh: MeshOfProcesses) -> None:
