@@ -1,4 +1,4 @@
-"""Credit: balance, top up, statement."""
+"""Credit: balance, top up, quota, statement."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import secrets
 from datetime import datetime
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -53,6 +54,56 @@ def topup(
         print_json(answer)
         return
     click.echo(f"{units} units added to {account}")
+
+
+PERIODS_MS = {"hour": 3_600_000, "day": 86_400_000, "week": 7 * 86_400_000, "month": 30 * 86_400_000}
+"""A month is thirty days: periods are counted from 1970, so that every node begins them at the same moment."""
+
+
+@click.command()
+@click.argument("account")
+@click.argument("units", required=False)
+@click.option(
+    "--per", type=click.Choice(list(PERIODS_MS)), default="day", show_default=True, help="How often."
+)
+@click.option("--lift", is_flag=True, help="No limit any more.")
+@node_options
+def quota(
+    account: str,
+    units: str | None,
+    per: str,
+    lift: bool,
+    data: Path | None,
+    api: str | None,
+    as_json: bool,
+) -> None:
+    """Show what ACCOUNT (a key or a peer) may use, or let it use UNITS by list price in each period, free or not."""
+    if lift and units is not None:
+        raise click.UsageError("either UNITS or --lift")
+    wanted: dict[str, Any] = {"account": account}
+    if units is not None:
+        wanted |= {"limit_microunits": micro_units(units), "period_ms": PERIODS_MS[per]}
+    node = connect(data, api)
+    if lift or units is not None:
+        node.post("/command/quota", wanted)
+    accounts = node.get("/billing").get("accounts", [])
+    found: dict[str, Any] = next((a for a in accounts if a.get("account") == account), {"account": account})
+    if as_json:
+        print_json(found)
+        return
+    limit = found.get("quota")
+    if not limit:
+        click.echo(f"{account} has no quota")
+        return
+    click.echo(
+        f"{account} may use {units_text(limit['limit_microunits'])} units in each {period_text(limit['period_ms'])}: "
+        f"{units_text(limit['used_microunits'])} used, {units_text(limit['forecast_microunits'])} at this pace"
+    )
+
+
+def period_text(period_ms: int) -> str:
+    name = next((name for name, length in PERIODS_MS.items() if length == period_ms), None)
+    return name or f"{period_ms / 3_600_000:g} hours"
 
 
 def micro_units(text: str) -> int:

@@ -14,6 +14,7 @@ from p2pnode.errors import RequestError
 from p2pnode.events import types as facts
 from p2pnode.events.codec import Record
 from p2pnode.projections import billing
+from p2pnode.projections.accounts import Account
 from p2pnode.projections.billing import Billing, Channel, Postings
 from p2pnode.projections.fold import JsonObject
 from p2pnode.units import MICRO_PER_UNIT
@@ -23,9 +24,9 @@ def view(state: Billing, now_ms: int, *, names: Mapping[str, str]) -> JsonObject
     """{"unit_microunits", "own_account", "accounts": [{"account", "name", "available_microunits",
     "held_microunits", "granted_microunits", "topped_up_microunits", "spent_microunits",
     "earned_microunits", "requests", "opened_ms", "ended", "quota": {"limit_microunits", "period_ms",
-    "left_microunits"} or None}], "holds": [{"hold_id", "payer", "request_id", "amount_microunits",
-    "expires_ms", "free"}], "channels": [{"peer", "direction", "sequence", "agreed_sequence",
-    "layer_tokens", "microunits", "agreed_microunits"}], "totals": {"minted_microunits",
+    "used_microunits", "left_microunits", "forecast_microunits"} or None}], "holds": [{"hold_id", "payer",
+    "request_id", "amount_microunits", "expires_ms", "free"}], "channels": [{"peer", "direction", "sequence",
+    "agreed_sequence", "layer_tokens", "microunits", "agreed_microunits"}], "totals": {"minted_microunits",
     "available_microunits", "held_microunits", "due_microunits", "sum_microunits"}}; the sum is always 0.
     """
     return {
@@ -83,13 +84,21 @@ def _account_view(state: Billing, account: str, now_ms: int, names: Mapping[str,
         "requests": entry.requests,
         "opened_ms": entry.opened_ms,
         "ended": entry.ended,
-        "quota": None
-        if left is None
-        else {
-            "limit_microunits": entry.quota,
-            "period_ms": entry.quota_period_ms,
-            "left_microunits": left,
-        },
+        "quota": None if left is None or entry.quota is None else _quota_view(entry, left, now_ms),
+    }
+
+
+def _quota_view(entry: Account, left: int, now_ms: int) -> JsonObject:
+    """With what the period will have used at the pace so far; of its first minutes no pace is told."""
+    assert entry.quota is not None, "the caller looked"
+    used, period_ms = entry.quota - left, entry.quota_period_ms
+    elapsed_ms = max(now_ms % period_ms, period_ms // 100, 1)
+    return {
+        "limit_microunits": entry.quota,
+        "period_ms": period_ms,
+        "used_microunits": used,
+        "left_microunits": left,
+        "forecast_microunits": used * period_ms // elapsed_ms,
     }
 
 

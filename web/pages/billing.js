@@ -17,10 +17,11 @@ export function Billing({ state }) {
       <p class="figure">${units(item.available_microunits)} <small>units available</small></p>
       <dl><dt>Held</dt><dd>${units(item.held_microunits)}</dd><dt>Spent</dt><dd>${units(item.spent_microunits)} in ${item.requests} requests</dd>
         <dt>Earned</dt><dd>${units(item.earned_microunits)}</dd><dt>Topped up</dt><dd>${units(item.topped_up_microunits)}</dd>
-        ${item.quota && html`<dt>Quota</dt><dd>${units(item.quota.left_microunits)} of ${units(item.quota.limit_microunits)} left</dd>`}</dl>
+        ${item.quota && html`<dt>Quota</dt><dd>${units(item.quota.left_microunits)} of ${units(item.quota.limit_microunits)} left; ${units(item.quota.forecast_microunits)} at this pace</dd>`}</dl>
       <button type="button" aria-pressed=${item.account === account} onClick=${() => setAccount(item.account)}>Statement</button>
     </article>`)}
-    <${TopUp} account=${account} after=${() => { reload(); statement.reload(); }} /></div>
+    <${TopUp} account=${account} after=${() => { reload(); statement.reload(); }} />
+    <${Quota} account=${account} quota=${accounts.find((item) => item.account === account)?.quota} after=${reload} /></div>
     ${(data?.holds ?? []).length > 0 && html`<article class="card"><h2>Held now</h2><table><thead><tr><th>Request</th><th>Payer</th><th class="num">Amount</th><th>Until</th></tr></thead>
       <tbody>${data.holds.map((hold) => html`<tr key=${hold.hold_id}><td><a href=${`#/audit?request=${hold.request_id}`}>${hold.request_id}</a></td><td>${shortPeer(hold.payer)}</td><td class="num">${units(hold.amount_microunits)}</td><td>${time(hold.expires_ms)}</td></tr>`)}</tbody></table></article>`}
     ${(data?.channels ?? []).length > 0 && html`<article class="card"><h2>Work between devices</h2><table><thead><tr><th>Device</th><th>Direction</th><th class="num">Layer tokens</th><th class="num">Units</th><th class="num">Agreed</th></tr></thead>
@@ -40,6 +41,26 @@ export function microUnits(text) {
   if (!match) return null;
   const micro = Number(match[1]) * 1e6 + Number((match[2] ?? "").padEnd(6, "0"));
   return micro > 0 ? micro : null;
+}
+
+const PERIODS = { hour: 3_600_000, day: 86_400_000, week: 7 * 86_400_000, month: 30 * 86_400_000 };
+
+function Quota({ account, quota, after }) {
+  const [amount, setAmount] = useState("5");
+  const [per, setPer] = useState("day");
+  const act = useAction(after);
+  const micro = microUnits(amount);
+  const send = (event) => {
+    event.preventDefault();
+    act.run("/command/quota", { account, limit_microunits: micro, period_ms: PERIODS[per] });
+  };
+  return html`<form class="card" onSubmit=${send}><h2>Quota of ${account}</h2>
+    <div class="row"><label>Units <input inputmode="decimal" value=${amount} onInput=${(event) => setAmount(event.target.value)} aria-invalid=${micro === null} /></label>
+    <label>each <select value=${per} onChange=${(event) => setPer(event.target.value)}>${Object.keys(PERIODS).map((name) => html`<option key=${name}>${name}</option>`)}</select></label>
+    <button class="primary" disabled=${micro === null || act.busy}>Limit</button>
+    ${quota && html`<button type="button" disabled=${act.busy} onClick=${() => act.run("/command/quota", { account })}>Lift</button>`}</div>
+    <p class="muted">Counts the list price, free requests too.</p>
+    <${Failure} error=${act.error} /></form>`;
 }
 
 function TopUp({ account, after }) {

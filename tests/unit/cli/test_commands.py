@@ -43,6 +43,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
     "command",
     [
         ["peers"], ["models"], ["top"], ["ps"], ["ps", "--all"], ["status"], ["balance"], ["topup", "0.25"], ["invite"],
+        ["quota", "local"],
         ["plan", MODEL, "--mode", "pipeline", "--stages", "2", "--devices", "studio,kitchen", "--why", "--apply"],
         ["plan", "--exclude", "attic", "--blocks", "studio:0-3,kitchen:4-7", "--what-if", "-kitchen", "--anyway"],
         ["run", MODEL, "hello", "--max-tokens", "3", "--temperature", "0", "--seed", "4"], ["keys", "list"],
@@ -58,6 +59,26 @@ def test_json_and_table(capsys: pytest.CaptureFixture[str], data: str, command: 
     code, out, _ = run(capsys, *command, "--data", data)
     assert code == 0
     assert out.strip()
+
+
+def test_a_quota_is_set_shown_and_lifted(
+    capsys: pytest.CaptureFixture[str], data: str, node: FakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    view = node.billing()
+    view["accounts"][0]["quota"] = {
+        "limit_microunits": 5_000_000, "period_ms": 3_600_000, "used_microunits": 1_500_000,
+        "left_microunits": 3_500_000, "forecast_microunits": 6_000_000,
+    }  # fmt: skip
+    monkeypatch.setattr(node, "billing", lambda: view)
+    code, out, _ = run(capsys, "quota", "local", "5", "--per", "hour", "--data", data)
+    assert (code, out) == (0, "local may use 5 units in each hour: 1.5 used, 6 at this pace\n")
+    assert run(capsys, "quota", "local", "--lift", "--data", data)[0] == 0
+    assert [arguments for name, arguments in node.commands if name == "quota"] == [
+        {"account": "local", "limit_microunits": 5_000_000, "period_ms": 3_600_000},
+        {"account": "local"},
+    ]
+    view["accounts"][0]["quota"]["period_ms"] = 5_400_000
+    assert "in each 1.5 hours" in run(capsys, "quota", "local", "--data", data)[1]
 
 
 def test_status_says_what_may_be_in_memory(capsys: pytest.CaptureFixture[str], data: str) -> None:
@@ -135,6 +156,9 @@ def test_api_address(capsys: pytest.CaptureFixture[str], data: str) -> None:
         (["invite", "--expires", "soon"], 1, "not a duration"),
         (["topup", "much"], 1, "not a number"),
         (["topup", "0.0000001"], 1, "not an amount"),
+        (["quota", "local", "0"], 1, "not an amount"),
+        (["quota", "local", "5", "--lift"], 2, "either UNITS or --lift"),
+        (["quota", "local", "5", "--per", "fortnight"], 2, "fortnight"),
         (["peers", "--api", "not an address"], 1, "HOST:PORT"),
         (["peers", "--api", "127.0.0.1:1"], 1, "no node answers"),
         (["peers", "--data", "/nonexistent/folder"], 1, "no node is running"),

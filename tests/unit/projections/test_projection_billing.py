@@ -9,7 +9,7 @@ import json
 import pytest
 
 from p2pnode import limits
-from p2pnode.commands import ExpireHolds, FailRequest, TopUp
+from p2pnode.commands import ExpireHolds, FailRequest, SetQuota, TopUp
 from p2pnode.errors import CorruptRecord, RequestError
 from p2pnode.events import types as facts
 from p2pnode.events.types import Event
@@ -197,3 +197,22 @@ def test_exports_hold_the_rows_and_no_formula() -> None:
     assert [row["index"] for row in parsed] == [row.index for row in rows]
     assert parsed[0]["note"] == "=HYPERLINK()"
     assert SELF not in {row["account"] for row in parsed}
+
+
+def test_a_quota_is_shown_with_what_the_pace_so_far_comes_to() -> None:
+    """A quarter of the period has passed and half of the limit is used; in its first minutes nothing explodes."""
+    story, day_ms = Story(), 86_400_000
+    story.now_ms = 20_000 * day_ms
+    story.do(SetQuota(account=STRANGER, limit_microunits=8 * UNIT, period_ms=day_ms))
+    story.do(serve("r1", max_tokens=4000))
+
+    def shown(now_ms: int) -> dict[str, int]:
+        accounts = billing_view.view(story.state.billing, now_ms, names={})["accounts"]
+        quota: dict[str, int] = next(entry["quota"] for entry in accounts if entry["account"] == STRANGER)
+        return quota
+
+    quarter = shown(story.now_ms + day_ms // 4)
+    assert (quarter["used_microunits"], quarter["left_microunits"]) == (4 * UNIT, 4 * UNIT)
+    assert quarter["forecast_microunits"] == 16 * UNIT
+    assert shown(story.now_ms)["forecast_microunits"] == 400 * UNIT
+    assert shown(story.now_ms + day_ms)["forecast_microunits"] == 0
