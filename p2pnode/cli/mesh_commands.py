@@ -28,6 +28,8 @@ def since(ms: object) -> str:
     if not isinstance(ms, int | float) or ms <= 0:
         return "-"
     seconds = max(0, round(datetime.now(UTC).timestamp() - ms / 1000))
+    if seconds < 3:
+        return "now"
     for size, unit in ((86_400, "d"), (3600, "h"), (60, "min")):
         if seconds >= size:
             return f"{seconds // size} {unit} ago"

@@ -55,7 +55,8 @@ def pulse(view: dict[str, Any]) -> str:
     up = sum(1 for peer in peers if peer.get("self") or peer.get("state") == "online")
     speed = sum(float(row.get("tokens_per_s") or 0) for row in view["running"])
     name = one_line(str(view["status"].get("name", "-")))
-    head = f"{name}: {up} of {len(peers)} devices, {len(view['running'])} answers being written"
+    count = len(view["running"])
+    head = f"{name}: {up} of {len(peers)} devices, {count} answer{'' if count == 1 else 's'} being written"
     return f"{head}, {speed:.1f} tokens/s, {view['finished']} done, {view['failed']} failed"
 
 

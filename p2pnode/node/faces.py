@@ -16,6 +16,7 @@ from p2pnode.events.codec import Record
 from p2pnode.events.types import ConsoleCommandRun
 from p2pnode.events.witness_view import witness_view
 from p2pnode.facade import GenerateEvent, GenerateRequest, JsonObject
+from p2pnode.multiformats import DecodeError
 from p2pnode.node import wire_counts
 from p2pnode.node.bringing import PREFIXES, prefix_bytes_of
 from p2pnode.node.core import Node, now_ms
@@ -328,13 +329,15 @@ class Faces:
             return await command(arguments)
         except KeyError as error:
             raise RequestError(f"the argument {error} is missing") from None
+        except DecodeError as error:
+            raise RequestError(f"an argument is not what it should be: {error}") from None
 
     async def _top_up(self, a: Mapping[str, Any]) -> JsonObject:
         key = str(a["idempotency_key"])
         return await self._node.ledger.do(
             c.TopUp(
                 account=str(a["account"]),
-                amount_microunits=int(a["amount_microunits"]),
+                amount_microunits=_whole(a, "amount_microunits"),
                 idempotency_key=key,
                 note=str(a.get("note", "")),
             ),
@@ -347,8 +350,8 @@ class Faces:
         return await self._node.ledger.do(
             c.SetQuota(
                 account=str(a["account"]),
-                limit_microunits=0 if unlimited else int(a["limit_microunits"]),
-                period_ms=0 if unlimited else int(a["period_ms"]),
+                limit_microunits=0 if unlimited else _whole(a, "limit_microunits"),
+                period_ms=0 if unlimited else _whole(a, "period_ms"),
                 unlimited=unlimited,
             )
         )
@@ -545,3 +548,13 @@ class Faces:
         finally:
             stop()
             node.telemetry.remove(put)
+
+
+def _whole(arguments: Mapping[str, Any], name: str) -> int:
+    """A whole number, also written as text; KeyError when it is missing."""
+    value = arguments[name]
+    if isinstance(value, str) and value.removeprefix("-").isdecimal() and len(value) < 20:
+        value = int(value)
+    if not isinstance(value, int) or isinstance(value, bool) or abs(value) >= 1 << 63:
+        raise RequestError(f"{name} is not a whole number", param=name)
+    return value

@@ -54,9 +54,7 @@ async def test_screen(app: MeshTop, node: FakeNode) -> None:
     async with app.run_test(size=(120, 40)) as pilot:
         devices, answers = app.query_one("#devices", DataTable), app.query_one("#answers", DataTable)
         await until(pilot, lambda: devices.row_count == 2 and answers.row_count == 1)
-        assert "2 of 2 devices, 1 answers being written, 10.0 tokens/s, 3 done, 1 failed" in text(
-            app, "pulse"
-        )
+        assert "2 of 2 devices, 1 answer being written, 10.0 tokens/s, 3 done, 1 failed" in text(app, "pulse")
         await until(pilot, lambda: "1.50 ms a step, 40% busy" in text(app, "now"))
         assert "loading on kitchen  50%" in text(app, "now")
         log = app.query_one("#events", RichLog)
