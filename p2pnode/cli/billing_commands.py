@@ -16,9 +16,15 @@ from p2pnode.units import MICRO_PER_UNIT
 
 
 @click.command()
+@click.option(
+    "--earnings", is_flag=True, help="What was computed for whom, by device and layers, from receipts."
+)
 @node_options
-def balance(data: Path | None, api: str | None, as_json: bool) -> None:
+def balance(earnings: bool, data: Path | None, api: str | None, as_json: bool) -> None:
     """Credit of every account of this node."""
+    if earnings:
+        show_earnings(connect(data, api).get("/log/earnings"), as_json=as_json)
+        return
     view = connect(data, api).get("/billing")
     if as_json:
         print_json(view)
@@ -34,6 +40,29 @@ def balance(data: Path | None, api: str | None, as_json: bool) -> None:
         for account in view.get("accounts", [])
     ]
     print_table("Accounts", ("ACCOUNT", "AVAILABLE", "HELD", "SPENT", "EARNED"), rows)
+
+
+def show_earnings(view: Any, *, as_json: bool) -> None:
+    if as_json:
+        print_json(view)
+        return
+    rows = [
+        (
+            row["peer"][-6:],
+            "computed for it" if row["direction"] == "given" else "computed by it",
+            f"{row['layers'][0]}–{row['layers'][1] - 1}",
+            str(row["receipts"]),
+            str(row["layer_tokens"]),
+            units_text(row["microunits"]),
+        )
+        for row in view.get("earnings", [])
+    ]
+    if not rows:
+        click.echo("no receipts yet")
+        return
+    print_table(
+        "Work between devices", ("DEVICE", "DIRECTION", "LAYERS", "RECEIPTS", "LAYER TOKENS", "UNITS"), rows
+    )
 
 
 @click.command()

@@ -12,7 +12,7 @@ from p2pnode.errors import NotFound, RequestError
 from p2pnode.events.codec import Record
 from p2pnode.node.ledger import Ledger
 from p2pnode.projections import state_hash
-from p2pnode.projections.billing_view import statement
+from p2pnode.projections.billing_view import earnings, statement
 
 Query = Callable[[Mapping[str, Any]], Any]
 
@@ -38,6 +38,7 @@ class LogQueries:
             "usage": lambda _: self._ledger.view("usage"),
             "invites": lambda _: self._ledger.view("invites"),
             "statement": self._statement,
+            "earnings": self._earnings,
         }
 
     @property
@@ -143,13 +144,15 @@ class LogQueries:
     def _statement(self, a: Mapping[str, Any]) -> Any:
         size, limit = int(self._log.size), _number(a, "limit", 1000, 1, limits.STATEMENT_ROWS_MAX)
         account = str(a["account"]) if a.get("account") else None
-
-        def records() -> Any:
-            for first in range(0, size, limits.LOG_READ_EVENTS_MAX):
-                yield from self._log.read(first, min(size, first + limits.LOG_READ_EVENTS_MAX))
-
-        rows = [_hexed(_plain(row)) for row in statement(records(), account)]
+        rows = [_hexed(_plain(row)) for row in statement(self._all_records(size), account)]
         return {"account": account, "lines": rows[-limit:]}
+
+    def _earnings(self, _: Mapping[str, Any]) -> Any:
+        return {"earnings": earnings(self._all_records(int(self._log.size)))}
+
+    def _all_records(self, size: int) -> Any:
+        for first in range(0, size, limits.LOG_READ_EVENTS_MAX):
+            yield from self._log.read(first, min(size, first + limits.LOG_READ_EVENTS_MAX))
 
 
 def _plain(value: Any) -> Any:

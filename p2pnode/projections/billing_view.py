@@ -11,6 +11,7 @@ from typing import Final
 
 from p2pnode import limits
 from p2pnode.errors import RequestError
+from p2pnode.events import receipt as receipts
 from p2pnode.events import types as facts
 from p2pnode.events.codec import Record
 from p2pnode.projections import billing
@@ -200,6 +201,38 @@ def _row(state: Billing, record: Record, name: str, amount: int) -> StatementRow
         held_microunits=billing.held(state, owner),
         note=getattr(event, "note", "") or getattr(event, "reason", ""),
     )
+
+
+def earnings(records: Iterable[Record]) -> list[JsonObject]:
+    """What receipts with both signatures were for, by device, direction, model and layers, from the log itself:
+    [{"peer", "direction", "model", "layers", "receipts", "layer_tokens", "microunits"}]; "given" was computed here.
+    """
+    sums: dict[tuple[str, str, str, int, int], list[int]] = {}
+    for record in records:
+        event = record.event
+        if isinstance(event, facts.ReceiptReceived):
+            direction = "received"
+        elif isinstance(event, facts.ReceiptGiven) and event.countersignature is not None:
+            direction = "given"
+        else:
+            continue
+        receipt = receipts.decode(event.receipt)
+        key = (event.peer, direction, receipt.model, receipt.layer_first, receipt.layer_end)
+        row = sums.setdefault(key, [0, 0, 0])
+        for n, more in enumerate((1, receipt.layer_tokens, receipt.microunits)):
+            row[n] += more
+    return [
+        {
+            "peer": peer,
+            "direction": direction,
+            "model": model,
+            "layers": [first, end],
+            "receipts": count,
+            "layer_tokens": layer_tokens,
+            "microunits": microunits,
+        }
+        for (peer, direction, model, first, end), (count, layer_tokens, microunits) in sorted(sums.items())
+    ]
 
 
 def as_csv(rows: Iterable[StatementRow]) -> str:

@@ -344,6 +344,10 @@ class FakeNode:
     def log_query(self, name: str, arguments: Mapping[str, Any]) -> Any:
         if name == "size":
             return {"size": 42}
+        if name == "earnings":
+            row = {"peer": PEER_TWO, "direction": "given", "model": MODEL, "layers": [4, 8], "receipts": 3,
+                   "layer_tokens": 40, "microunits": 1_500_000}  # fmt: skip
+            return {"earnings": [row]}
         if name == "entries":
             return {"entries": [{"index": 0, "type": "NodeStarted"}], "arguments": dict(arguments)}
         raise NotFound(f"there is no view {name!r} of the log")

@@ -7,6 +7,7 @@ export function Billing({ state }) {
   const { data, error, reload } = useView("/billing", [state.lastIndex]);
   const [account, setAccount] = useState("local");
   const statement = useView(`/log/statement?account=${encodeURIComponent(account)}&limit=200`, [state.lastIndex]);
+  const earned = useView("/log/earnings", [state.lastIndex]);
   const lines = (statement.data?.lines ?? []).filter((line) => line.account === account).reverse();
   const accounts = data?.accounts ?? [];
   return html`<section aria-labelledby="billing-title">
@@ -26,6 +27,8 @@ export function Billing({ state }) {
       <tbody>${data.holds.map((hold) => html`<tr key=${hold.hold_id}><td><a href=${`#/audit?request=${hold.request_id}`}>${hold.request_id}</a></td><td>${shortPeer(hold.payer)}</td><td class="num">${units(hold.amount_microunits)}</td><td>${time(hold.expires_ms)}</td></tr>`)}</tbody></table></article>`}
     ${(data?.channels ?? []).length > 0 && html`<article class="card"><h2>Work between devices</h2><table><thead><tr><th>Device</th><th>Direction</th><th class="num">Layer tokens</th><th class="num">Units</th><th class="num">Agreed</th></tr></thead>
       <tbody>${data.channels.map((row, index) => html`<tr key=${index}><td>${state.peers.find((peer) => peer.peer === row.peer)?.name ?? shortPeer(row.peer)}</td><td>${row.direction === "given" ? "computed for it" : "computed by it"}</td><td class="num">${row.layer_tokens}</td><td class="num">${units(row.microunits)}</td><td class="num">${units(row.agreed_microunits)}</td></tr>`)}</tbody></table></article>`}
+    ${(earned.data?.earnings ?? []).length > 0 && html`<article class="card"><h2>Earned by layers</h2><table><thead><tr><th>Device</th><th>Direction</th><th>Layers</th><th class="num">Receipts</th><th class="num">Layer tokens</th><th class="num">Units</th></tr></thead>
+      <tbody>${earned.data.earnings.map((row, index) => html`<tr key=${index}><td>${state.peers.find((peer) => peer.peer === row.peer)?.name ?? shortPeer(row.peer)}</td><td>${row.direction === "given" ? "computed for it" : "computed by it"}</td><td>${row.layers[0]}–${row.layers[1] - 1}</td><td class="num">${row.receipts}</td><td class="num">${row.layer_tokens}</td><td class="num">${units(row.microunits)}</td></tr>`)}</tbody></table></article>`}
     <article class="card"><div class="row"><h2>Statement of ${accounts.find((item) => item.account === account)?.name ?? account}</h2>
       <button type="button" disabled=${!lines.length} onClick=${() => download(`statement-${account}.csv`, toCsv(lines), "text/csv")}>Export CSV</button></div>
       <${Failure} error=${statement.error} />

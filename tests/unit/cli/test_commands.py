@@ -43,7 +43,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
     "command",
     [
         ["peers"], ["models"], ["top"], ["ps"], ["ps", "--all"], ["status"], ["balance"], ["topup", "0.25"], ["invite"],
-        ["quota", "local"],
+        ["quota", "local"], ["balance", "--earnings"],
         ["plan", MODEL, "--mode", "pipeline", "--stages", "2", "--devices", "studio,kitchen", "--why", "--apply"],
         ["plan", "--exclude", "attic", "--blocks", "studio:0-3,kitchen:4-7", "--what-if", "-kitchen", "--anyway"],
         ["run", MODEL, "hello", "--max-tokens", "3", "--temperature", "0", "--seed", "4"], ["keys", "list"],
@@ -79,6 +79,11 @@ def test_a_quota_is_set_shown_and_lifted(
     ]
     view["accounts"][0]["quota"]["period_ms"] = 5_400_000
     assert "in each 1.5 hours" in run(capsys, "quota", "local", "--data", data)[1]
+
+
+def test_earnings_name_device_and_layers(capsys: pytest.CaptureFixture[str], data: str) -> None:
+    _, out, _ = run(capsys, "balance", "--earnings", "--data", data)
+    assert out.splitlines()[-1].split("\t")[1:] == ["computed for it", "4–7", "3", "40", "1.5"]
 
 
 def test_status_says_what_may_be_in_memory(capsys: pytest.CaptureFixture[str], data: str) -> None:

@@ -199,6 +199,28 @@ def test_exports_hold_the_rows_and_no_formula() -> None:
     assert SELF not in {row["account"] for row in parsed}
 
 
+def test_earnings_are_the_sums_of_what_both_signed_by_layers() -> None:
+    between = channel()
+    provider, consumer = Story(between.provider.peer), Story(between.consumer.peer)
+    for layers in ((0, 4), (4, 8), (4, 8)):
+        signed = between.signed(between.next(layer_first=layers[0], layer_end=layers[1]))
+        provider.do(between.give(signed, agreed=False))
+        consumer.do(between.accept(signed))
+        provider.do(between.give(signed))
+    provider.do(between.give(between.signed(), agreed=False))
+    mine, theirs = billing_view.earnings(provider.records), billing_view.earnings(consumer.records)
+    assert [(row["layers"], row["receipts"], row["layer_tokens"], row["microunits"]) for row in mine] == [
+        ([0, 4], 1, 40, 500_000),
+        ([4, 8], 2, 80, 1_000_000),
+    ]
+    assert [{**row, "peer": "", "direction": ""} for row in mine] == [
+        {**row, "peer": "", "direction": ""} for row in theirs
+    ]
+    assert {row["direction"] for row in mine} | {row["direction"] for row in theirs} == {"given", "received"}
+    agreed = provider.state.billing.given[between.consumer.peer].agreed_microunits
+    assert sum(row["microunits"] for row in mine) == agreed
+
+
 def test_a_quota_is_shown_with_what_the_pace_so_far_comes_to() -> None:
     """A quarter of the period has passed and half of the limit is used; in its first minutes nothing explodes."""
     story, day_ms = Story(), 86_400_000
