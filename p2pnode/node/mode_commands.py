@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 from p2pnode import limits
 from p2pnode.compute.rpc import RpcServer
-from p2pnode.errors import NotFound, RequestError, ShapeMismatch, StageLost
+from p2pnode.errors import NotFound, RemoteProtocolError, RequestError, ShapeMismatch, StageLost
 from p2pnode.frame import HEADER_BYTES, DType, Frame, Kind, decode, decode_header, encode, pack_rows, rows_f32
 from p2pnode.node.core import Node
 from p2pnode.node.hosting import UNIT
@@ -36,7 +37,8 @@ class ModeCommands:
 
     async def _forward(self, a: Mapping[str, Any]) -> dict[str, Any]:
         """One frame through a stage this device hosts, exactly as a ring's stream would bring it."""
-        frame = whole_frame(_raw(a))
+        with _as_request():
+            frame = whole_frame(_raw(a))
         plan_id, stage = str(a.get("plan_id", "")), a.get("stage", 0)
         hosted = next(
             (
@@ -76,9 +78,10 @@ class ModeCommands:
         raw = memoryview(_raw(a))
         frames: list[Frame] = []
         while raw:
-            header = decode_header(raw[:HEADER_BYTES])
-            end = HEADER_BYTES + header.body_bytes
-            frames.append(decode(header, raw[HEADER_BYTES:end]))
+            with _as_request():
+                header = decode_header(raw[:HEADER_BYTES])
+                end = HEADER_BYTES + header.body_bytes
+                frames.append(decode(header, raw[HEADER_BYTES:end]))
             raw = raw[end:]
             if len(frames) > limits.RANKS_MAX:
                 raise RequestError(f"at most {limits.RANKS_MAX} partial sums can be added")
@@ -104,6 +107,17 @@ class ModeCommands:
 
     async def close(self) -> None:
         await self._rpc_stop({})
+
+
+@contextmanager
+def _as_request() -> Iterator[None]:
+    """Between devices a broken frame is the other side's fault; here it is the caller's."""
+    try:
+        yield
+    except RemoteProtocolError as error:
+        raise RequestError(
+            f"this is no tensor frame: {error.message}", hint="see specs/06-tensors.md"
+        ) from None
 
 
 def whole_frame(raw: bytes) -> Frame:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from p2pnode.errors import P2PNodeError
+from p2pnode.errors import P2PNodeError, RequestError
 from p2pnode.node.faces import Faces
 from tests.kit.node_here import node_here
 
@@ -59,3 +59,13 @@ async def test_every_command_bears_anything(tmp_path: Path) -> None:
                 assert isinstance(answer, dict)
             await faces.command("resume", {})
         assert faces.health()["status"] == "ok"
+
+
+async def test_frames_that_are_none(tmp_path: Path) -> None:
+    """What a caller sends is the caller's fault, not another device's."""
+    async with node_here(tmp_path / "node") as node:
+        faces = Faces(node)
+        for name in ("pipeline_forward", "tensor_allreduce"):
+            for raw in (b"x", b"x" * 64, b"P2PF" + b"\x00" * 200, b"P2PF" * 100):
+                with pytest.raises(RequestError):
+                    await faces.command(name, {"frame": raw})
