@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
 import numpy as np
@@ -21,20 +22,20 @@ from p2pnode.frame import DType, Frame, Kind, pack_rows
 _DTYPES = {"f32": DType.F32, "f16": DType.F16, "bf16": DType.BF16, "q8_0": DType.Q8_0}
 
 
-class Batches(LoadedUnit):
+class Batches(LoadedUnit, ABC):
     """Chooses among what waits, runs it, samples and answers."""
 
+    @abstractmethod
     def _go_ahead(self, step: Step) -> None:
         """A token was sampled that will most likely be fed next."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _forget_unasked(self, session_id: int) -> bool:
         """Nobody will ask for what was begun ahead; whether its position is held in the session."""
-        raise NotImplementedError
 
+    @abstractmethod
     def settle(self, session_id: int) -> None:
         """Let the session hold what was asked for and no more."""
-        raise NotImplementedError
 
     def _choose(self) -> tuple[list[tuple[Step, int]], list[Reply]]:
         """Steps of distinct sessions with the rows each may run now: single rows first, then prompts."""

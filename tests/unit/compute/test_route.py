@@ -21,11 +21,20 @@ FIRST, OUTPUT = 1, 2
 class Ring:
     """A route whose frames lie here until they are sent back."""
 
-    def __init__(self, *, first: int | None = None) -> None:
+    def __init__(
+        self, *, first: int | None = None, by_lanes: bool = False, output_has_layers: bool = False
+    ) -> None:
         self.engine = FakeEngine()
         self.out: list[Frame] = []
         self.broken = False
-        self.route = PipelineRoute(self.engine, first_unit=first, output_unit=OUTPUT, send=self.send)
+        self.route = PipelineRoute(
+            self.engine,
+            first_unit=first,
+            output_unit=OUTPUT,
+            send=self.send,
+            by_lanes=by_lanes,
+            output_has_layers=output_has_layers,
+        )
 
     async def send(self, frame: Frame) -> None:
         if self.broken:
@@ -195,3 +204,71 @@ async def test_rows_that_come_while_asking_are_taken(monkeypatch: pytest.MonkeyP
         ring.engine, first_unit=None, output_unit=OUTPUT, send=ring.send, stages=2, ask=ask
     )
     assert token_of(await ring.feed(1, 10)) == 11
+
+
+# --- lanes and last layers -------------------------------------------------------------------------
+def decoding(session: int, position: int, token: int) -> Feed:
+    return Feed(session, 0, position, [token], sample=True, ahead=True, is_alone=True)
+
+
+async def test_engines_carry_decoded_tokens_only() -> None:
+    """A prompt goes by the stream, a token that is alone around by lanes."""
+    ring = Ring(by_lanes=True)
+    feed = ring.feed(1, 10)
+    await settle()
+    ring.route.arrived(ring.out[0])
+    assert token_of(await feed) == 11
+    assert token_of(await ring.route.feed(decoding(1, 1, 11))) == 12
+    assert (len(ring.out), len(ring.engine.named("around"))) == (1, 1)
+
+
+async def test_silent_lanes_are_left_for_good() -> None:
+    """The token that met the silence goes by the stream, and so do all after it."""
+    ring = Ring(by_lanes=True)
+    ring.engine.failure = StageLost("the lane is silent")
+    feeds = [asyncio.ensure_future(ring.route.feed(decoding(1, 7, 20)))]
+    await settle()
+    ring.engine.failure = None
+    feeds.append(asyncio.ensure_future(ring.route.feed(decoding(2, 7, 30))))
+    await settle()
+    for frame in ring.out:
+        ring.route.arrived(frame)
+    assert [token_of(await feed) for feed in feeds] == [21, 31]
+    assert len(ring.engine.named("around")) == 1
+    assert not ring.route.by_lanes
+
+
+async def test_other_conditions_of_a_round_are_told() -> None:
+    ring = Ring(by_lanes=True)
+    ring.engine.failure = ComputeError("bad rows")
+    with pytest.raises(ComputeError, match="bad rows"):
+        await ring.route.feed(decoding(1, 7, 20))
+    assert ring.route.by_lanes
+    assert ring.out == []
+
+
+async def test_a_lost_ring_ends_its_rounds() -> None:
+    ring = Ring(by_lanes=True)
+    ring.engine.gate = asyncio.Event()
+    feed = asyncio.ensure_future(ring.route.feed(decoding(1, 7, 20)))
+    await settle()
+    assert ring.route.waiting == 1
+    ring.route.lost(StageLost("beta went away"))
+    with pytest.raises(StageLost, match="beta went away"):
+        await feed
+    assert ring.route.waiting == 0
+
+
+async def test_last_layers_here_see_every_chunk_in_order() -> None:
+    """Rows of a later chunk that come back first wait; chunks that are not sampled are computed all the same."""
+    ring = Ring(output_has_layers=True)
+    feeds = [
+        asyncio.ensure_future(ring.route.feed(Feed(1, 0, position, [5], sample=position == 2)))
+        for position in (0, 1, 2)
+    ]
+    await settle()
+    for frame in reversed(ring.out):
+        ring.route.arrived(frame)
+        await settle()
+    assert [token_of(r) if r else None for r in await asyncio.gather(*feeds)] == [None, None, 6]
+    assert [(call[0], call[3]) for call in ring.engine.calls] == [("step", 0), ("step", 1), ("sample", 2)]
