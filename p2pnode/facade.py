@@ -100,6 +100,17 @@ class Loading:
 
 
 @dataclass(frozen=True, slots=True)
+class Ranking:
+    """How well documents answer a query."""
+
+    scores: Sequence[float]
+    """One per document, in their order; larger is better."""
+    tokens: int
+    method: Literal["rank", "embedding"]
+    """`rank`: a reranker read query and document together; `embedding`: cosine of their separate vectors."""
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
     """Always the last event of a generation that did not raise."""
 
@@ -186,6 +197,8 @@ class NodeFacade(Protocol):
     async def embed(self, model: str, inputs: Sequence[Sequence[int]]) -> list[list[float]]:
         """L2-normalised pooled embeddings, one per input."""
         ...
+
+    async def rerank(self, model: str, query: str, documents: Sequence[str]) -> Ranking: ...
 
     # doing
     def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateEvent]:

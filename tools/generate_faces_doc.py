@@ -36,6 +36,7 @@ KINDS = {
     "chat": ("POST /v1/chat/completions", schemas.ChatRequest),
     "completion": ("POST /v1/completions", schemas.CompletionRequest),
     "embedding": ("POST /v1/embeddings", schemas.EmbeddingRequest),
+    "rerank": ("POST /v1/rerank", schemas.RerankRequest),
     "responses": ("POST /v1/responses", schemas.ResponsesRequest),
 }
 NOTES = {
@@ -61,6 +62,9 @@ NOTES = {
     "echo": "the prompt before the answer",
     "best_of": "equal to `n` only",
     "input": "embeddings: text, token ids or lists of them; responses: text, messages, calls and their outputs",
+    "documents": "up to 256 texts, or objects with `text`",
+    "top_n": "only so many results; all without it",
+    "return_documents": "each result with its text",
     "encoding_format": "`float` or `base64` (little-endian float32)",
     "text": "`format`: as `response_format`",
     "truncation": "`disabled` only",

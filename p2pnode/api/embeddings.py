@@ -1,4 +1,4 @@
-"""POST /v1/embeddings, /tokenize and /detokenize: texts, tokens and vectors."""
+"""POST /v1/embeddings, /v1/rerank, /tokenize and /detokenize: texts, tokens and vectors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,14 @@ from quart import Blueprint, Response
 
 from p2pnode.api.context import ApiContext, body, caller
 from p2pnode.api.envelope import json_response
-from p2pnode.api.schemas import DetokenizeRequest, EmbeddingRequest, TokenizeRequest, check_fields, parse
+from p2pnode.api.schemas import (
+    DetokenizeRequest,
+    EmbeddingRequest,
+    RerankRequest,
+    TokenizeRequest,
+    check_fields,
+    parse,
+)
 from p2pnode.errors import RequestError
 from p2pnode.limits import API_EMBEDDING_INPUTS_MAX
 
@@ -65,6 +72,32 @@ def embedding_routes(context: ApiContext) -> Blueprint:
                 for index, vector in enumerate(vectors)
             ],
             "usage": {"prompt_tokens": count, "total_tokens": count},
+        }
+        return json_response(document, headers={"X-P2PNode-Ignored": ", ".join(ignored)} if ignored else None)
+
+    @routes.post("/v1/rerank")
+    async def rerank() -> Response:
+        caller("use")
+        asked = parse(RerankRequest, await body())
+        ignored = check_fields("rerank", asked)
+        documents = [one if isinstance(one, str) else one.text for one in asked.documents]
+        if not all(documents):
+            raise RequestError("a document is empty", param="documents")
+        model = node.resolve_model(asked.model)
+        with context.slot():
+            ranking = await context.loaded(model, node.rerank(model, asked.query, documents))
+        order = sorted(range(len(documents)), key=lambda index: (-ranking.scores[index], index))
+        results = [
+            {"index": index, "relevance_score": ranking.scores[index]}
+            | ({"document": {"text": documents[index]}} if asked.return_documents else {})
+            for index in order[: asked.top_n]
+        ]
+        document = {
+            "object": "list",
+            "model": model,
+            "results": results,
+            "usage": {"prompt_tokens": ranking.tokens, "total_tokens": ranking.tokens},
+            "p2pnode": {"method": ranking.method},
         }
         return json_response(document, headers={"X-P2PNode-Ignored": ", ".join(ignored)} if ignored else None)
 

@@ -20,6 +20,7 @@ from p2pnode.api.schemas import (
     InviteRequest,
     KeyRequest,
     PlanRequest,
+    RerankRequest,
     ResponsesRequest,
     TokenizeRequest,
 )
@@ -28,6 +29,7 @@ BODIES: dict[str, type[msgspec.Struct]] = {
     "/v1/chat/completions": ChatRequest,
     "/v1/completions": CompletionRequest,
     "/v1/embeddings": EmbeddingRequest,
+    "/v1/rerank": RerankRequest,
     "/v1/responses": ResponsesRequest,
     "/tokenize": TokenizeRequest,
     "/detokenize": DetokenizeRequest,
@@ -62,6 +64,7 @@ SUMMARIES: dict[str, str] = {
     "POST /v1/chat/completions": "OpenAI chat, whole or streamed",
     "POST /v1/completions": "OpenAI plain completions, whole or streamed",
     "POST /v1/embeddings": "OpenAI embeddings",
+    "POST /v1/rerank": "Documents in the order in which they answer a query, as Jina, Cohere and llama-server have it",
     "POST /v1/responses": "OpenAI responses, stateless",
     "GET /status": "This node in one document",
     "GET /peers": "Devices of the mesh, their links and addresses",

@@ -199,6 +199,21 @@ class EmbeddingRequest(Struct, forbid_unknown_fields=True, kw_only=True):
     user: str | None = None
 
 
+class DocumentText(Struct, forbid_unknown_fields=True):
+    text: str
+
+
+class RerankRequest(Struct, forbid_unknown_fields=True, kw_only=True):
+    """The form that Jina, Cohere and llama-server share."""
+
+    query: Annotated[str, Meta(min_length=1)]
+    documents: Annotated[list[str | DocumentText], Meta(min_length=1, max_length=API_EMBEDDING_INPUTS_MAX)]
+    model: ModelName | None = None
+    top_n: PositiveInt | None = None
+    return_documents: bool = False
+    user: str | None = None
+
+
 class ResponsesTool(Struct):
     """The Responses API has a function's fields beside `type`."""
 
@@ -311,6 +326,7 @@ IGNORED: Mapping[str, frozenset[str]] = {
     "chat": _EVERYWHERE | _CHAT_ONLY,
     "completion": _EVERYWHERE,
     "embedding": frozenset({"user"}),
+    "rerank": frozenset({"user"}),
     "responses": frozenset(
         {
             "user",
@@ -331,6 +347,7 @@ REFUSED: Mapping[str, frozenset[str]] = {
     "chat": frozenset(["audio", "prediction", "web_search_options", "functions", "function_call"]),
     "completion": frozenset({"suffix"}),
     "embedding": frozenset({"dimensions"}),
+    "rerank": frozenset(),
     "responses": frozenset(
         {
             "previous_response_id",

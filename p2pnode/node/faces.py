@@ -15,7 +15,7 @@ from p2pnode.errors import Busy, NotFound, RequestError
 from p2pnode.events.codec import Record
 from p2pnode.events.types import ConsoleCommandRun
 from p2pnode.events.witness_view import witness_view
-from p2pnode.facade import GenerateEvent, GenerateRequest, JsonObject
+from p2pnode.facade import GenerateEvent, GenerateRequest, JsonObject, Ranking
 from p2pnode.multiformats import DecodeError
 from p2pnode.node import wire_counts
 from p2pnode.node.bringing import PREFIXES, prefix_bytes_of
@@ -263,6 +263,9 @@ class Faces:
         return (await active.engine.client.detokenize(active.vocabulary_unit, list(tokens))).decode(
             "utf-8", "replace"
         )
+
+    async def rerank(self, model: str, query: str, documents: Sequence[str]) -> Ranking:
+        return await self._node.embedding.rank(self._node.catalog.resolve(self._own(model)), query, documents)
 
     async def embed(self, model: str, inputs: Sequence[Sequence[int]]) -> list[list[float]]:
         return await self._node.embedding.embed(self._node.catalog.resolve(self._own(model)), inputs)

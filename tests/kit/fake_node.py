@@ -15,6 +15,7 @@ from p2pnode.facade import (
     GenerateRequest,
     JsonObject,
     PrefillProgress,
+    Ranking,
     TextDelta,
     TokenLogprob,
 )
@@ -231,6 +232,10 @@ class FakeNode:
     async def detokenize(self, model: str, tokens: Sequence[int]) -> str:
         await self._until_loaded(model)
         return "".join(f"<{token}>" for token in tokens)
+
+    async def rerank(self, model: str, query: str, documents: Sequence[str]) -> Ranking:
+        await self._until_loaded(model)
+        return Ranking([float(len(document)) for document in documents], 7, "rank")
 
     async def embed(self, model: str, inputs: Sequence[Sequence[int]]) -> list[list[float]]:
         await self._until_loaded(model)

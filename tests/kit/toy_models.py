@@ -142,6 +142,8 @@ def _shapes(toy: Toy) -> Iterator[tuple[str, Shape]]:
         yield "output.bias", (toy.vocabulary,)
     if not toy.tied and toy.architecture not in _TIED:
         yield "output.weight", (toy.width, toy.vocabulary)
+    if "ranks" in toy.features:
+        yield "cls.output.weight", (toy.width, 2)
     if "rope_factors" in toy.features:
         yield "rope_freqs.weight", (16 if toy.architecture == "gemma4" else toy.head_width // 2,)
     if "long_rope" in toy.features:

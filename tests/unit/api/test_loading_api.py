@@ -16,6 +16,7 @@ BODIES = {
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "hi"}]},
     "/v1/completions": {"prompt": "hi"},
     "/v1/embeddings": {"input": "hi"},
+    "/v1/rerank": {"query": "hi", "documents": ["a"]},
     "/v1/responses": {"input": "hi"},
     "/infer": {"prompt": "hi"},
     "/infer/stream": {"prompt": "hi"},
@@ -44,7 +45,7 @@ async def test_every_route_says_how_far_the_model_is(path: str, stream: bool) ->
     if (
         stream
         and "stream" not in path
-        and path.rpartition("/")[2] in ("embeddings", "tokenize", "detokenize")
+        and path.rpartition("/")[2] in ("embeddings", "rerank", "tokenize", "detokenize")
     ):
         return
     node = FakeNode()
