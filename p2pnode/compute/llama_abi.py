@@ -74,6 +74,7 @@ def load_binding() -> ModuleType:
             raise EngineIncompatible("llama-cpp-python is not installed", hint="run: make setup")
         package = ModuleType(BINDING)
         package.__path__ = list(spec.submodule_search_locations)
+        package.__spec__ = spec  # who asks where the package lies in this same process gets an answer
         sys.modules[BINDING] = package
     try:
         return importlib.import_module(f"{BINDING}.llama_cpp")

@@ -107,9 +107,7 @@ class Assembler(Generic[State]):
         return 0 < left_ms <= LOG_HOLD_MS and self.unsealed_count < LOG_HELD_EVENTS_MAX
 
     def is_seal_due(self, now_ms: int) -> bool:
-        """Whether the open block is old enough, or the clock went back and its age is unknown."""
-        if self.is_held(now_ms):
-            return False
+        """Whether the open block is old enough, or the clock went back; whether it is held is asked before."""
         since_ms = self._at.unsealed_since_ms
         return bool(self._at.unsealed) and not since_ms <= now_ms < since_ms + LOG_BLOCK_MS
 

@@ -143,7 +143,6 @@ class Node:
             on_status=self._heard,
             on_link=self._link_changed,
             is_member=lambda peer: self.mesh.is_member(peer),
-            is_forwarded=bool(options.announce),
         )
         self.mesh = Mesh(
             identity=identity,

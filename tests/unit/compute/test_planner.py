@@ -343,6 +343,10 @@ def test_prompts_go_to_who_reads_them_fastest() -> None:
         plan(Wish(HEAD, mode="disaggregated"), shape(), mesh(device("n0", 8)))
     with pytest.raises(NoPlan, match="memory"):
         plan(Wish(HEAD, mode="disaggregated"), shape(), mesh(device("n0", 0.2), device("n1", 8)))
+    one = plan(Wish(HEAD, mode="disaggregated", stages=1), shape(), found).plan
+    assert [stage.peer for stage in one.stages] == ["peer-n1"]
+    with pytest.raises(NoPlan, match="memory"):
+        plan(Wish(HEAD, mode="disaggregated"), shape(), mesh(device("n0", 8), device("n1", 0.01)))
     with pytest.raises(PlanError, match="other devices compute the prompt"):
         replace(made, stages=local.stages).check()
 
@@ -590,3 +594,10 @@ def test_aligned_cuts() -> None:
     assert layout.aligned([3, 3, 2], 4) == [0, 4, 4]
     assert [g.peers for g in layout.to_groups([0, 4, 4], ["a", "b", "c"])] == [("b",), ("c",)]
     assert sum(layout.shares_by_speed([device("a"), device("b", gb_per_s=30)])) == 1000
+
+
+def test_devices_that_are_too_small_are_named_for_the_stages_asked_for() -> None:
+    """No cut fits, so the one that speeds would give is shown, with what each device lacks."""
+    with pytest.raises(NoPlan) as found:
+        plan(Wish(HEAD, mode="pipeline", stages=2), shape(), mesh(device("n0", 0.05), device("n1", 0.05)))
+    assert "n0" in str(found.value.details["rejections"])

@@ -299,14 +299,14 @@ async def test_what_was_not_computed_in_whole_chunks_spoils_what_follows() -> No
     assert (one.cached, one.exact) == (300, 256)
     cold = session([*LONG, *LONG], 1)
     await run(LocalRoute(FakeEngine(), 1), cold)
-    assert (cold.cached, cold.exact) == (0, 1024)
+    assert (cold.cached, cold.exact) == (0, 1200 // limits.PREFILL_CHUNK_TOKENS * limits.PREFILL_CHUNK_TOKENS)
 
 
 async def test_a_prefix_that_is_gone_costs_a_computation_and_nothing_else() -> None:
     engine, one = FakeEngine(), session(LONG, 1, reuse=Reuse(9, 512, 512))
     engine.missing = {9}
     await run(LocalRoute(engine, 1), one)
-    assert positions(engine) == [0, 256, 512]
+    assert positions(engine) == list(range(0, 600, limits.PREFILL_CHUNK_TOKENS))
     assert (one.cached, one.exact) == (0, 512)
 
 
@@ -328,7 +328,7 @@ class ForgetfulStage(LocalRoute):
 async def test_a_far_stage_without_the_prefix_is_found_out_by_its_rows() -> None:
     engine, one = FakeEngine(), session(LONG, 1, reuse=Reuse(9, 512, 512))
     await run(ForgetfulStage(engine, 1), one)
-    assert positions(engine) == [0, 256, 512]
+    assert positions(engine) == list(range(0, 600, limits.PREFILL_CHUNK_TOKENS))
     assert (one.cached, one.prefilled, one.exact) == (0, 600, 512)
 
 

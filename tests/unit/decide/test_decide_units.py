@@ -8,6 +8,7 @@ import pytest
 
 from p2pnode import limits
 from p2pnode.commands import ExpireHolds, FailRequest, SetQuota, SettleUnit, StartNode
+from p2pnode.decide import parts_of_share
 from p2pnode.errors import CorruptRecord, HoldResolved, NotFound
 from p2pnode.events import types as facts
 from p2pnode.projections import billing
@@ -101,3 +102,10 @@ def test_a_record_with_a_unit_that_cannot_be_is_no_ledger(wrong: dict[str, Any])
     }  # fmt: skip
     with pytest.raises(CorruptRecord):
         story.tell(facts.UnitSettled(**{**fields, **wrong}))
+
+
+def test_a_share_of_another_division_has_no_parts() -> None:
+    """Somebody's credit ended between the division and the receipts: then the parts would not sum to the share."""
+    assert parts_of_share(60, 100, 10, (4, 2)) == (40, 20)
+    assert parts_of_share(100, 100, 10, (4, 2)) == ()
+    assert parts_of_share(10, 100, 10, (4, 2)) == ()

@@ -122,5 +122,8 @@ async def test_the_command_asks_the_running_node(
     assert "at character 7" in capsys.readouterr().out
     assert run_command([*command, "--json"]) == 1
     assert json.loads(capsys.readouterr().out)["diverged_at"] == 7
-    assert asked[0] == ("/v1/completions", {"model": "bafkr4iabc", "prompt": "Once", **GREEDY})
+    assert asked[0] == (
+        "/v1/completions",
+        {"model": "bafkr4iabc", "prompt": "Once", **GREEDY, "cache_prompt": False},
+    )
     assert issubclass(NotFound, P2PNodeError)

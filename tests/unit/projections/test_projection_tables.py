@@ -10,7 +10,7 @@ from p2pnode import limits
 from p2pnode.commands import ActivatePlan, StartNode
 from p2pnode.events import types as facts
 from p2pnode.events.types import Event
-from p2pnode.projections import models, peers, plans, usage, views
+from p2pnode.projections import models, peers, plans, sessions, usage, views
 from tests.kit.story import HASH, SELF, Story, finish, folded, serve
 
 
@@ -286,3 +286,16 @@ def test_sessions_show_rate_cost_and_who_computed() -> None:
     assert (done["model"], done["tokens_per_s"], done["cost_microunits"]) == ("tiny", 25.0, 1_000_000)
     assert done["stages"][1] == {"peer": "12D3KooOther", "name": "lap", "layers": [4, 8]}
     assert folded(story.records) == story.state
+
+
+def test_a_settled_unit_of_a_request_nobody_knows_changes_no_usage() -> None:
+    """Its request began before what this log holds; money is the ledger's, these tables only count."""
+    unit = facts.UnitSettled(
+        hold_id="h", payer="a", request_id="gone", unit=1, amount_microunits=5, shares=(("b", 5),)
+    )
+    record = Story("self").tell(facts.NodeStopped(reason="only for a record's frame")).records[-1]
+    requests, costs = sessions.initial(), usage.initial()
+    sessions.HANDLERS[facts.UnitSettled](requests, record, unit)
+    usage.HANDLERS[facts.UnitSettled](costs, record, unit)
+    assert requests.requests == {}
+    assert costs.total.cost_microunits == 0

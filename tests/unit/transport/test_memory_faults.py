@@ -226,4 +226,8 @@ async def test_no_stream_opens_on_a_connection_that_ended(net: MemoryNetwork) ->
     assert connection.is_closed
     with pytest.raises(ConnectionLost):
         await connection.open_stream(ECHO)
+    reason = connection.error
+    await connection.close()
+    assert connection.error is reason, "the first reason stands"
+    assert one.counters() == {"connections": 0, "gate_refused": 0}
     await one.close()
