@@ -229,6 +229,8 @@ def _hybrid(
     clusters: Sequence[tuple[str, ...]],
     rejections: list[Rejection],
 ) -> Iterator[Candidate]:
+    if wish.mode == "hybrid" and wish.stages is not None:
+        clusters = _halved(clusters, wish.stages)
     groups = [cluster for cluster in clusters if len(cluster) > 1]
     grouped = {peer for cluster in groups for peer in cluster}
     if not groups:
@@ -245,6 +247,15 @@ def _hybrid(
         yield ("hybrid" if len(found.groups) > 1 else "tensor"), found.groups
     else:
         rejections.append(Rejection("hybrid", "one device alone is faster than any group"))
+
+
+def _halved(clusters: Sequence[tuple[str, ...]], count: int) -> list[tuple[str, ...]]:
+    """Near devices in as many groups as stages were asked for; the largest is halved first."""
+    out = list(clusters)
+    while len(out) < count and len(largest := max(out, key=len)) > 1:
+        at, half = out.index(largest), -(-len(largest) // 2)
+        out[at : at + 1] = [largest[:half], largest[half:]]
+    return out
 
 
 def _rpc(

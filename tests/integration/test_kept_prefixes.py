@@ -61,6 +61,7 @@ def _received(entries: list[dict[str, Any]], request_id: str) -> list[dict[str, 
         ("local", ["alpha"], {}),
         ("pipeline", ["alpha", "beta", "gamma"], {"stages": 3}),
         ("tensor", ["alpha", "beta"], {}),
+        ("hybrid", ["alpha", "beta", "gamma", "delta"], {"stages": 2}),
     ],
 )
 def test_a_second_turn_computes_only_what_is_new(

@@ -37,6 +37,18 @@ def test_a_group_answers_as_one(mesh: MeshOfProcesses, ranks: int) -> None:
     alpha.api.post("/command/release_plan", {"plan_id": plan["plan_id"]})
 
 
+def test_a_pipeline_of_groups_answers_as_one(mesh: MeshOfProcesses) -> None:
+    """Two stages of two devices each: rows go from group to group, sums stay inside."""
+    alpha = mesh.nodes[0]
+    local = alpha.infer(DEMO, PROMPT, mode="local")
+    plan = apply(alpha, mode="hybrid", stages=2, devices=list(NAMES))
+    together = alpha.infer(DEMO, PROMPT, mode="hybrid")
+    assert together["mode"] == "hybrid"
+    assert {stage["name"] for stage in together["stages"]} == set(NAMES)
+    assert (together["text"], together["usage"]) == (local["text"], local["usage"])
+    alpha.api.post("/command/release_plan", {"plan_id": plan["plan_id"]})
+
+
 def test_a_lost_rank_does_not_end_the_answer(mesh: MeshOfProcesses) -> None:
     """A follower's engine is killed in the middle: the same text, from whoever is left."""
     alpha, beta = mesh.nodes[:2]

@@ -315,6 +315,17 @@ def test_a_group_is_at_most_as_large_as_there_are_heads() -> None:
     assert found
 
 
+def test_near_devices_form_as_many_groups_as_stages_are_asked_for() -> None:
+    found = mesh(*(device(f"n{i}", 8) for i in range(4)), rtt_ms=0.05)
+    made = plan(Wish(HEAD, mode="hybrid", stages=2), shape(), found).plan
+    assert (made.mode, [len(stage.peers) for stage in made.stages]) == ("hybrid", [2, 2])
+    three = mesh(*(device(f"n{i}", 8) for i in range(3)), rtt_ms=0.05)
+    made = plan(Wish(HEAD, mode="hybrid", stages=2), shape(), three).plan
+    assert sorted(len(stage.peers) for stage in made.stages) == [1, 2]
+    with pytest.raises(NoPlan):
+        plan(Wish(HEAD, mode="hybrid", stages=4), shape(), three)
+
+
 def test_streaming_is_the_last_resort() -> None:
     planned = plan(Wish(HEAD, auto_modes=ALL), shape(), mesh(device("n0", 0.5)))
     assert planned.plan.mode == "streamed"
