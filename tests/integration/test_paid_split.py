@@ -16,13 +16,16 @@ import pytest
 
 from p2pnode.commands import TopUp
 from p2pnode.compute.route import PipelineRoute
+from p2pnode.errors import PeerUnreachable
 from p2pnode.events import receipt as receipts
 from p2pnode.events.receipt_file import export_receipts, merge, verify_receipts
 from p2pnode.events.types import ReceiptReceived
 from p2pnode.facade import Finished, GenerateRequest, SamplingParams, TextDelta
 from p2pnode.node.active import Active, StagePart
 from p2pnode.node.core import Node
+from p2pnode.node.receipts import AGREE
 from p2pnode.projections import billing
+from p2pnode.units import PeerId
 from tests.kit.mesh import kill_now
 from tests.kit.net import until
 from tests.kit.node_here import node_here
@@ -206,6 +209,33 @@ async def three_units(tmp_path: Path, way: str, *, by_lanes: bool) -> None:
                 piece["entry"] = kept[:middle] + ("0" if kept[middle] != "0" else "1") + kept[middle + 1 :]
                 assert not verify_receipts(json.dumps(evidence))["ok"]
                 piece["entry"] = kept
+
+
+@pytest.mark.usefixtures("far_away")
+async def test_a_head_that_owes_a_signature_gives_it_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The signature of the first answer was lost on its way; the device refuses the second until it has it."""
+    monkeypatch.setattr("p2pnode.limits.GRANT_WAIT_S_MAX", 0.05)
+    async with mesh_of(tmp_path, 2) as mesh:
+        head, provider = mesh.nodes
+        active = await mesh.plan((0, 0, 2, (), ()), (1, 2, 8, (), ()))
+        real, lost = head.receipts._call, 0
+
+        async def call(peer: PeerId, method: str, arguments: dict[str, Any], **wish: Any) -> dict[str, Any]:
+            nonlocal lost
+            if method == AGREE and not lost:
+                lost += 1
+                raise PeerUnreachable("lost")
+            return await real(peer, method, arguments, **wish)
+
+        monkeypatch.setattr(head.receipts, "_call", call)
+        await mesh.ask(active, tokens=3)
+        await until(lambda: lost == 1)
+        assert billing.exposure(provider.ledger.state.billing, head.me) == 750_000
+        again = await mesh.ask(active, tokens=3)
+        await mesh.agreed(again.request_id, 1)
+        mesh.check()
 
 
 @pytest.mark.usefixtures("far_away")
