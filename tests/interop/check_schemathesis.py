@@ -48,7 +48,7 @@ def answers(url: str) -> dict[str, int]:
 def test_ten_thousand_requests() -> None:
     node = FakeNode()
     with serving(node) as url:
-        fuzz(url, "--max-examples", "150", "--workers", "4")
+        fuzz(url, "--max-examples", "220", "--workers", "4")
         counts = answers(url)
         print("answers by status:", json.dumps(counts))
         assert sum(counts.values()) > 10_000

@@ -35,7 +35,7 @@ def app(node: FakeNode) -> Iterator[MeshTop]:
 
 
 async def until(pilot: Pilot[None], holds: Callable[[], Any]) -> None:
-    for _ in range(400):
+    for _ in range(2400):
         if holds():
             return
         await pilot.pause(0.025)
