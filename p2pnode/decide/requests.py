@@ -91,7 +91,7 @@ def _served_before(state: MeshState, command: ServeRequest, before: Request) -> 
         raise IdempotencyConflict(
             f"request {command.request_id} was served before", hint="use a new request id"
         )
-    return decision(answer=_served(command.request_id, hold.amount, hold.free))
+    return decision(answer=_served(command.request_id, hold.amount + hold.settled, hold.free))
 
 
 def _may_ask(state: MeshState, command: ServeRequest) -> None:

@@ -80,6 +80,12 @@ def test_units_are_settled_in_order_and_only_from_what_is_held() -> None:
         story.do(SettleUnit(request_id="free", unit=1, work=()))
 
 
+def test_the_request_repeated_between_units_gets_its_first_answer() -> None:
+    story = long_request()
+    again = story.do(serve(max_tokens=3000))
+    assert again == {"request_id": "r1", "held_microunits": 3 * UNIT, "free": False}
+
+
 def test_a_quota_gives_back_what_units_did_not_use() -> None:
     story = Story("self")
     story.do(SetQuota(account=STRANGER, limit_microunits=5 * UNIT, period_ms=86_400_000))
