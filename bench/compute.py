@@ -299,6 +299,7 @@ def run(
                 else:
                     with planned(meshes[way.share], way, model.stem, index.layer_count) as head:
                         ask(head, {**wish_of(way, model.stem), "prompt": tokens(64), "max_tokens": 4})
+                        meshes[way.share].rest()
                         for _ in range(pairs):
                             one.limits.append(limit.measure())
                             one.rows.append(measure_node(head, way, model.stem))

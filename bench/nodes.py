@@ -18,10 +18,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from p2pnode.endpoint import Endpoint, find_node
 
 START_S_MAX = 90.0
 STOP_S_MAX = 20.0
+REST_S_MAX, REST_EVERY_S, REST_SHARE = 30.0, 0.5, 0.2
 ROOT = Path(__file__).resolve().parents[1]
 MODELS = Path(tempfile.gettempdir()) / "p2pnode-bench"
 
@@ -135,6 +138,28 @@ class Mesh:
         node.kill()
         self.nodes.remove(node)
         shutil.rmtree(node.data, ignore_errors=True)
+
+    def rest(self) -> None:
+        """Wait until nothing is computed: devices time layers they just got, once, beside what they are asked for."""
+        deadline_s = time.monotonic() + REST_S_MAX
+        before = self._processor_s()
+        while time.monotonic() < deadline_s:
+            time.sleep(REST_EVERY_S)
+            now = self._processor_s()
+            if now - before < REST_SHARE * REST_EVERY_S:
+                return
+            before = now
+
+    def _processor_s(self) -> float:
+        """Of all nodes and their engines so far."""
+        total = 0.0
+        for node in self.nodes:
+            own = psutil.Process(node.process.pid)
+            for process in (own, *own.children(recursive=True)):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    spent = process.cpu_times()
+                    total += spent.user + spent.system
+        return total
 
     def close(self) -> None:
         for node in reversed(self.nodes):
