@@ -244,7 +244,7 @@ async def breakdown(model: Path, threads: int, found: Sequence[Found]) -> dict[s
             ranks = await Ranks.shards(index, model, way.devices)
             await ranks.link("lane")
             line: Line = ranks
-        elif way.kind in ("local", "pipeline"):
+        elif way.kind in ("local", "pipeline") and not way.head_first:
             line = await Line.load(index, model, way.devices, each)
         else:
             continue

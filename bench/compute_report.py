@@ -62,7 +62,7 @@ class Found:
 
 def targets(found: Sequence[Found]) -> list[dict[str, Any]]:
     """What was promised, and what this run had."""
-    by_kind = {(one.way.kind, one.way.devices, one.way.share): one for one in found}
+    by_kind = {(one.way.kind, one.way.devices, one.way.share): one for one in found if not one.way.head_first}
     promised: list[tuple[str, float, float | None]] = []
 
     def decode(key: tuple[str, int, int]) -> float | None:
