@@ -480,6 +480,8 @@ ENGINE_LOG_BYTES_MAX = 64 * 1024
 ENGINE_START_TIMEOUT_S = 30.0
 ENGINE_CLOSE_TIMEOUT_S = 5.0
 ADAPTERS_MAX = 16
+ENGINE_OPTIONS_CHARACTERS_MAX = 480
+"""Engine options of a model as text: they are the value of a setting, which has at most 500."""
 GRAMMAR_BYTES_MAX = 256 * 1024
 REDUCE_PART_BYTES = 96 * 1024
 """One lock-step message between ranks: fits the socket buffers of every system."""

@@ -221,6 +221,8 @@ def plan_from_query(query: dict[str, Any]) -> PlanRequest:
     devices = query.pop("devices", None)
     if devices is not None:
         query["devices"] = str(devices).split(",")
+    if (engine := query.pop("engine", None)) is not None:
+        query["engine"] = dict(word.partition("=")[::2] for word in str(engine).split())
     try:
         return msgspec.convert(query, PlanRequest)
     except msgspec.ValidationError as error:

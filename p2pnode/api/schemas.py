@@ -292,6 +292,8 @@ class PlanRequest(Struct, forbid_unknown_fields=True, kw_only=True):
     """Bytes of memory each device may use for this plan."""
     pins: Annotated[dict[str, tuple[int, int]], Meta(max_length=64)] | None = None
     """Layers that a device must compute: [first, end)."""
+    engine: Annotated[dict[str, str | int | float], Meta(max_length=32)] | None = None
+    """Engine options of the model, on all devices alike: kv, flash, context, rope, ...; {} for the defaults."""
     anyway: bool | None = None
     """Load although memory is short: what other programs hold is not counted."""
     apply: bool = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -180,7 +181,7 @@ def ps(everything: bool, data: Path | None, api: str | None, as_json: bool) -> N
             (
                 identity,
                 session.get("model", "-"),
-                session.get("mode", "-"),
+                " ".join(filter(None, (session.get("mode", "-"), session.get("engine")))),
                 session.get("state", "-"),
                 session.get("tokens", session.get("completion_tokens", "-")),
                 f"{speed:.1f}" if isinstance(speed, int | float) else "-",
@@ -199,6 +200,13 @@ def ps(everything: bool, data: Path | None, api: str | None, as_json: bool) -> N
 @click.option("--exclude", metavar="NAME,NAME,...", help="Not these devices.")
 @click.option("--blocks", metavar="NAME:A-B,...", help="A map by hand: kitchen:0-3,study:4-7.")
 @click.option(
+    "--engine",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="How the model is loaded, everywhere alike: kv=q8_0, flash=off, context=N, rope=yarn, rope_scale=0.25 ...; "
+    "with --apply it stays. 'default' ends it.",
+)
+@click.option(
     "--what-if", multiple=True, metavar="CHANGE", help="Try: +NAME:RAM,SPEED,RTT, -NAME, context=N, quant=Q."
 )
 @click.option(
@@ -215,6 +223,7 @@ def plan(
     context: int | None,
     exclude: str | None,
     blocks: str | None,
+    engine: tuple[str, ...],
     what_if: tuple[str, ...],
     anyway: bool,
     apply: bool,
@@ -236,6 +245,8 @@ def plan(
     }
     wanted: dict[str, Any] = {"mode": mode, "apply": apply, "why": why}
     wanted |= {name: value for name, value in asked.items() if value}
+    if engine:
+        wanted["engine"] = parse_engine(engine)
     from p2pnode.cli.device_commands import local_model
 
     if "model" in wanted:
@@ -261,7 +272,8 @@ def plan(
         for number, stage in enumerate(chosen.get("stages", []))
     ]
     state = chosen.get("state") or ("in use" if answer.get("applied") else "proposed")
-    title = f"{chosen.get('model', model)}: {chosen.get('mode', mode)} ({state})"
+    loaded = f" {chosen['engine']}" if chosen.get("engine") else ""
+    title = f"{chosen.get('model', model)}: {chosen.get('mode', mode)}{loaded} ({state})"
     print_table(title, ("STAGE", "DEVICE", "LAYERS", "WEIGHTS", "MEMORY"), rows)
     for reason in answer.get("reasons", []):
         click.echo(f"  {reason_text(reason)}")
@@ -272,6 +284,19 @@ def plan(
 
 def names_of(text: str | None) -> list[str]:
     return [name.strip() for name in (text or "").split(",") if name.strip()]
+
+
+def parse_engine(words: Sequence[str]) -> dict[str, str]:
+    """`kv=q8_0` as the API takes it; what the words mean is the node's business."""
+    found: dict[str, str] = {}
+    for word in " ".join(words).split():
+        name, equals, value = word.partition("=")
+        if word == "default":
+            continue
+        if not equals or name in found:
+            raise RequestError(f"{word!r} is no engine option", hint="write for example --engine kv=q8_0")
+        found[name] = value
+    return found
 
 
 def parse_blocks(text: str) -> list[tuple[str, int, int]]:

@@ -39,6 +39,7 @@ class Builder:
             prediction=prediction,
             reasons=(why(describe(mode, groups, self.mesh), prediction),),
             output_memory_bytes=self._head_bytes(mode, groups),
+            engine=self.wish.engine,
         )
         made = replace(made, spares=self._spares(made, groups))
         return made.check().with_id()

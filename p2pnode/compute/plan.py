@@ -104,6 +104,8 @@ class Plan:
     spares: tuple[Spare, ...] = ()
     output_memory_bytes: int = 0
     """Of the head's separate output unit, 0 when its last stage has the output; with all layers when disaggregated."""
+    engine: str = ""
+    """Engine options that differ from the defaults (compute/engine_options.py), alike on every device."""
 
     @property
     def peers(self) -> tuple[str, ...]:
@@ -153,7 +155,7 @@ class Plan:
             **{
                 key: value
                 for key, value in asdict(self).items()
-                if key not in ("stages", "reasons", "spares")
+                if key not in ("stages", "reasons", "spares") and (key != "engine" or value)
             },
             "stages": [
                 {**asdict(stage), "ranks": [asdict(rank) for rank in stage.ranks]} for stage in self.stages
@@ -212,6 +214,7 @@ def from_dict(data: Mapping[str, Any]) -> Plan:
             reasons=tuple(_text(reason) for reason in data["reasons"][: limits.PLAN_REASONS_MAX]),
             spares=tuple(Spare(_count(spare["stage"]), _text(spare["peer"])) for spare in data["spares"]),
             output_memory_bytes=_count(data["output_memory_bytes"]),
+            engine=_text(data.get("engine", "")),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise PlanError(f"this is not a plan: {error}") from error

@@ -40,6 +40,8 @@ class Wish:
     tensor_rtt_max_s: float = limits.TENSOR_RTT_MAX_S
     blocks: tuple[tuple[str, int, int], ...] | None = None
     """A hand-written map, obeyed or refused."""
+    engine: str = ""
+    """Engine options of the model, as the plan carries them; their memory is in the model's shape already."""
 
     def allows(self, mode: str) -> bool:
         """Asked for by name, or open to the planner's choice."""

@@ -83,6 +83,8 @@ class Active:
     """What this plan keeps of finished requests; None where states cannot be moved in and out."""
     decoder: PeerId | None = None
     """The device that computes what follows a prompt, where others compute the prompt."""
+    options: str = ""
+    """Engine options it was loaded with, where they are not the defaults."""
     units: tuple[int, ...] = ()
     """Of the engine here; another plan of the model may take their place."""
 

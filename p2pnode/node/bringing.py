@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from p2pnode import limits
+from p2pnode.compute.engine_options import DeviceOptions, EngineOptions
 from p2pnode.compute.gguf import ModelIndex
 from p2pnode.compute.memory import part_memory
 from p2pnode.compute.part import Part, real_layer_count, whole
@@ -18,6 +19,7 @@ from p2pnode.errors import PlanError
 from p2pnode.node.active import Say
 from p2pnode.node.catalog import Catalog, KnownModel
 from p2pnode.node.units import UnitOptions, wants_of
+from p2pnode.units import ContentId
 
 _CELL_BYTES = 16
 """What a state says of each position beside its keys and values."""
@@ -36,10 +38,20 @@ def prefix_bytes_of(text: str) -> int:
 
 
 class Bringing:
-    def __init__(self, catalog: Catalog, threads: int, prefix_bytes: Callable[[], int] = lambda: 0) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        threads: int,
+        prefix_bytes: Callable[[], int] = lambda: 0,
+        *,
+        engine: Callable[[ContentId], EngineOptions] = lambda _: EngineOptions(),
+        device: Callable[[], DeviceOptions] = DeviceOptions,
+    ) -> None:
         self._catalog = catalog
         self._threads = threads
         self.prefix_bytes = prefix_bytes
+        self.engine = engine
+        self.device = device
 
     async def bring(self, model: KnownModel, part_of: PartOf, say: Say) -> ModelIndex:
         """Fetch what a part on this device needs; returns the index with its vocabulary."""
@@ -69,7 +81,7 @@ class Bringing:
     ) -> tuple[ModelIndex, list[Path], UnitOptions, bytes]:
         """A part on this disk, with what a unit of it is made from."""
         index = await self.bring(model, part_of, _say_nothing)
-        return index, self.paths(model), self.options(index), self.model_id(model)
+        return index, self.paths(model), self.options(model, index), self.model_id(model)
 
     def model_id(self, model: KnownModel) -> bytes:
         return self._catalog.model_id(model.content_id)
@@ -87,21 +99,25 @@ class Bringing:
             )
         return str(paths[0])
 
-    def options(self, index: ModelIndex) -> UnitOptions:
-        """As much context as the memory set aside for it holds."""
+    def options(self, model: KnownModel, index: ModelIndex) -> UnitOptions:
+        """As somebody chose for this model; else as much context as the memory set aside for it holds."""
+        engine = self.engine(model.content_id)
+        engine.check_model(index)
         kv_bytes = 4 * real_layer_count(index) * index.parameter_int("embedding_length", 1024)
         heads = index.parameter_int("attention.head_count", 1)
         kv_heads = index.parameter_int("attention.head_count_kv", 0)
-        kv_bytes = kv_bytes * (kv_heads or heads) // max(heads, 1)
+        kv_bytes = int(kv_bytes * (kv_heads or heads) // max(heads, 1) * engine.kv_fraction)
         cells = max(
             limits.CONTEXT_TOKENS_MIN,
             min(limits.CONTEXT_TOKENS_MAX, limits.KV_BYTES_DEFAULT // max(kv_bytes, 1)),
         )
         return UnitOptions(
-            cells // 256 * 256,
+            engine.context or cells // 256 * 256,
             limits.SESSIONS_ACTIVE_MAX,
             self._threads,
             prefix_bytes=self.prefix_bytes(),
+            engine=engine,
+            device=self.device(),
         )
 
     @staticmethod

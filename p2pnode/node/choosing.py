@@ -179,7 +179,7 @@ class Choosing:
 
     async def _carry_out_again(self, model: KnownModel, made: Plan, request: PlanRequest) -> Active:
         up = {link.peer_id for link in self._links.links.values() if link.is_up} | {self._me}
-        if set(made.peers) <= up:
+        if set(made.peers) <= up and made.engine == self._planning.engine_of(request, model).text:
             return await self.carry_out(model, made)
         return await self.activate(model, request)
 

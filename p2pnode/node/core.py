@@ -39,6 +39,7 @@ from p2pnode.node.catalog import BLOB, Catalog
 from p2pnode.node.choosing import Choosing
 from p2pnode.node.duplicates import Duplicates
 from p2pnode.node.embedding import Embedding
+from p2pnode.node.engine_settings import EngineSettings
 from p2pnode.node.engines import EngineHost, EnginePool
 from p2pnode.node.federation import Federation, nearest_holder
 from p2pnode.node.forwarding import Forwarding
@@ -167,6 +168,7 @@ class Node:
             report=self._blob_refused,
             default_name=lambda: default_model(ledger.state),
         )
+        self.engine_options = EngineSettings(ledger)
         self.hosting = Hosting(
             catalog=self.catalog,
             links=self.links,
@@ -174,6 +176,7 @@ class Node:
             new_engine=self._new_engine,
             stored=self._stage_stored,
             check_head=lambda head: self.grants.check(head),
+            device=self.engine_options.of_device,
         )
         self.grants = Grants(
             me=self.me,
@@ -201,7 +204,11 @@ class Node:
             check_head=self.grants.check_uncounted,
         )
         self.bringing = Bringing(
-            self.catalog, self.threads, lambda: prefix_bytes_of(value_of(ledger.state.settings, PREFIXES))
+            self.catalog,
+            self.threads,
+            lambda: prefix_bytes_of(value_of(ledger.state.settings, PREFIXES)),
+            engine=self.engine_options.of_model,
+            device=self.engine_options.of_device,
         )
         engines = EnginePool(self._new_engine)
         self.kv_transfers = KvTransfers(hosting=self.hosting, links=self.links, transport=transport)
@@ -255,6 +262,7 @@ class Node:
             capability=self.capability.view,
             link_times=self.link_times.times,
             name=self.name,
+            engine=self.engine_options.of_model,
         )
         self.loads = Loads(kind="loading", name=self.name, say=self.say, clock=time.monotonic)
         self.transfers = Loads(kind="transfer", name=self.name, say=self.say, clock=time.monotonic)

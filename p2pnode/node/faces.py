@@ -10,6 +10,7 @@ import msgspec
 
 from p2pnode import __version__, limits
 from p2pnode import commands as c
+from p2pnode.compute.engine_options import DeviceOptions, EngineOptions
 from p2pnode.config import describe
 from p2pnode.errors import Busy, NotFound, RequestError
 from p2pnode.events.codec import Record
@@ -20,6 +21,7 @@ from p2pnode.multiformats import DecodeError
 from p2pnode.node import wire_counts
 from p2pnode.node.bringing import PREFIXES, prefix_bytes_of
 from p2pnode.node.core import Node, now_ms
+from p2pnode.node.engine_settings import DEVICE, MODEL
 from p2pnode.node.hops import chrome_trace
 from p2pnode.node.memory_use import memory_use
 from p2pnode.node.mode_commands import ModeCommands
@@ -281,6 +283,7 @@ class Faces:
         except msgspec.ValidationError as error:
             raise RequestError(f"this plan request cannot be read: {error}") from None
         model = await node.catalog.resolve_or_add(asked.model)
+        engine = node.planning.engine_of(asked, model)
         planned = await node.planning.make(asked, model)
         made = planned.plan
         answer: JsonObject = {
@@ -289,6 +292,7 @@ class Faces:
             "mode": made.mode,
             "head": made.head,
             "applied": False,
+            "engine": made.engine,
             "stages": [
                 {
                     "peer": stage.peer,
@@ -312,7 +316,9 @@ class Faces:
             "rejections": [r.as_dict() for r in planned.rejections],
         }
         if asked.apply:
-            active = await node.choosing.apply(model, made, asked)
+            asked = msgspec.structs.replace(asked, engine=None)  # from now on it is the model's own
+            async with node.engine_options.changed(model.content_id, engine, node.routing.release_model):
+                active = await node.choosing.apply(model, made, asked)
             answer.update(applied=True, plan_id=active.plan_id, probe_ms=round(active.probe_s * 1000, 2))
             by_peer = {(s["peer"], s["layers"][0]): s for s in active.stages}
             for stage in answer["stages"]:
@@ -393,7 +399,20 @@ class Faces:
         key, value = str(a["key"]), str(a["value"])
         if key == PREFIXES:
             prefix_bytes_of(value)  # says what is wrong with it
+        if key == DEVICE:
+            value = DeviceOptions.parse(value).text  # from the next loading on
+        elif key.startswith(MODEL):
+            return await self._set_engine(key.removeprefix(MODEL), value)
         return await self._node.ledger.do(c.ChangeSetting(key=key, value=value))
+
+    async def _set_engine(self, name: str, value: str) -> JsonObject:
+        """Plans of the model end, and are loaded like this when they are asked for next."""
+        node, engine = self._node, EngineOptions.parse(value)
+        model = node.catalog.resolve(name)
+        engine.check_model(await node.bringing.slim_index(model))
+        previous = node.engine_options.of_model(model.content_id).text
+        async with node.engine_options.changed(model.content_id, engine, node.routing.release_model):
+            return {"key": MODEL + model.name, "value": engine.text, "previous": previous}
 
     async def _forget_peer(self, a: Mapping[str, Any]) -> JsonObject:
         self._node.links.forget(PeerId(str(a["peer"])))

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from p2pnode import limits
+from p2pnode.compute.engine_options import DeviceOptions, EngineOptions
 from p2pnode.compute.part import real_layer_count
 from p2pnode.compute.row_tally import RowTallies, TalliedStage
 from p2pnode.errors import NotFound, RemoteProtocolError, RequestError
@@ -66,12 +67,14 @@ class Hosting:
         new_engine: Callable[[str], EngineHost],
         stored: Callable[[HostedStage], Awaitable[None]],
         check_head: Callable[[PeerId], None] = lambda _: None,
+        device: Callable[[], DeviceOptions] = DeviceOptions,
     ) -> None:
         self._catalog = catalog
         self._threads = threads
         self._new_engine = new_engine
         self._stored = stored
         self._check_head = check_head
+        self._device = device
         self.lanes = Lanes(links)
         self._locks: KeyedLocks[tuple[str, int]] = KeyedLocks()
         self.stages: dict[tuple[str, int], HostedStage] = {}
@@ -108,6 +111,7 @@ class Hosting:
             "ports": hosted.ports,
             "ring_ports": hosted.ring_ports,
             "rollback": info.rollback,
+            "engine": order.engine,
         }
 
     async def prepare(self, order: StageOrder, progress: ProgressCallback) -> HostedStage:
@@ -135,6 +139,8 @@ class Hosting:
         content_id = ContentId(order.model)
         manifest = await self._catalog.manifest(content_id, name=order.model_name, extra_holders=[order.head])
         index, _ = await self._catalog.index(content_id, vocabulary=False)
+        engine_options = EngineOptions.parse(order.engine)
+        engine_options.check_model(index)
         part = part_of_stage(index, order.layer_first, order.layer_end, rank=order.rank, shares=order.shares)
         wants = wants_of(index, part)
         fetched = await self._catalog.fetch(
@@ -150,6 +156,8 @@ class Hosting:
             order.sessions,
             order.threads or self._threads,
             prefix_bytes=max(0, min(order.prefix_bytes, limits.PREFIX_BYTES_MAX)),
+            engine=engine_options,
+            device=self._device(),
         )
         spec = unit_spec(
             index, paths, part, options, model_id=self._catalog.model_id(content_id), is_last=order.is_last

@@ -37,6 +37,8 @@ class StageOrder(msgspec.Struct, frozen=True, kw_only=True):
     next_addresses: list[str] = []
     threads: int = 0
     prefix_bytes: int = 0
+    engine: str = ""
+    """Engine options that differ from the defaults, alike on all devices of the plan."""
     rank: int = 0
     shares: list[int] = []
     """Weights of all ranks of this stage's tensor group; empty when one device has it alone."""

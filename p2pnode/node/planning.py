@@ -14,7 +14,8 @@ import msgspec
 from p2pnode import limits
 from p2pnode.compute import what_if
 from p2pnode.compute.calibration import Calibration, Measured
-from p2pnode.compute.cost import Device, Link, Mesh
+from p2pnode.compute.cost import Device, Link, Mesh, ModelShape
+from p2pnode.compute.engine_options import EngineOptions
 from p2pnode.compute.plan import Plan
 from p2pnode.compute.planner import Planned, Wish, WishedMode, plan
 from p2pnode.compute.shape import shape_of
@@ -24,7 +25,7 @@ from p2pnode.node.active import StagePart
 from p2pnode.node.catalog import Catalog, KnownModel
 from p2pnode.node.link_times import LinkTime
 from p2pnode.node.links import Links
-from p2pnode.units import PeerId
+from p2pnode.units import ContentId, PeerId
 
 RATE_ASSUMED_BYTES_PER_S = 8e9
 """Weights a laptop of the last ten years reads per second, until the device itself was measured."""
@@ -55,6 +56,8 @@ class PlanRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     blocks: list[tuple[str, int, int]] | None = None
     max_rtt_ms: float | None = None
     """Devices of a tensor group may be this far apart."""
+    engine: dict[str, str | int | float] | None = None
+    """Engine options of the model from now on, when applied; None: as they are."""
     anyway: bool = False
     """Count all memory that devices may give, also what other programs hold now: somebody knows better."""
     what_if: list[str] = []
@@ -76,8 +79,10 @@ class Planning:
         capability: Callable[[], dict[str, Any]],
         link_times: Mapping[PeerId, LinkTime],
         name: str,
+        engine: Callable[[ContentId], EngineOptions] = lambda _: EngineOptions(),
     ) -> None:
         self._me = me
+        self._engine = engine
         self._catalog = catalog
         self._links = links
         self._capability = capability
@@ -158,13 +163,16 @@ class Planning:
         """Raises NoPlan with every reason, PlanError, LayerGap."""
         await self._catalog.manifest(model.content_id, name=model.name)
         index, _ = await self._catalog.index(model.content_id, vocabulary=False)
-        shape = shape_of(index, name=model.name, content_id=model.content_id)
+        engine = self.engine_of(request, model)
+        engine.check_model(index)
+        shape = _kept_as(engine, shape_of(index, name=model.name, content_id=model.content_id))
         if request.strategy not in ("speed", "memory"):
             raise RequestError(f"strategy {request.strategy!r} is not speed or memory")
         wish = Wish(
             head=self._me,
             mode=request.mode,
-            n_ctx=min(request.context or 2048, shape.context_length),
+            n_ctx=min(request.context or engine.context or 2048, shape.context_length),
+            engine=engine.text,
             stages=request.stages,
             devices=tuple(request.devices) if request.devices else None,
             strategy="memory" if request.strategy == "memory" else "speed",
@@ -187,10 +195,23 @@ class Planning:
             wish, shape, mesh = what_if.apply(changes, wish, shape, mesh)
         return await asyncio.to_thread(plan, wish, shape, mesh)
 
+    def engine_of(self, request: PlanRequest, model: KnownModel) -> EngineOptions:
+        """As the request says, else as they stand; RequestError for what is no option."""
+        return self._engine(model.content_id) if request.engine is None else EngineOptions.of(request.engine)
+
     def _rtt_max_s(self, request: PlanRequest) -> float:
         if request.max_rtt_ms is not None:
             return request.max_rtt_ms / 1000
         return math.inf if request.insists else limits.TENSOR_RTT_MAX_S
+
+
+def _kept_as(engine: EngineOptions, shape: ModelShape) -> ModelShape:
+    """The memory of keys and values by their type, and the context that stretched positions reach."""
+    return replace(
+        shape,
+        kv_bytes_per_token=tuple(math.ceil(size * engine.kv_fraction) for size in shape.kv_bytes_per_token),
+        context_length=engine.stretched(shape.context_length),
+    )
 
 
 def _emptied(mesh: Mesh) -> Mesh:

@@ -98,6 +98,9 @@ class Running(Served):
 
     active: Active
 
+    def view(self) -> dict[str, Any]:
+        return {**Served.view(self), "engine": self.active.options}
+
     def begin_work(self) -> None:
         """A plan begins to work on the session as it stands."""
         self.rows_before, self.rows_counted = len(self.session.generated), 0

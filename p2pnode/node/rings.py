@@ -85,7 +85,7 @@ class Rings:
         # A group is led where stages are hosted, also when this head leads it: there is one way to do that.
         mine = _Own.of(self._me, parts)
         remote = [part for part in parts if part is not mine.part]
-        options = self._bringing.options(index)
+        options = self._bringing.options(model, index)
         orders = self._orders(plan_id, model, remote, mine, options=options)
         try:
             active = await self._stand_up(plan_id, model, mine, remote, orders, options, say)
@@ -152,7 +152,11 @@ class Rings:
             engine=engine,
             vocabulary_unit=output,
             cells=Cells(cells=options.context_tokens, sessions=options.sessions),
-            session_tokens=min(options.context_tokens, int(model.summary.get("context_length") or 2**31)),
+            session_tokens=min(
+                options.context_tokens,
+                options.engine.stretched(int(model.summary.get("context_length") or 2**31)),
+            ),
+            options=options.engine.text,
         )
         active.announce = self._announcing(plan_id, {peer for peer, _ in orders})
         active.on_lost.append(route.lost)
@@ -193,6 +197,7 @@ class Rings:
                     context_tokens=options.context_tokens,
                     sessions=options.sessions,
                     prefix_bytes=options.prefix_bytes,
+                    engine=options.engine.text,
                     head=self._me,
                     previous_peer=before if rank == 0 else part.peer,
                     next_peer=following,
@@ -214,6 +219,8 @@ class Rings:
             on_progress=lambda data: say({"peer": peer, "name": name, **data}),
             timeout_s=limits.PREPARE_SILENCE_S_MAX,
         )
+        if answer.pop("engine", "") != order.engine:
+            raise PlanError(f"{name} runs an older version, which cannot load a model with {order.engine}")
         view = self._view(peer, order.layer_first, order.layer_end, answer)
         if order.shares:
             view.update(rank=order.rank, shares=order.shares)

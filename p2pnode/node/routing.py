@@ -138,6 +138,12 @@ class Routing:
             if active is not None:
                 await self._release(active, reason)
 
+    async def release_model(self, content_id: ContentId, reason: str) -> None:
+        """All plans of a model; what runs on them goes on with the next."""
+        for active in list(self.active.values()):
+            if active.model.content_id == content_id:
+                await self.release(active.plan_id, reason=reason)
+
     async def release_left(self, plan_id: str) -> None:
         """What was given up and not taken up again: another plan serves in its place."""
         async with self._locks.hold(plan_id):

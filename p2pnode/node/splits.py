@@ -62,7 +62,7 @@ class Splits:
         layers = real_layer_count(index)
         own = part_of_stage(index, 0, layers)
         await bringing.bring(model, lambda _: own, say)
-        options, model_id = bringing.options(index), bringing.model_id(model)
+        options, model_id = bringing.options(model, index), bringing.model_id(model)
         spec = unit_spec(index, bringing.paths(model), own, options, model_id=model_id, is_last=True)
         info = await active.engine.ensure(FIRST, spec, lambda f: say({"state": "loading", "progress": f}))
         ring = active.route

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from p2pnode import limits
+from p2pnode.compute.engine_options import DEFAULTS, DEVICE_DEFAULTS, DeviceOptions, EngineOptions
 from p2pnode.compute.engine_protocol import TokenTable, UnitSpec
 from p2pnode.compute.gguf import ModelIndex
 from p2pnode.compute.part import Cut, Inline, Part, Shard, Source, Zeros, real_layer_count
@@ -31,6 +32,10 @@ class UnitOptions:
     resident_bytes_max: int = 0
     prefix_bytes: int = 0
     """What a plan keeps of finished requests, over all its devices."""
+    engine: EngineOptions = DEFAULTS
+    """The same on every device of a plan."""
+    device: DeviceOptions = DEVICE_DEFAULTS
+    """This device's own."""
 
 
 def is_tied(index: ModelIndex) -> bool:
@@ -117,11 +122,11 @@ def unit_spec(
         threads=options.threads,
         threads_batch=options.threads,
         fingerprint=facts.fingerprint,
-        load_mode="copy",
         resident_bytes_max=options.resident_bytes_max,
         # The head counts what all stages keep; a unit refuses only what no head in its right mind asks for.
         prefix_bytes_max=0 if stateless else 2 * options.prefix_bytes,
     )
+    spec = options.device.applied(options.engine.applied(spec))
     if part.layer_first == 0 and not part.embedding and not stateless:
         return replace(spec, token_table=_token_table(index, paths))
     return spec

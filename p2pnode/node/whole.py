@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from p2pnode import limits
@@ -11,6 +12,7 @@ from p2pnode.compute.engine_protocol import UnitInfo, UnitSpec
 from p2pnode.compute.part import real_layer_count, whole
 from p2pnode.compute.route import LocalRoute
 from p2pnode.compute.scheduler import Cells
+from p2pnode.errors import PlanError
 from p2pnode.node.active import Active, Say, stage_view
 from p2pnode.node.bringing import Bringing
 from p2pnode.node.catalog import KnownModel
@@ -42,10 +44,14 @@ class Whole:
         """The whole model on this device."""
         bringing = self._bringing
         index = await bringing.bring(model, whole, say)
-        part, options = whole(index), bringing.options(index)
+        part, options = whole(index), bringing.options(model, index)
         spec = unit_spec(
             index, bringing.paths(model), part, options, model_id=bringing.model_id(model), is_last=True
         )
+        paths = bringing.paths(model)
+        if options.device.maps_files and len(paths) == 1 and model.is_complete_here:
+            whole_file = replace(spec, pieces=(), model_path=str(paths[0]))
+            spec = options.device.applied(whole_file)
         engine = self._engines.of(model, "local")
         info = await engine.ensure(WHOLE, spec, _loading(say))
         stages = [self._view(self._me, part.layer_end, {"model_bytes": info.model_bytes})]
@@ -68,6 +74,7 @@ class Whole:
             load_mode="mmap",
             repack=False,
         )
+        spec = options.engine.applied(spec)
         engine = self._engines.of(model, "streamed")
         info = await engine.ensure(WHOLE, spec, _loading(say))
         extra = {"resident_bytes_max": resident_bytes_max}
@@ -78,6 +85,11 @@ class Whole:
         """llama.cpp's own RPC: the whole file here, its tensors sent to workers and computed there."""
         path = self._bringing.one_file(model, "tensor_rpc")
         index, _, options, _ = await self._bringing.brought(model, whole)
+        if options.engine.text:
+            raise PlanError(
+                f"tensor_rpc takes no engine options, and {model.name} has {options.engine.text}",
+                hint=f"choose another mode, or: p2pnode set engine.{model.name} default",
+            )
         release = [functools.partial(self._tunnel.shut, peer) for peer in workers]
         # llama.cpp's RPC client aborts its process when a worker goes, so this engine serves this plan alone.
         engine = self._engines.of(model, f"rpc {plan_id}")
@@ -130,6 +142,7 @@ class Whole:
             vocabulary_unit=info.unit_id,
             cells=Cells(cells=options.context_tokens, sessions=options.sessions),
             session_tokens=info.session_tokens,
+            options=options.engine.text,
         )
         active.follow_engine(self._name_of(self._me))
         return active
