@@ -53,7 +53,7 @@ class JoinOptions:
     threads: int | None = None
     """Compute threads; None: physical cores."""
     memory_max_bytes: int | None = None
-    """Most memory the engine may take; None: decided from what is free."""
+    """Most memory engines may take: idle models make room for others; None: what is free, and nothing is unloaded."""
     mdns: bool = True
     """Whether to announce and look for members on the local network."""
     port_mapping: bool = False

@@ -72,6 +72,8 @@ class Active:
     cells: Cells
     session_tokens: int
     probe_s: float = 0.0
+    used_s: float = 0.0
+    """When a request last chose it or ended on it, by the monotonic clock."""
     lost: P2PNodeError | None = None
     on_lost: list[Callable[[P2PNodeError], None]] = field(default_factory=list)
     close: list[Callable[[], Any]] = field(default_factory=list)

@@ -120,6 +120,17 @@ class Bringing:
             device=self.device(),
         )
 
+    async def memory_bytes(self, model: KnownModel, part_of: PartOf) -> int:
+        """About what a part will hold on this device once it is loaded, its engine process included."""
+        index = await self.slim_index(model)
+        options = self.options(model, index)
+        kinds = {"key_type": options.engine.kv_k, "value_type": options.engine.kv_v}
+        memory = part_memory(index, part_of(index), **kinds)
+        rows = limits.UNIT_BATCH_ROWS
+        return limits.UNIT_BUFFER_BYTES + memory.total_bytes(
+            context_tokens=options.context_tokens, sessions=options.sessions, batch_rows=rows
+        )
+
     @staticmethod
     def cache_bytes_per_token(index: ModelIndex) -> int:
         """Of all layers, as a state has it."""

@@ -29,6 +29,7 @@ from p2pnode.identity import Identity
 from p2pnode.machine import host_name
 from p2pnode.models.serve import BlobServer
 from p2pnode.models.store import ModelStore, StoredModel
+from p2pnode.node.active import Active
 from p2pnode.node.approval import Approvals, ask, ask_nearby
 from p2pnode.node.auto_mode import AutoMode
 from p2pnode.node.backends import DISCOVER, Backends
@@ -57,6 +58,7 @@ from p2pnode.node.loading import Loads
 from p2pnode.node.log_sharing import LogSharing
 from p2pnode.node.mcp import Tools, read_file
 from p2pnode.node.measuring import machine_rates
+from p2pnode.node.memory_use import held_by
 from p2pnode.node.mesh import Mesh, key_of, peer_of
 from p2pnode.node.nearby import listen_nearby
 from p2pnode.node.omni import OmniStages
@@ -68,6 +70,7 @@ from p2pnode.node.receipts import Receipts
 from p2pnode.node.reduce_streams import ReduceStreams
 from p2pnode.node.requests import Requests, Running
 from p2pnode.node.rings import Rings
+from p2pnode.node.room import Room
 from p2pnode.node.routing import Routing
 from p2pnode.node.rpc_tunnel import RpcTunnel
 from p2pnode.node.splits import Splits
@@ -227,7 +230,14 @@ class Node:
             bringing=self.bringing,
             engines=engines,
             tasks=self.tasks,
-            whole=Whole(
+            room=Room(
+                memory_max_bytes=options.memory_max_bytes,
+                engines=lambda: self.engine_hosts,
+                in_use=lambda: {running.active.plan_id for running in self.requests.on_plans().values()},
+                held_by=held_by,
+            ),
+            unloaded=self._unloaded,
+            whole_models=Whole(
                 me=self.me,
                 name_of=self.links.name_of,
                 bringing=self.bringing,
@@ -613,6 +623,10 @@ class Node:
         """Ephemeral news for the live feed."""
         for listener in list(self.telemetry):
             listener(item)
+
+    def _unloaded(self, active: Active) -> None:
+        data = {"model": active.model.name, "plan_id": active.plan_id, "mode": active.mode}
+        self.say({"kind": "unloaded", "data": data})
 
     def _new_engine(self, purpose: str) -> EngineHost:
         host = EngineHost(purpose, tasks=self.tasks, notice=self._engine_notice)

@@ -188,6 +188,7 @@ class Faces:
                     "here": "complete" if model.is_complete_here else "part" if model.is_local else "no",
                     "holders": [*([self._node.me] if model.is_complete_here else []), *model.holders],
                     "default": model.name == default,
+                    "loaded": node.routing.of_model(model.content_id) is not None,
                     "loading": self._node.loads.view(model.name),
                     "transfer": self._node.transfers.view(model.name),
                 }

@@ -22,6 +22,11 @@ def resident_bytes(pids: Iterable[int]) -> int:
     return total
 
 
+def held_by(engine: EngineHost) -> int:
+    """Resident memory of one engine's process."""
+    return resident_bytes([engine.pid] if engine.pid else [])
+
+
 def memory_use(engines: Iterable[EngineHost]) -> dict[str, Any]:
     """As `p2pnode status` shows it; `share_bytes` are the weights that these engines were told to hold.
 

@@ -173,6 +173,7 @@ class Requests:
     async def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateEvent]:
         """Runs to the end or raises; closing the iterator early frees every stage."""
         active = await self._choose(request)
+        active.used_s = time.monotonic()
         try:
             prompt = await self._tokens(active, request)
         except EngineUnavailable:
@@ -197,6 +198,7 @@ class Requests:
                     yield event
         finally:
             self.running.pop(request_id, None)
+            running.active.used_s = time.monotonic()
             for cells in taken:
                 cells.give_back(len(prompt) + budget)
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any
 
-from p2pnode.compute.part import real_layer_count
+from p2pnode.compute.gguf import ModelIndex
+from p2pnode.compute.part import Part, real_layer_count, whole
 from p2pnode.errors import P2PNodeError, StageLost
 from p2pnode.node.active import Active, Say, StagePart
-from p2pnode.node.bringing import Bringing
+from p2pnode.node.bringing import Bringing, PartOf
 from p2pnode.node.catalog import KnownModel
 from p2pnode.node.engines import EnginePool
 from p2pnode.node.keyed_locks import KeyedLocks
 from p2pnode.node.rings import Rings
+from p2pnode.node.room import Room
 from p2pnode.node.splits import Splits
 from p2pnode.node.tasks import Tasks
+from p2pnode.node.units import output_part
 from p2pnode.node.whole import Whole
 from p2pnode.units import ContentId, PeerId
 
@@ -26,19 +30,23 @@ class Routing:
         *,
         me: PeerId,
         bringing: Bringing,
-        whole: Whole,
+        whole_models: Whole,
         rings: Rings,
         splits: Splits,
         engines: EnginePool,
         tasks: Tasks,
+        room: Room,
+        unloaded: Callable[[Active], None],
     ) -> None:
         self._me = me
         self._bringing = bringing
-        self._whole = whole
+        self._whole = whole_models
         self._rings = rings
         self._splits = splits
         self._engines = engines
         self._tasks = tasks
+        self._room = room
+        self._unloaded = unloaded
         self._locks: KeyedLocks[str] = KeyedLocks()
         self._building: KeyedLocks[ContentId] = KeyedLocks()
         """Rings of one model share the engine here, so they are built one at a time."""
@@ -64,7 +72,9 @@ class Routing:
     async def local(self, model: KnownModel, say: Say) -> Active:
         """The whole model on this device, loaded on first use."""
         plan_id = f"local-{model.content_id[-12:]}"
-        return await self._once(plan_id, lambda: self._whole.local(plan_id, model, say))
+        return await self._once(
+            plan_id, lambda: self._in_room(plan_id, model, whole, self._whole.local(plan_id, model, say))
+        )
 
     async def streamed(self, model: KnownModel, resident_bytes_max: int, say: Say) -> Active:
         plan_id = f"streamed-{model.content_id[-12:]}"
@@ -89,13 +99,43 @@ class Routing:
 
         async def build() -> Active:
             async with self._building.hold(model.content_id):
-                return await self._rings.build(plan_id, model, parts, say)
+                work = self._rings.build(plan_id, model, parts, say)
+                return await self._in_room(plan_id, model, lambda index: self._own_part(index, parts), work)
 
         return await self._once(plan_id, build)
 
     async def split(self, plan_id: str, model: KnownModel, parts: Sequence[StagePart], say: Say) -> Active:
         """Prompts on a ring of others, what follows here."""
-        return await self._once(plan_id, lambda: self._splits.build(plan_id, model, parts, say))
+        return await self._once(
+            plan_id,
+            lambda: self._in_room(plan_id, model, whole, self._splits.build(plan_id, model, parts, say)),
+        )
+
+    async def _in_room(
+        self, plan_id: str, model: KnownModel, part_of: PartOf, work: Coroutine[Any, Any, Active]
+    ) -> Active:
+        """Load once there is memory for it; models that nobody uses now make room."""
+        try:
+            if not self._room.is_limited:
+                return await work
+            needed = await self._bringing.memory_bytes(model, part_of)
+            standing = [*self.active.values(), *self._left.values()]
+            async with self._room.of(plan_id, model.content_id, needed, standing, self._unload):
+                return await work
+        finally:
+            work.close()  # where it never began
+
+    def _own_part(self, index: ModelIndex, parts: Sequence[StagePart]) -> Part:
+        """What this device holds of a ring, as one; the output alone where others have all layers."""
+        own = [part for part in parts if part.peer == self._me and not part.followers]
+        if not own:
+            return output_part(index)
+        return Part(own[0].layer_first, own[0].layer_end, output=True)
+
+    async def _unload(self, active: Active) -> None:
+        """An idle plan's memory is given back; the plan is carried out again when its model is asked for."""
+        self._unloaded(active)
+        await self.release(active.plan_id, reason="its memory is wanted for another model")
 
     async def _once(self, plan_id: str, build: Callable[[], Awaitable[Active]]) -> Active:
         """The plan as it stands, or built now; whoever asks meanwhile waits for the same one."""

@@ -12,7 +12,7 @@ import pytest
 
 from p2pnode.endpoint import NodeError
 from tests.kit.mesh import MeshOfProcesses, NodeProcess, mesh_of
-from tests.kit.toy_models import Toy, write_model
+from tests.kit.toy_models import TOYS, write_model
 
 DEMO = "p2pnode-demo"
 PROMPT = "Tell me about a mesh of small computers in a house."
@@ -21,7 +21,7 @@ PROMPT = "Tell me about a mesh of small computers in a house."
 @pytest.fixture(scope="module")
 def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MeshOfProcesses]:
     root = tmp_path_factory.mktemp("options")
-    narrow = write_model(root / "narrow.gguf", Toy("llama", text=True))
+    narrow = write_model(root / "narrow.gguf", TOYS["llama"])
     with mesh_of(root, "alpha", "beta", first_arguments=("--model", str(narrow))) as made:
         yield made
 
