@@ -271,11 +271,16 @@ class EngineClient:
 
     async def embed(self, unit_id: int, tokens: Sequence[int]) -> list[float]:
         """The pooled, normalised embedding of a text by a unit whose output is `embedding`; scores of a ranking one."""
+        return await self.pool(
+            unit_id, Frame(Kind.TOKENS, DType.I32, len(tokens), 1, 0, pack_tokens(list(tokens)))
+        )
+
+    async def pool(self, unit_id: int, frame: Frame) -> list[float]:
+        """The same of a frame that holds a whole text: its tokens, or the rows that layers elsewhere made of them."""
         self._next_pooled += 1
         session = _POOLED_SESSIONS + self._next_pooled
-        frame = Frame(Kind.TOKENS, DType.I32, len(tokens), 1, session, pack_tokens(list(tokens)))
         try:
-            values = (await self.step(unit_id, frame)).payload
+            values = (await self.step(unit_id, replace(frame, session=session))).payload
             return list(memoryview(values).cast("B").cast("f"))
         finally:
             if self.alive:

@@ -191,7 +191,7 @@ class PipelineRoute:
         self._lost: P2PNodeError | None = None
         self._epochs: dict[int, int] = {}
         self._order: dict[int, asyncio.Lock] = {}
-        self._output_has_layers = output_has_layers
+        self.output_has_layers = output_has_layers
         """Then the unit that samples needs the rows of every chunk, in order."""
         self._last: dict[int, asyncio.Event] = {}
 
@@ -225,10 +225,35 @@ class PipelineRoute:
         finally:
             after.set()
 
+    async def rows(self, feed: Feed) -> Frame:
+        """Every row as the last stage leaves it, for a unit of the head that pools; nothing is sampled of it."""
+        if self._lost is not None:
+            raise self._lost
+        self._sequence = sequence = (self._sequence + 1) % 2**32
+        self._epochs[feed.session] = feed.epoch
+        frame = replace(feed.frame(sequence), wanted_first=0)
+
+        async def as_it_is(back: Frame) -> Frame:
+            return back
+
+        return await self._along(feed, frame, sequence, as_it_is)
+
     async def _feed_along(
         self, feed: Feed, frame: Frame, sequence: int, before: asyncio.Event | None, after: asyncio.Event
     ) -> Sampled | None:
         """Through the streams, and into the unit that samples after the session's feed before this one."""
+
+        async def end(back: Frame) -> Sampled | None:
+            if before is not None:
+                await before.wait()
+            return await self._end_with(feed, back, after)
+
+        return await self._along(feed, frame, sequence, end)
+
+    async def _along(
+        self, feed: Feed, frame: Frame, sequence: int, end: Callable[[Frame], Awaitable[T]]
+    ) -> T:
+        """Through the streams; what the last stage answers is for `end`."""
         result: asyncio.Future[Frame] = asyncio.get_running_loop().create_future()
         self._waiting[sequence] = result
         try:
@@ -245,9 +270,7 @@ class PipelineRoute:
             back = await self._await(result, len(feed.tokens))
             took_s = (time.monotonic() - started_s) / max(1, len(feed.tokens))
             self._row_s = max(took_s, 0.9 * self._row_s)
-            if before is not None:
-                await before.wait()
-            return await self._end_with(feed, back, after)
+            return await end(back)
         except P2PNodeError as error:
             if self._lost is not None and error is not self._lost:
                 raise self._lost from error  # a unit that is gone with its plan says only that it is not there
@@ -263,7 +286,7 @@ class PipelineRoute:
             sampling = asyncio.ensure_future(self._engine.step_sample(self._output_unit, back))
             entered.set()
             return await sampling
-        if self._output_has_layers:
+        if self.output_has_layers:
             step = asyncio.ensure_future(self._engine.step(self._output_unit, back))
             entered.set()
             await step
@@ -358,7 +381,7 @@ class PipelineRoute:
     def _own_units(self) -> list[int]:
         """Units here that hold keys and values."""
         first = [] if self._first_unit is None else [self._first_unit]
-        return [*first, self._output_unit] if self._output_has_layers else first
+        return [*first, self._output_unit] if self.output_has_layers else first
 
     async def keep(self, session: int, count: int) -> None:
         for unit in self._own_units:

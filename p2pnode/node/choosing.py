@@ -65,6 +65,12 @@ class Choosing:
             or model.content_id in self.applied
         )
 
+    def may_be_spread(self, model: KnownModel) -> bool:
+        """Whether requests for a model could run elsewhere than on this device alone."""
+        active = self._routing.of_model(model.content_id)
+        is_spread = active is not None and active.mode != "local"
+        return is_spread or model.content_id in self.applied or not model.is_complete_here
+
     async def choose(self, request: GenerateRequest) -> Active:
         """The plan a request runs on: the one applied for its model, else this device alone, else a new plan."""
         model = self._catalog.resolve(request.model)
@@ -100,22 +106,26 @@ class Choosing:
         return await asyncio.shield(self._tasks.spawn(what, work))
 
     async def choose_again(self, running: Running, error: P2PNodeError) -> Active:
-        """Where a running request goes on: without the devices that do not answer now, here alone if that is best."""
-        self._routing.give_up(running.active, error)
-        active = await self._instead_of(running, error)
-        if active.plan_id != running.active.plan_id:
+        """Where a running request goes on."""
+        return await self.instead_of(running.active, error, running.request_id)
+
+    async def instead_of(self, lost: Active, error: P2PNodeError, request_id: str) -> Active:
+        """Another plan, without the devices that do not answer now, here alone if that is best."""
+        self._routing.give_up(lost, error)
+        active = await self._another(lost, error, request_id)
+        if active.plan_id != lost.plan_id:
             # What the devices that are left had loaded for the old plan serves nobody now.
-            self._tasks.spawn("release", self._routing.release_left(running.active.plan_id))
+            self._tasks.spawn("release", self._routing.release_left(lost.plan_id))
         return active
 
-    async def _instead_of(self, running: Running, error: P2PNodeError) -> Active:
+    async def _another(self, lost: Active, error: P2PNodeError, request_id: str) -> Active:
         """A device may go while the next plan is being built on it: then once more, without it."""
         for left in range(limits.REPLAN_TRIES_MAX - 1, -1, -1):
-            gone = await self._silent(running.active)
-            data = {"request_id": running.request_id, "reason": error.message, "gone": gone}
+            gone = await self._silent(lost)
+            data = {"request_id": request_id, "reason": error.message, "gone": gone}
             self._say({"kind": "stage_lost", "data": data})
             try:
-                return await self._instead(running.active.model, running.active, gone)
+                return await self._instead(lost.model, lost, gone)
             except SURVIVABLE as again:
                 if not left:
                     raise

@@ -63,6 +63,7 @@ from p2pnode.node.mesh import Mesh, key_of, peer_of
 from p2pnode.node.nearby import listen_nearby
 from p2pnode.node.omni import OmniStages
 from p2pnode.node.planning import Planning
+from p2pnode.node.pooling import Pooling
 from p2pnode.node.presence import Presence
 from p2pnode.node.pulling import Pulling
 from p2pnode.node.reach import Reach
@@ -233,7 +234,10 @@ class Node:
             room=Room(
                 memory_max_bytes=options.memory_max_bytes,
                 engines=lambda: self.engine_hosts,
-                in_use=lambda: {running.active.plan_id for running in self.requests.on_plans().values()},
+                in_use=lambda: (
+                    {running.active.plan_id for running in self.requests.on_plans().values()}
+                    | self.embedding.in_use
+                ),
                 held_by=held_by,
             ),
             unloaded=self._unloaded,
@@ -349,7 +353,20 @@ class Node:
         )
         self.federation = Federation(transport=transport, links=self.links, generate=self._generate_here)
         self.forwarding = Forwarding(ledger=ledger, ask=self.federation.ask, new_id=_request_id)
-        self.embedding = Embedding(self.bringing, self._new_engine, self.loads)
+        self.embedding = Embedding(
+            self.bringing,
+            self._new_engine,
+            self.loads,
+            Pooling(
+                me=self.me,
+                bringing=self.bringing,
+                choosing=self.choosing,
+                path=self.links.path,
+                loads=self.loads,
+                new_session=self.requests.new_session,
+                new_id=_request_id,
+            ),
+        )
         self.log_sharing = LogSharing(ledger=ledger, links=self.links, transport=transport)
         self.histories = Histories(
             ledger=ledger,

@@ -1,11 +1,13 @@
-"""Embeddings and rerank scores by this device: one unit a model, loaded on first use."""
+"""Embeddings and rerank scores: along the plan that serves a model, else by one unit of this device.
+
+That unit has the whole model and is loaded on first use.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Literal
 
 from p2pnode import limits
 from p2pnode.compute.engine_client import EngineClient
@@ -17,10 +19,10 @@ from p2pnode.node.bringing import Bringing
 from p2pnode.node.catalog import KnownModel
 from p2pnode.node.engines import EngineHost
 from p2pnode.node.loading import Loads
+from p2pnode.node.pooling import SESSIONS, Pooling, pooling_of
 from p2pnode.node.units import unit_spec
 
 UNIT, RANKER = "embedding", "ranker"
-_SESSIONS = 4
 _POOLING_RANK = 4
 """llama.cpp's pooling type of models that score pairs."""
 
@@ -28,20 +30,40 @@ _POOLING_RANK = 4
 class Embedding:
     """Pooled, L2-normalised vectors, in the order of the inputs."""
 
-    def __init__(self, bringing: Bringing, new_engine: Callable[[str], EngineHost], loads: Loads) -> None:
+    def __init__(
+        self,
+        bringing: Bringing,
+        new_engine: Callable[[str], EngineHost],
+        loads: Loads,
+        along_plans: Pooling,
+    ) -> None:
+        self._along_plans = along_plans
         self._bringing = bringing
         self._loads = loads
         self._new_engine = new_engine
         self._engines: dict[str, EngineHost] = {}
-        self._room = asyncio.Semaphore(_SESSIONS)
+        self._room = asyncio.Semaphore(SESSIONS)
+
+    @property
+    def in_use(self) -> set[str]:
+        """Plans that texts are under way on."""
+        return self._along_plans.in_use
 
     async def embed(self, model: KnownModel, inputs: Sequence[Sequence[int]]) -> list[list[float]]:
         """Raises ContextFull for a text longer than one batch, and what loading raises."""
         if not inputs or not all(inputs):
             raise RequestError("there is nothing to embed: an input is empty")
         self._check(inputs)
-        engine, unit = await self._unit(model)
-        return await self._all(engine.client, unit, inputs)
+        found: dict[int, list[float]] = {}
+        active = await self._along_plans.plan_of(model)
+        if active is not None:
+            await self._along_plans.embed(active, inputs, found)
+        places = [place for place in range(len(inputs)) if place not in found]
+        if places:
+            engine, unit = await self._unit(model)
+            rest = await self._all(engine.client, unit, [inputs[place] for place in places])
+            found.update(zip(places, rest, strict=True))
+        return [found[place] for place in range(len(inputs))]
 
     async def _all(
         self, client: EngineClient, unit: int, inputs: Sequence[Sequence[int]]
@@ -59,19 +81,26 @@ class Embedding:
 
         Raises ContextFull for a pair longer than one batch, and what loading raises.
         """
-        await self._bringing.bring(model, whole, lambda _: None)
-        index = await self._bringing.full_index(model)
+        index = await self._bringing.slim_index(model)
         if index.parameter("pooling_type") != _POOLING_RANK:
-            engine, unit = await self._unit(model)
-            texts = [await engine.client.tokenize(unit, text) for text in (query, *documents)]
+            client, unit = await self._vocabulary(model)
+            texts = [await client.tokenize(unit, text) for text in (query, *documents)]
             first, *others = await self.embed(model, texts)
             scores = [sum(a * b for a, b in zip(first, other, strict=True)) for other in others]
             return Ranking(scores, sum(map(len, texts)), "embedding")
+        await self._bringing.bring(model, whole, lambda _: None)
         engine, info = await self._ranker(model)
         pairs = await _pairs(engine.client, info, query, documents)
         self._check(pairs)
         found = await self._all(engine.client, info.unit_id, pairs)
         return Ranking([scores[0] for scores in found], sum(map(len, pairs)), "rank")
+
+    async def _vocabulary(self, model: KnownModel) -> tuple[EngineClient, int]:
+        active = await self._along_plans.plan_of(model)
+        if active is not None:
+            return active.engine.client, active.vocabulary_unit
+        engine, unit = await self._unit(model)
+        return engine.client, unit
 
     async def _ranker(self, model: KnownModel) -> tuple[EngineHost, UnitInfo]:
         """The file as it is: a ranking head is no part of any cut."""
@@ -84,9 +113,9 @@ class Embedding:
             model_path=path,
             output="embedding",
             pooling="rank",
-            context_tokens=limits.EMBEDDING_TOKENS_MAX * _SESSIONS,
+            context_tokens=limits.EMBEDDING_TOKENS_MAX * SESSIONS,
             batch_rows=limits.EMBEDDING_TOKENS_MAX,
-            sessions_max=_SESSIONS,
+            sessions_max=SESSIONS,
             threads=options.threads,
             threads_batch=options.threads,
             load_mode="copy",
@@ -109,11 +138,11 @@ class Embedding:
     async def _unit(self, model: KnownModel) -> tuple[EngineHost, int]:
         engine = self._engines.setdefault(model.content_id, self._new_engine(f"{model.name} (embedding)"))
         index, paths, options, model_id = await self._bringing.brought(model, whole)
-        wide = replace(options, context_tokens=limits.EMBEDDING_TOKENS_MAX * _SESSIONS, sessions=_SESSIONS)
+        wide = replace(options, context_tokens=limits.EMBEDDING_TOKENS_MAX * SESSIONS, sessions=SESSIONS)
         spec = unit_spec(index, paths, whole(index), wide, model_id=model_id, is_last=True)
-        # A model that says how it pools is obeyed; a chat model is pooled by the mean, as llama.cpp's users expect.
-        pooling: Literal["model", "mean"] = "model" if index.parameter("pooling_type") is not None else "mean"
-        spec = replace(spec, output="embedding", pooling=pooling, batch_rows=limits.EMBEDDING_TOKENS_MAX)
+        spec = replace(
+            spec, output="embedding", pooling=pooling_of(index), batch_rows=limits.EMBEDDING_TOKENS_MAX
+        )
         with self._loads.of(model.name) as say:
             await engine.ensure(UNIT, spec, lambda fraction: say({"state": "loading", "progress": fraction}))
         return engine, engine.unit(UNIT)

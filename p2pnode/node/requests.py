@@ -166,6 +166,10 @@ class Requests:
         self._sessions = itertools.count(1)
         self.running: dict[str, Served] = {}
 
+    def new_session(self) -> int:
+        """A number that no other work of this head on any plan has."""
+        return next(self._sessions)
+
     def on_plans(self) -> dict[str, Running]:
         """Those that this node's own plans compute."""
         return {name: one for name, one in self.running.items() if isinstance(one, Running)}
@@ -182,7 +186,7 @@ class Requests:
             )  # it died since the last request; this one waits for its restart
             prompt = await self._tokens(active, request)
         budget = self._budget(active, request, len(prompt))
-        session = Session(next(self._sessions), prompt, request.sampling, budget, stop=tuple(request.stop))
+        session = Session(self.new_session(), prompt, request.sampling, budget, stop=tuple(request.stop))
         request_id = request.request_id or self._new_id()
         running = Running(request_id, request, session, active, time.monotonic())
         session.pause_at = limits.OUTPUT_TOKENS_PER_UNIT
@@ -238,7 +242,7 @@ class Requests:
 
         `ask` writes into the session what there is to know of it; `prompt_tokens` is a guess until it does.
         """
-        session = Session(next(self._sessions), range(prompt_tokens), request.sampling, request.max_tokens)
+        session = Session(self.new_session(), range(prompt_tokens), request.sampling, request.max_tokens)
         request_id = request.request_id or self._new_id()
         served = Served(request_id, request, session, standing, time.monotonic())
         await self._book.accepted(served)

@@ -585,6 +585,25 @@ async def test_embeddings_are_pooled_and_normalised(engine: EngineClient, model:
     await engine.unload(info.unit_id)
 
 
+@pytest.mark.parametrize("first", [3, 5], ids=["with-layers", "norm-alone"])
+@pytest.mark.parametrize("pooling", ["mean", "last", "cls"])
+async def test_rows_of_a_slice_are_pooled_by_the_next(
+    engine: EngineClient, model: Path, pooling: str, first: int
+) -> None:
+    """The last unit of a pipeline gives the whole model's embedding, bit for bit in the same batches."""
+    whole = await engine.load(UnitSpec(model_path=str(model), output="embedding", pooling=pooling, **SMALL))  # type: ignore[arg-type]  # a choice among those of the type
+    index = _index(model)
+    body = await engine.load(cut_spec(cut(index, Part(0, first, embedding=True)), model))
+    last = cut(index, Part(first, 5, output=True))
+    tail = await engine.load(cut_spec(last, model, output="embedding", pooling=pooling))
+    for text in (PROMPT, PROMPT[:3]):
+        rows = await engine.step(body.unit_id, tokens_frame(text, wanted=0))
+        await engine.free_session(body.unit_id, 1)
+        assert await engine.pool(tail.unit_id, rows) == await engine.embed(whole.unit_id, text)
+    for info in (whole, body, tail):
+        await engine.unload(info.unit_id)
+
+
 # --- adapters --------------------------------------------------------------------------------------
 def _write_adapter(path: Path, width: int = 64) -> Path:
     writer = gguf.GGUFWriter(path, "llama")

@@ -173,6 +173,25 @@ async def test_without_other_devices_the_rows_come_from_here() -> None:
     assert [call[0] for call in engine.calls] == ["step", "sample", "free", "free"]
 
 
+async def test_rows_of_a_text_come_back_as_they_are() -> None:
+    """All of them are wanted, and the unit that samples does not see them."""
+    ring = Ring(first=FIRST, output_has_layers=True)
+    asked = asyncio.ensure_future(ring.route.rows(Feed(1, 0, 0, [4, 5, 6], sample=False)))
+    await settle()
+    (sent,) = ring.out
+    assert (sent.rows, sent.wanted_first) == (3, 0)
+    ring.route.arrived(sent)
+    assert await asked is sent
+    assert [call[0] for call in ring.engine.calls] == ["step"]
+    asked = asyncio.ensure_future(ring.route.rows(Feed(2, 0, 0, [4], sample=False)))
+    await settle()
+    ring.route.lost(StageLost("gone"))
+    with pytest.raises(StageLost):
+        await asked
+    with pytest.raises(StageLost):
+        await ring.route.rows(Feed(3, 0, 0, [4], sample=False))
+
+
 async def test_silence_asks_whether_the_stages_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that answers is waited for, one that does not is lost at once."""
     monkeypatch.setattr(limits, "STAGE_ASK_AFTER_S", 0.0)
