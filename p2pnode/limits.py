@@ -480,6 +480,12 @@ ENGINE_LOG_BYTES_MAX = 64 * 1024
 ENGINE_START_TIMEOUT_S = 30.0
 ENGINE_CLOSE_TIMEOUT_S = 5.0
 ADAPTERS_MAX = 16
+ADAPTER_BYTES_MAX = 4 * 1024 * 1024 * 1024
+"""Adapters of the largest models have some hundred megabytes; more would be no adapter."""
+ADAPTER_SCALE_MAX = 100
+"""How strongly an adapter may act; useful values are about 1."""
+ADAPTER_PART_BYTES = 512 * 1024
+"""One answer of `adapter.read`: well below a control message's limit."""
 ENGINE_OPTIONS_CHARACTERS_MAX = 480
 """Engine options of a model as text: they are the value of a setting, which has at most 500."""
 GRAMMAR_BYTES_MAX = 256 * 1024

@@ -7,7 +7,8 @@ at its default is left out, so equal choices are equal texts. Everything is chec
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Literal, Self, get_args
 
@@ -15,12 +16,16 @@ from p2pnode.compute.engine_protocol import UnitSpec
 from p2pnode.compute.ggml_types import TENSOR_TYPES
 from p2pnode.compute.gguf_values import ModelIndex
 from p2pnode.errors import RequestError
-from p2pnode.limits import ENGINE_CONTEXT_TOKENS_MAX, ENGINE_OPTIONS_CHARACTERS_MAX
+from p2pnode.limits import ADAPTERS_MAX, ENGINE_CONTEXT_TOKENS_MAX, ENGINE_OPTIONS_CHARACTERS_MAX
 
 _TYPES = {kind.name.lower(): kind for kind in TENSOR_TYPES.values()}
 KvType = Literal["f16", "q8_0", "q4_0", "f32", "bf16"]
 LoadMode = Literal["copy", "mlock", "mmap", "mmap_mlock"]
 _F16_BYTES = 2
+ADAPTER_ID = "b[a-z2-7]{58}"
+_SCALE = r"-?\d{1,3}(\.\d{1,6})?"
+Lora = tuple[str, float]
+"""Content id of an adapter file, and how strongly it acts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +34,8 @@ class _Options:
 
     choices: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     bounds: ClassVar[Mapping[str, tuple[float, float]]] = {}
+    patterns: ClassVar[Mapping[str, tuple[str, str]]] = {}
+    """A regular expression, and in words what it allows."""
     both: ClassVar[Mapping[str, tuple[str, str]]] = {}
     """A word that sets two fields."""
 
@@ -69,6 +76,11 @@ class _Options:
         if field in cls.choices:
             if text not in cls.choices[field]:
                 raise RequestError(f"{name} is {text[:40]!r}, must be one of {', '.join(cls.choices[field])}")
+            return text
+        if field in cls.patterns:
+            pattern, words = cls.patterns[field]
+            if not re.fullmatch(pattern, text):
+                raise RequestError(f"{name} is {text[:40]!r}, must be {words}")
             return text
         low, high = cls.bounds[field]
         kind = type(default)
@@ -123,6 +135,8 @@ class EngineOptions(_Options):
     yarn_beta_slow: float = -1.0
     yarn_context: int = 0
     """Context the model was made for, where its file does not say."""
+    lora: str = ""
+    """Adapters, `ID@SCALE,...`; written by the commands that add and remove them."""
 
     choices: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "kv_k": get_args(KvType),
@@ -141,6 +155,9 @@ class EngineOptions(_Options):
         "yarn_beta_slow": (0.0, 1000.0),
         "yarn_context": (1, ENGINE_CONTEXT_TOKENS_MAX),
     }
+    patterns: ClassVar[Mapping[str, tuple[str, str]]] = {
+        "lora": (f"{ADAPTER_ID}@{_SCALE}(,{ADAPTER_ID}@{_SCALE})*", "adapters as ID@SCALE,ID@SCALE"),
+    }
     both: ClassVar[Mapping[str, tuple[str, str]]] = {"kv": ("kv_k", "kv_v")}
 
     def _checked(self) -> Self:
@@ -148,9 +165,22 @@ class EngineOptions(_Options):
             raise RequestError(f"values kept as {self.kv_v} need flash attention", hint="leave flash=off out")
         if self.rope not in ("linear", "yarn") and self.rope_scale:
             raise RequestError("rope_scale stretches positions only with rope=linear or rope=yarn")
-        if self.rope != "yarn" and any(getattr(self, f.name) != f.default for f in fields(self)[-5:]):
+        yarn = [item for item in fields(self) if item.name.startswith("yarn_")]
+        if self.rope != "yarn" and any(getattr(self, item.name) != item.default for item in yarn):
             raise RequestError("options that begin with yarn_ need rope=yarn")
+        named = [identity for identity, _ in self.adapters]
+        if len(set(named)) != len(named) or len(named) > ADAPTERS_MAX:
+            raise RequestError(f"each adapter once, at most {ADAPTERS_MAX}")
         return self
+
+    @property
+    def adapters(self) -> tuple[Lora, ...]:
+        found = (word.partition("@") for word in self.lora.split(",") if word)
+        return tuple((identity, float(scale)) for identity, _, scale in found)
+
+    def with_adapters(self, adapters: Sequence[Lora]) -> EngineOptions:
+        words = (f"{identity}@{scale:.6f}".rstrip("0").rstrip(".") for identity, scale in adapters)
+        return EngineOptions.parse(replace(self, lora=",".join(words)).text)
 
     def check_model(self, index: ModelIndex) -> None:
         """RequestError where this model's heads cannot be kept like this: llama.cpp would only say no."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from p2pnode import limits
 from p2pnode.compute.engine_options import DeviceOptions, EngineOptions
+from p2pnode.compute.engine_protocol import UnitSpec
 from p2pnode.compute.gguf import ModelIndex
 from p2pnode.compute.memory import part_memory
 from p2pnode.compute.part import Part, real_layer_count, whole
@@ -17,6 +18,7 @@ from p2pnode.compute.route import Route
 from p2pnode.config import parse_size
 from p2pnode.errors import PlanError
 from p2pnode.node.active import Say
+from p2pnode.node.adapters import Adapters
 from p2pnode.node.catalog import Catalog, KnownModel
 from p2pnode.node.units import UnitOptions, wants_of
 from p2pnode.units import ContentId
@@ -46,12 +48,14 @@ class Bringing:
         *,
         engine: Callable[[ContentId], EngineOptions] = lambda _: EngineOptions(),
         device: Callable[[], DeviceOptions] = DeviceOptions,
+        adapters: Adapters,
     ) -> None:
         self._catalog = catalog
         self._threads = threads
         self.prefix_bytes = prefix_bytes
         self.engine = engine
         self.device = device
+        self._adapters = adapters
 
     async def bring(self, model: KnownModel, part_of: PartOf, say: Say) -> ModelIndex:
         """Fetch what a part on this device needs; returns the index with its vocabulary."""
@@ -119,6 +123,13 @@ class Bringing:
             engine=engine,
             device=self.device(),
         )
+
+    async def adapted(
+        self, model: KnownModel, index: ModelIndex, part: Part, options: UnitOptions, spec: UnitSpec
+    ) -> UnitSpec:
+        """With its part of the adapters that somebody added to this model."""
+        lora = options.engine.adapters
+        return await self._adapters.fitted(spec, lora, index, part, model=model.content_id)
 
     async def memory_bytes(self, model: KnownModel, part_of: PartOf) -> int:
         """About what a part will hold on this device once it is loaded, its engine process included."""

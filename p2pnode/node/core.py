@@ -30,6 +30,7 @@ from p2pnode.machine import host_name
 from p2pnode.models.serve import BlobServer
 from p2pnode.models.store import ModelStore, StoredModel
 from p2pnode.node.active import Active
+from p2pnode.node.adapters import Adapters
 from p2pnode.node.approval import Approvals, ask, ask_nearby
 from p2pnode.node.auto_mode import AutoMode
 from p2pnode.node.backends import DISCOVER, Backends
@@ -173,6 +174,7 @@ class Node:
             default_name=lambda: default_model(ledger.state),
         )
         self.engine_options = EngineSettings(ledger)
+        self.adapters = Adapters(options.data / "adapters", self.links)
         self.hosting = Hosting(
             catalog=self.catalog,
             links=self.links,
@@ -181,6 +183,7 @@ class Node:
             stored=self._stage_stored,
             check_head=lambda head: self.grants.check(head),
             device=self.engine_options.of_device,
+            adapters=self.adapters,
         )
         self.grants = Grants(
             me=self.me,
@@ -213,6 +216,7 @@ class Node:
             lambda: prefix_bytes_of(value_of(ledger.state.settings, PREFIXES)),
             engine=self.engine_options.of_model,
             device=self.engine_options.of_device,
+            adapters=self.adapters,
         )
         engines = EnginePool(self._new_engine)
         self.kv_transfers = KvTransfers(hosting=self.hosting, links=self.links, transport=transport)

@@ -140,6 +140,7 @@ class Embedding:
         index, paths, options, model_id = await self._bringing.brought(model, whole)
         wide = replace(options, context_tokens=limits.EMBEDDING_TOKENS_MAX * SESSIONS, sessions=SESSIONS)
         spec = unit_spec(index, paths, whole(index), wide, model_id=model_id, is_last=True)
+        spec = await self._bringing.adapted(model, index, whole(index), options, spec)
         spec = replace(
             spec, output="embedding", pooling=pooling_of(index), batch_rows=limits.EMBEDDING_TOKENS_MAX
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -17,6 +18,7 @@ from p2pnode.events.codec import Record
 from p2pnode.events.types import ConsoleCommandRun
 from p2pnode.events.witness_view import witness_view
 from p2pnode.facade import GenerateEvent, GenerateRequest, JsonObject, Ranking
+from p2pnode.limits import ADAPTER_SCALE_MAX
 from p2pnode.multiformats import DecodeError
 from p2pnode.node import wire_counts
 from p2pnode.node.bringing import PREFIXES, prefix_bytes_of
@@ -61,6 +63,9 @@ class Faces:
             "console_ran": self._console_ran,
             "key_created": self._key_created,
             "key_revoked": self._key_revoked,
+            "adapters": self._adapters,
+            "add_adapter": self._add_adapter,
+            "remove_adapter": self._remove_adapter,
             "verify_peer_log": self._verify_peer_log,
             "approve_peer": self._approve_peer,
             "refuse_peer": self._refuse_peer,
@@ -410,10 +415,63 @@ class Faces:
         """Plans of the model end, and are loaded like this when they are asked for next."""
         node, engine = self._node, EngineOptions.parse(value)
         model = node.catalog.resolve(name)
+        standing = node.engine_options.of_model(model.content_id)
+        if not engine.lora:  # adapters have commands of their own
+            engine = engine.with_adapters(standing.adapters)
         engine.check_model(await node.bringing.slim_index(model))
-        previous = node.engine_options.of_model(model.content_id).text
         async with node.engine_options.changed(model.content_id, engine, node.routing.release_model):
-            return {"key": MODEL + model.name, "value": engine.text, "previous": previous}
+            return {"key": MODEL + model.name, "value": engine.text, "previous": standing.text}
+
+    async def _adapters(self, a: Mapping[str, Any]) -> JsonObject:
+        del a
+        node = self._node
+        return {
+            "adapters": [
+                {"model": model.name, "scale": scale, **node.adapters.view(identity)}
+                for model in node.catalog.known()
+                for identity, scale in node.engine_options.of_model(model.content_id).adapters
+            ]
+        }
+
+    async def _add_adapter(self, a: Mapping[str, Any]) -> JsonObject:
+        """`path`: a file on this device. Added again, an adapter gets the new `scale`."""
+        node, scale = self._node, a.get("scale", 1.0)
+        if (
+            isinstance(scale, bool)
+            or not isinstance(scale, int | float)
+            or not abs(scale) <= ADAPTER_SCALE_MAX
+        ):
+            raise RequestError(
+                f"scale is a number from -{ADAPTER_SCALE_MAX} to {ADAPTER_SCALE_MAX}", param="scale"
+            )
+        model = node.catalog.resolve(str(a["model"]))
+        base = await node.bringing.slim_index(model)
+        identity = await asyncio.to_thread(node.adapters.add, Path(str(a["path"])), base)
+        standing = node.engine_options.of_model(model.content_id)
+        others = [each for each in standing.adapters if each[0] != identity]
+        engine = standing.with_adapters([*others, (identity, float(scale))])
+        async with node.engine_options.changed(model.content_id, engine, node.routing.release_model):
+            return {"model": model.name, "scale": scale, **node.adapters.view(identity)}
+
+    async def _remove_adapter(self, a: Mapping[str, Any]) -> JsonObject:
+        """`adapter`: its content id, or its name."""
+        node, wanted = self._node, str(a["adapter"])
+        model = node.catalog.resolve(str(a["model"]))
+        standing = node.engine_options.of_model(model.content_id)
+        views = [node.adapters.view(identity) for identity, _ in standing.adapters]
+        found = [view for view in views if wanted and wanted in (view["adapter"], view["name"])]
+        if len(found) != 1:
+            raise NotFound(
+                f"{model.name} has {len(found) or 'no'} adapter called {wanted[:128]!r}",
+                hint="p2pnode adapters list --json shows their ids",
+            )
+        gone = str(found[0]["adapter"])
+        engine = standing.with_adapters([each for each in standing.adapters if each[0] != gone])
+        async with node.engine_options.changed(model.content_id, engine, node.routing.release_model):
+            used = {row["adapter"] for row in (await self._adapters({}))["adapters"]}
+            if gone not in used:
+                await asyncio.to_thread(node.adapters.remove, gone)
+            return {"model": model.name, **found[0]}
 
     async def _forget_peer(self, a: Mapping[str, Any]) -> JsonObject:
         self._node.links.forget(PeerId(str(a["peer"])))

@@ -14,6 +14,7 @@ from p2pnode.compute.engine_options import DeviceOptions, EngineOptions
 from p2pnode.compute.part import real_layer_count
 from p2pnode.compute.row_tally import RowTallies, TalliedStage
 from p2pnode.errors import NotFound, RemoteProtocolError, RequestError
+from p2pnode.node.adapters import Adapters
 from p2pnode.node.catalog import Catalog
 from p2pnode.node.engines import EngineHost
 from p2pnode.node.keyed_locks import KeyedLocks
@@ -68,6 +69,7 @@ class Hosting:
         stored: Callable[[HostedStage], Awaitable[None]],
         check_head: Callable[[PeerId], None] = lambda _: None,
         device: Callable[[], DeviceOptions] = DeviceOptions,
+        adapters: Adapters,
     ) -> None:
         self._catalog = catalog
         self._threads = threads
@@ -75,6 +77,7 @@ class Hosting:
         self._stored = stored
         self._check_head = check_head
         self._device = device
+        self._adapters = adapters
         self.lanes = Lanes(links)
         self._locks: KeyedLocks[tuple[str, int]] = KeyedLocks()
         self.stages: dict[tuple[str, int], HostedStage] = {}
@@ -161,6 +164,9 @@ class Hosting:
         )
         spec = unit_spec(
             index, paths, part, options, model_id=self._catalog.model_id(content_id), is_last=order.is_last
+        )
+        spec = await self._adapters.fitted(
+            spec, engine_options.adapters, index, part, model=content_id, holder=PeerId(order.head)
         )
         engine = self._new_engine(f"{order.model_name} layers {order.layer_first}–{order.layer_end - 1}")
         wanted = manifest.bytes_of(manifest.chunks_for(wants))

@@ -197,12 +197,18 @@ class Planning:
 
     def engine_of(self, request: PlanRequest, model: KnownModel) -> EngineOptions:
         """As the request says, else as they stand; RequestError for what is no option."""
-        return self._engine(model.content_id) if request.engine is None else EngineOptions.of(request.engine)
+        standing = self._engine(model.content_id)
+        return standing if request.engine is None else EngineOptions.of({**_lora(standing), **request.engine})
 
     def _rtt_max_s(self, request: PlanRequest) -> float:
         if request.max_rtt_ms is not None:
             return request.max_rtt_ms / 1000
         return math.inf if request.insists else limits.TENSOR_RTT_MAX_S
+
+
+def _lora(standing: EngineOptions) -> dict[str, str]:
+    """Adapters stay when other options are chosen; commands of their own take them away."""
+    return {"lora": standing.lora} if standing.lora else {}
 
 
 def _kept_as(engine: EngineOptions, shape: ModelShape) -> ModelShape:

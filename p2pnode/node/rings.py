@@ -300,11 +300,13 @@ class Rings:
             await bringing.bring(model, lambda _: part or own, say)
         spec = unit_spec(index, paths, own, options, model_id=model_id, is_last=True)
         progress: Callable[[float], None] = lambda f: say({"state": "loading", "progress": f})  # noqa: E731
+        spec = await bringing.adapted(model, index, own, options, spec)
         output = await engine.ensure(OUTPUT, spec, progress)
         if part is None:
             await engine.drop(FIRST)
             return engine, None, output.unit_id
         spec = unit_spec(index, paths, part, options, model_id=model_id, is_last=is_whole)
+        spec = await bringing.adapted(model, index, part, options, spec)
         info = await engine.ensure(FIRST, spec, progress)
         return engine, info.unit_id, output.unit_id
 

@@ -64,6 +64,7 @@ class Splits:
         await bringing.bring(model, lambda _: own, say)
         options, model_id = bringing.options(model, index), bringing.model_id(model)
         spec = unit_spec(index, bringing.paths(model), own, options, model_id=model_id, is_last=True)
+        spec = await bringing.adapted(model, index, own, options, spec)
         info = await active.engine.ensure(FIRST, spec, lambda f: say({"state": "loading", "progress": f}))
         ring = active.route
         assert isinstance(ring, PipelineRoute)

@@ -48,6 +48,7 @@ class Whole:
         spec = unit_spec(
             index, bringing.paths(model), part, options, model_id=bringing.model_id(model), is_last=True
         )
+        spec = await bringing.adapted(model, index, part, options, spec)
         paths = bringing.paths(model)
         if options.device.maps_files and len(paths) == 1 and model.is_complete_here:
             whole_file = replace(spec, pieces=(), model_path=str(paths[0]))
@@ -74,6 +75,11 @@ class Whole:
             load_mode="mmap",
             repack=False,
         )
+        if options.engine.adapters:
+            raise PlanError(
+                "streamed mode takes no adapters",
+                hint=f"remove those of {model.name}, or choose another mode",
+            )
         spec = options.engine.applied(spec)
         engine = self._engines.of(model, "streamed")
         info = await engine.ensure(WHOLE, spec, _loading(say))

@@ -43,6 +43,7 @@ DONE: dict[str, tuple[str, ...]] = {
     "log witnesses": (),
     "keys create": ("--label", "a program"),
     "keys list": (),
+    "adapters list": (),
     "config show": ("--origin",),
     "doctor": (),
     "completion": ("bash",),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -12,6 +13,7 @@ import pytest
 from p2pnode import limits
 from p2pnode.errors import ComputeError, CreditEnded, NotFound, RemoteProtocolError, RequestError
 from p2pnode.node import hosting as module
+from p2pnode.node.adapters import Adapters
 from p2pnode.node.hosting import HostedStage, Hosting
 from p2pnode.node.orders import StageOrder
 from tests.kit.fake_engine import FakeEngine
@@ -60,6 +62,7 @@ class World:
             new_engine=cast(Any, self.new_engine),
             stored=self.store,
             check_head=self.check_head,
+            adapters=Adapters(Path("unused"), cast(Any, SimpleNamespace(serve=self.methods.__setitem__))),
         )
         self.ended: set[str] = set()
 

@@ -1,0 +1,107 @@
+"""An adapter a person adds changes a model alike on one device and on several; each stage has its cut of it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from p2pnode.compute.gguf import open_model
+from p2pnode.endpoint import NodeError
+from tests.kit.mesh import MeshOfProcesses, NodeProcess, mesh_of
+from tests.kit.toy_adapters import adapter_bytes
+
+DEMO = "p2pnode-demo"
+DEMO_FILE = Path(__file__).parents[2] / "models" / f"{DEMO}.gguf"
+PROMPT = "Tell me about a mesh of small computers in a house."
+
+
+@pytest.fixture(scope="module")
+def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MeshOfProcesses]:
+    with mesh_of(tmp_path_factory.mktemp("adapters"), "alpha", "beta") as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("lora") / "pirate.gguf"
+    path.write_bytes(adapter_bytes(open_model(DEMO_FILE)[0], ("attn_q.weight", "ffn_up.weight")))
+    return path
+
+
+def numbers_of(node: NodeProcess, mode: str) -> list[float]:
+    asked = {"model": DEMO, "mode": mode, "temperature": 0, "max_tokens": 8, "logprobs": True}
+    asked["messages"] = [{"role": "user", "content": PROMPT}]
+    answer = node.api.post("/v1/chat/completions", {**asked, "cache_prompt": False})
+    return [float(each["logprob"]) for each in answer["choices"][0]["logprobs"]["content"]]
+
+
+def same(values: list[float]) -> Any:
+    return pytest.approx(values, rel=1e-3, abs=1e-3)
+
+
+def test_an_adapter_acts_alike_in_every_mode(mesh: MeshOfProcesses, adapter: Path) -> None:
+    alpha, beta = mesh.nodes
+    usual = numbers_of(alpha, "local")
+    plan = {"model": DEMO, "mode": "pipeline", "devices": ["alpha", "beta"], "stages": 2, "apply": True}
+    alpha.api.post("/plan", plan)
+    added = alpha.cli("adapters", "add", DEMO, str(adapter), "--scale", "0.05")
+    assert (added["name"], added["size_bytes"]) == ("pirate", adapter.stat().st_size)
+    alone = numbers_of(alpha, "local")
+    assert alone != same(usual)
+    assert numbers_of(alpha, "pipeline") == same(alone)
+    assert (beta.data / "adapters" / f"{added['adapter']}.gguf").read_bytes() == adapter.read_bytes()
+    # Other options leave it where it is, and a group of ranks has its shards of it.
+    alpha.cli("set", f"engine.{DEMO}", "kv=f32")
+    group = {"model": DEMO, "mode": "tensor", "devices": ["alpha", "beta"], "apply": True}
+    answer = alpha.api.post("/plan", group)
+    assert added["adapter"] in answer["engine"]
+    assert numbers_of(alpha, "tensor") == same(numbers_of(alpha, "local"))
+    alpha.cli("set", f"engine.{DEMO}", "default")
+    (row,) = alpha.cli("adapters", "list")["adapters"]
+    assert (row["model"], row["name"], row["scale"]) == (DEMO, "pirate", 0.05)
+    # Added again, it acts as strongly as was said last.
+    alpha.cli("adapters", "add", DEMO, str(adapter), "--scale", "0")
+    assert numbers_of(alpha, "local") == same(usual)
+    alpha.cli("adapters", "remove", DEMO, "pirate")
+    assert alpha.cli("adapters", "list")["adapters"] == []
+    assert numbers_of(alpha, "local") == same(usual)
+    assert not list((alpha.data / "adapters").glob("*.gguf"))
+
+
+def test_what_is_no_adapter_is_refused(mesh: MeshOfProcesses, adapter: Path, tmp_path: Path) -> None:
+    alpha = mesh.nodes[0]
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(adapter.read_bytes()[:200])
+    for wish, reason in (
+        ({"path": str(DEMO_FILE)}, "not a LoRA adapter"),
+        ({"path": str(tmp_path / "none.gguf")}, "there is no file"),
+        ({"path": str(broken)}, "."),
+        ({"path": str(adapter), "scale": "much"}, "scale is a number"),
+        ({"path": str(adapter), "scale": 1e9}, "scale is a number"),
+        ({"path": str(adapter), "model": "no-such"}, "no-such"),
+    ):
+        with pytest.raises(NodeError, match=reason) as refused:
+            alpha.api.post("/command/add_adapter", {"model": DEMO, **wish})
+        assert 400 <= refused.value.status < 500
+    assert alpha.api.post("/command/adapters", {})["adapters"] == []
+    command = [
+        sys.executable,
+        "-m",
+        "p2pnode",
+        "adapters",
+        "remove",
+        DEMO,
+        "pirate",
+        "--data",
+        str(alpha.data),
+    ]
+    found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert found.returncode != 0
+    assert "no adapter called" in found.stderr
+    with pytest.raises(NodeError, match="adapters as ID@SCALE"):
+        alpha.api.post("/plan", {"model": DEMO, "mode": "local", "engine": {"lora": "../../etc/passwd"}})
