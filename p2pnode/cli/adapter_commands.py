@@ -12,7 +12,7 @@ from p2pnode.cli.output import connect, node_options, print_json, print_table, s
 
 @click.group()
 def adapters() -> None:
-    """LoRA adapters that change a model, on every device that computes it."""
+    """LoRA adapters and control vectors that change a model, on every device that computes it."""
 
 
 @adapters.command()
@@ -23,7 +23,7 @@ def adapters() -> None:
 )
 @node_options
 def add(model: str, file: Path, scale: float, data: Path | None, api: str | None, as_json: bool) -> None:
-    """Load MODEL with the adapter in FILE (GGUF) from now on.
+    """Load MODEL with the LoRA adapter or control vector in FILE (GGUF) from now on.
 
     Other devices of a plan fetch it from this one. What runs on the model goes on with the adapter.
     """
@@ -43,6 +43,7 @@ def list_adapters(data: Path | None, api: str | None, as_json: bool) -> None:
     rows = [
         (
             row["model"],
+            row["kind"],
             row["name"] or "-",
             f"{row['scale']:g}",
             size_text(row["size_bytes"]),
@@ -50,7 +51,7 @@ def list_adapters(data: Path | None, api: str | None, as_json: bool) -> None:
         )
         for row in view["adapters"]
     ]
-    print_table("Adapters", ("MODEL", "NAME", "SCALE", "SIZE", "ID"), rows)
+    print_table("Adapters", ("MODEL", "KIND", "NAME", "SCALE", "SIZE", "ID"), rows)
 
 
 @adapters.command()

@@ -28,7 +28,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "models": ("mesh_commands", "models", "Models of the mesh and who holds them."),
     "pull": ("device_commands", "pull", "Add a model to this device."),
     "rm": ("device_commands", "rm", "Remove a model from this device."),
-    "adapters": ("adapter_commands", "adapters", "LoRA adapters of models: add, list, remove."),
+    "adapters": ("adapter_commands", "adapters", "LoRA adapters and control vectors of models."),
     "balance": ("billing_commands", "balance", "Credit of every account."),
     "topup": ("billing_commands", "topup", "Add credit to an account."),
     "quota": ("billing_commands", "quota", "Limit what an account may use in each period."),

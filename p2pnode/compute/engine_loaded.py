@@ -76,6 +76,8 @@ class LoadedUnit:
                 self._adapters = Adapters(self.model, self.context)
                 if spec.adapters:
                     self._adapters.set(spec.adapters)
+                if spec.control_vectors:
+                    self._adapters.add_control_vectors(spec.control_vectors)
             if spec.token_table is not None:
                 self._table = TokenRows(spec.token_table)
         except BaseException:

@@ -24,6 +24,7 @@ LoadMode = Literal["copy", "mlock", "mmap", "mmap_mlock"]
 _F16_BYTES = 2
 ADAPTER_ID = "b[a-z2-7]{58}"
 _SCALE = r"-?\d{1,3}(\.\d{1,6})?"
+_NAMED = (f"{ADAPTER_ID}@{_SCALE}(,{ADAPTER_ID}@{_SCALE})*", "adapters as ID@SCALE,ID@SCALE")
 Lora = tuple[str, float]
 """Content id of an adapter file, and how strongly it acts."""
 
@@ -112,6 +113,15 @@ class _Options:
         return " ".join([*words, *(f"{name}={_plain(value)}" for name, value in given.items())])
 
 
+def _named(text: str) -> tuple[Lora, ...]:
+    found = (word.partition("@") for word in text.split(",") if word)
+    return tuple((identity, float(scale)) for identity, _, scale in found)
+
+
+def _words(adapters: Sequence[Lora]) -> str:
+    return ",".join(f"{identity}@{scale:.6f}".rstrip("0").rstrip(".") for identity, scale in adapters)
+
+
 def _plain(value: object) -> str:
     return repr(value) if isinstance(value, float) else str(value)
 
@@ -137,6 +147,8 @@ class EngineOptions(_Options):
     """Context the model was made for, where its file does not say."""
     lora: str = ""
     """Adapters, `ID@SCALE,...`; written by the commands that add and remove them."""
+    control: str = ""
+    """Control vectors, likewise."""
 
     choices: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "kv_k": get_args(KvType),
@@ -155,9 +167,7 @@ class EngineOptions(_Options):
         "yarn_beta_slow": (0.0, 1000.0),
         "yarn_context": (1, ENGINE_CONTEXT_TOKENS_MAX),
     }
-    patterns: ClassVar[Mapping[str, tuple[str, str]]] = {
-        "lora": (f"{ADAPTER_ID}@{_SCALE}(,{ADAPTER_ID}@{_SCALE})*", "adapters as ID@SCALE,ID@SCALE"),
-    }
+    patterns: ClassVar[Mapping[str, tuple[str, str]]] = {"lora": _NAMED, "control": _NAMED}
     both: ClassVar[Mapping[str, tuple[str, str]]] = {"kv": ("kv_k", "kv_v")}
 
     def _checked(self) -> Self:
@@ -168,19 +178,22 @@ class EngineOptions(_Options):
         yarn = [item for item in fields(self) if item.name.startswith("yarn_")]
         if self.rope != "yarn" and any(getattr(self, item.name) != item.default for item in yarn):
             raise RequestError("options that begin with yarn_ need rope=yarn")
-        named = [identity for identity, _ in self.adapters]
+        named = [identity for identity, _ in (*self.adapters, *self.control_vectors)]
         if len(set(named)) != len(named) or len(named) > ADAPTERS_MAX:
             raise RequestError(f"each adapter once, at most {ADAPTERS_MAX}")
         return self
 
     @property
     def adapters(self) -> tuple[Lora, ...]:
-        found = (word.partition("@") for word in self.lora.split(",") if word)
-        return tuple((identity, float(scale)) for identity, _, scale in found)
+        return _named(self.lora)
 
-    def with_adapters(self, adapters: Sequence[Lora]) -> EngineOptions:
-        words = (f"{identity}@{scale:.6f}".rstrip("0").rstrip(".") for identity, scale in adapters)
-        return EngineOptions.parse(replace(self, lora=",".join(words)).text)
+    @property
+    def control_vectors(self) -> tuple[Lora, ...]:
+        return _named(self.control)
+
+    def with_adapters(self, adapters: Sequence[Lora], control_vectors: Sequence[Lora]) -> EngineOptions:
+        made = replace(self, lora=_words(adapters), control=_words(control_vectors))
+        return EngineOptions.parse(made.text)
 
     def check_model(self, index: ModelIndex) -> None:
         """RequestError where this model's heads cannot be kept like this: llama.cpp would only say no."""

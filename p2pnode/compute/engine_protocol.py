@@ -203,6 +203,8 @@ class UnitSpec:
     prefix_bytes_max: int = 0
     """Most bytes of prefixes kept beside the cells; 0 keeps none."""
     adapters: tuple[Adapter, ...] = ()
+    control_vectors: tuple[Adapter, ...] = ()
+    """Files of float32 rows for layers 1, 2, ...; their scaled sum is added."""
     resident_bytes_max: int = 0
     """Streamed mode: weights stay in the file and at most this much of them in memory; 0 for all."""
     fingerprint: str = ""
@@ -219,7 +221,8 @@ class UnitSpec:
             for piece in self.pieces
         ]
         values["token_table"] = asdict(self.token_table) if self.token_table else None
-        values["adapters"] = [asdict(adapter) for adapter in self.adapters]
+        for name in ("adapters", "control_vectors"):
+            values[name] = [asdict(adapter) for adapter in getattr(self, name)]
         return values, b"".join(inline)
 
 
@@ -238,7 +241,8 @@ def spec_of(values: Mapping[str, Any], payload: Buffer) -> UnitSpec:
             pieces.append(FilePiece(*piece))
     known["pieces"] = tuple(pieces)
     known["token_table"] = TokenTable(**known["token_table"]) if known["token_table"] else None
-    known["adapters"] = tuple(Adapter(**adapter) for adapter in known["adapters"])
+    for name in ("adapters", "control_vectors"):
+        known[name] = tuple(Adapter(**adapter) for adapter in known[name])
     for name in ("reduce", "rpc_endpoints"):
         known[name] = tuple(known[name])
     return UnitSpec(**known)

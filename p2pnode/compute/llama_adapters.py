@@ -6,6 +6,8 @@ import ctypes
 import os
 from collections.abc import Sequence
 
+import numpy as np
+
 from p2pnode.compute.engine_protocol import Adapter
 from p2pnode.compute.llama import Context, Model
 from p2pnode.compute.llama_abi import L
@@ -46,6 +48,20 @@ class Adapters:
                 )
             found = self._loaded[path] = ctypes.cast(pointer, ctypes.c_void_p).value or 0
         return found
+
+    def add_control_vectors(self, vectors: Sequence[Adapter]) -> None:
+        """The scaled sum of files of float32 rows, one for each layer from 1 on."""
+        size = (self._model.layers - 1) * self._model.columns
+        total = np.zeros(size, np.float32)
+        for vector in vectors:
+            try:
+                values = np.fromfile(vector.path, np.float32)
+            except OSError:
+                raise BadModelFile(f"cannot read the control vector {vector.path}") from None
+            if values.size != size:
+                raise ShapeMismatch(f"a control vector of {values.size} values, {size} are needed")
+            total += values * np.float32(vector.scale)
+        self.set_control_vector(memoryview(total.tobytes()), 1, self._model.layers)
 
     def set_control_vector(self, data: memoryview, layer_first: int, layer_end: int) -> None:
         """float32 for layers 1, 2, ... one row each; acts on [layer_first, layer_end). Empty data ends it."""

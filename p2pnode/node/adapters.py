@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import re
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +15,8 @@ from typing import IO, Any
 from blake3 import blake3
 
 from p2pnode import limits
-from p2pnode.compute.engine_options import ADAPTER_ID, Lora
+from p2pnode.compute import control_vector
+from p2pnode.compute.engine_options import ADAPTER_ID, EngineOptions
 from p2pnode.compute.engine_protocol import Adapter, UnitSpec
 from p2pnode.compute.gguf import ModelIndex, open_model
 from p2pnode.compute.lora import cut_adapter
@@ -45,7 +46,11 @@ class Adapters:
             raise BadModelFile(f"there is no file {path}", hint="give the path of a LoRA adapter in GGUF")
         if path.stat().st_size > limits.ADAPTER_BYTES_MAX:
             raise BadModelFile(f"an adapter has at most {limits.ADAPTER_BYTES_MAX >> 20} MiB")
-        cut_adapter(open_model(path)[0], base, whole(base))
+        index, _ = open_model(path)
+        if control_vector.is_control_vector(index):
+            control_vector.check(index, base)
+        else:
+            cut_adapter(index, base, whole(base))
         with self._new_file() as (file, name), path.open("rb") as source:
             hasher = blake3()
             while data := source.read(_HASH_BYTES):
@@ -56,6 +61,9 @@ class Adapters:
             name.replace(self._path(identity))
         write_atomic(self._folder / f"{identity}.name", path.stem.encode()[:128])
         return identity
+
+    def is_control_vector(self, identity: str) -> bool:
+        return control_vector.is_control_vector(open_model(self._path(identity))[0])
 
     def view(self, identity: str) -> dict[str, Any]:
         """Name and size, where it is here."""
@@ -75,7 +83,7 @@ class Adapters:
     async def fitted(
         self,
         spec: UnitSpec,
-        lora: Sequence[Lora],
+        engine: EngineOptions,
         base: ModelIndex,
         part: Part,
         *,
@@ -86,16 +94,24 @@ class Adapters:
 
         Raises: NotFound, BadModelFile, ArchitectureUnsupported where an adapter cannot be cut like this
         """
-        if not lora or not part.layer_count:
+        if not (engine.lora or engine.control) or not part.layer_count:
             return spec
-        found = []
-        for identity, scale in lora:
+        found: list[Adapter] = []
+        vectors: list[Adapter] = []
+        if engine.control:
+            control_vector.check_part(base, part)
+        for identity, scale in engine.control_vectors:
+            async with self._locks.hold(identity):
+                path = await self._here(identity, holder)
+                rows = await asyncio.to_thread(self._rows, identity, path, base, model)
+            vectors.append(Adapter(str(rows), scale))
+        for identity, scale in engine.adapters:
             async with self._locks.hold(identity):
                 path = await self._here(identity, holder)
                 made = await asyncio.to_thread(self._cut, identity, path, base, part, model)
             if made is not None:
                 found.append(Adapter(str(made), scale))
-        return replace(spec, adapters=tuple(found))
+        return replace(spec, adapters=tuple(found), control_vectors=tuple(vectors))
 
     async def _here(self, identity: str, holder: PeerId | None) -> Path:
         path = self._path(identity)
@@ -145,6 +161,20 @@ class Adapters:
                     file.write(data)
                 file.flush()
                 name.replace(target)
+        return target
+
+    def _rows(self, identity: str, path: Path, base: ModelIndex, model: ContentId) -> Path:
+        """A control vector as the engine takes it."""
+        key = hashlib.sha256(model.encode()).hexdigest()[:24]
+        target = self._folder / f"{identity}.{key}.f32"
+        if not target.is_file():
+            with path.open("rb") as source:
+
+                def read(offset: int, size: int) -> bytes:
+                    source.seek(offset)
+                    return source.read(size)
+
+                write_atomic(target, control_vector.rows(open_model(path)[0], base, read))
         return target
 
     # --- for other devices ---------------------------------------------------------------------------

@@ -128,8 +128,7 @@ class Bringing:
         self, model: KnownModel, index: ModelIndex, part: Part, options: UnitOptions, spec: UnitSpec
     ) -> UnitSpec:
         """With its part of the adapters that somebody added to this model."""
-        lora = options.engine.adapters
-        return await self._adapters.fitted(spec, lora, index, part, model=model.content_id)
+        return await self._adapters.fitted(spec, options.engine, index, part, model=model.content_id)
 
     async def memory_bytes(self, model: KnownModel, part_of: PartOf) -> int:
         """About what a part will hold on this device once it is loaded, its engine process included."""

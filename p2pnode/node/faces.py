@@ -416,8 +416,9 @@ class Faces:
         node, engine = self._node, EngineOptions.parse(value)
         model = node.catalog.resolve(name)
         standing = node.engine_options.of_model(model.content_id)
-        if not engine.lora:  # adapters have commands of their own
-            engine = engine.with_adapters(standing.adapters)
+        engine = engine.with_adapters(  # which have commands of their own
+            engine.adapters or standing.adapters, engine.control_vectors or standing.control_vectors
+        )
         engine.check_model(await node.bringing.slim_index(model))
         async with node.engine_options.changed(model.content_id, engine, node.routing.release_model):
             return {"key": MODEL + model.name, "value": engine.text, "previous": standing.text}
@@ -427,9 +428,11 @@ class Faces:
         node = self._node
         return {
             "adapters": [
-                {"model": model.name, "scale": scale, **node.adapters.view(identity)}
+                {"model": model.name, "kind": kind, "scale": scale, **node.adapters.view(identity)}
                 for model in node.catalog.known()
-                for identity, scale in node.engine_options.of_model(model.content_id).adapters
+                for engine in (node.engine_options.of_model(model.content_id),)
+                for kind, found in (("lora", engine.adapters), ("control vector", engine.control_vectors))
+                for identity, scale in found
             ]
         }
 
@@ -448,8 +451,10 @@ class Faces:
         base = await node.bringing.slim_index(model)
         identity = await asyncio.to_thread(node.adapters.add, Path(str(a["path"])), base)
         standing = node.engine_options.of_model(model.content_id)
-        others = [each for each in standing.adapters if each[0] != identity]
-        engine = standing.with_adapters([*others, (identity, float(scale))])
+        lora = [each for each in standing.adapters if each[0] != identity]
+        control = [each for each in standing.control_vectors if each[0] != identity]
+        (control if node.adapters.is_control_vector(identity) else lora).append((identity, float(scale)))
+        engine = standing.with_adapters(lora, control)
         async with node.engine_options.changed(model.content_id, engine, node.routing.release_model):
             return {"model": model.name, "scale": scale, **node.adapters.view(identity)}
 
@@ -458,7 +463,8 @@ class Faces:
         node, wanted = self._node, str(a["adapter"])
         model = node.catalog.resolve(str(a["model"]))
         standing = node.engine_options.of_model(model.content_id)
-        views = [node.adapters.view(identity) for identity, _ in standing.adapters]
+        named = (*standing.adapters, *standing.control_vectors)
+        views = [node.adapters.view(identity) for identity, _ in named]
         found = [view for view in views if wanted and wanted in (view["adapter"], view["name"])]
         if len(found) != 1:
             raise NotFound(
@@ -466,7 +472,10 @@ class Faces:
                 hint="p2pnode adapters list --json shows their ids",
             )
         gone = str(found[0]["adapter"])
-        engine = standing.with_adapters([each for each in standing.adapters if each[0] != gone])
+        engine = standing.with_adapters(
+            [each for each in standing.adapters if each[0] != gone],
+            [each for each in standing.control_vectors if each[0] != gone],
+        )
         async with node.engine_options.changed(model.content_id, engine, node.routing.release_model):
             used = {row["adapter"] for row in (await self._adapters({}))["adapters"]}
             if gone not in used:

@@ -166,7 +166,7 @@ class Hosting:
             index, paths, part, options, model_id=self._catalog.model_id(content_id), is_last=order.is_last
         )
         spec = await self._adapters.fitted(
-            spec, engine_options.adapters, index, part, model=content_id, holder=PeerId(order.head)
+            spec, engine_options, index, part, model=content_id, holder=PeerId(order.head)
         )
         engine = self._new_engine(f"{order.model_name} layers {order.layer_first}–{order.layer_end - 1}")
         wanted = manifest.bytes_of(manifest.chunks_for(wants))

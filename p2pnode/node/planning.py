@@ -208,7 +208,7 @@ class Planning:
 
 def _lora(standing: EngineOptions) -> dict[str, str]:
     """Adapters stay when other options are chosen; commands of their own take them away."""
-    return {"lora": standing.lora} if standing.lora else {}
+    return {name: text for name, text in (("lora", standing.lora), ("control", standing.control)) if text}
 
 
 def _kept_as(engine: EngineOptions, shape: ModelShape) -> ModelShape:

@@ -199,6 +199,8 @@ class Pooling:
             model_id=self._bringing.model_id(model),
             is_last=True,
         )
+        part = Part(first, count, output=True)
+        spec = await self._bringing.adapted(model, index, part, self._bringing.options(model, index), spec)
         spec = replace(
             spec,
             output="embedding",

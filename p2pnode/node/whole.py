@@ -75,7 +75,7 @@ class Whole:
             load_mode="mmap",
             repack=False,
         )
-        if options.engine.adapters:
+        if options.engine.lora or options.engine.control:
             raise PlanError(
                 "streamed mode takes no adapters",
                 hint=f"remove those of {model.name}, or choose another mode",

@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from p2pnode.compute.gguf import open_model
+from p2pnode.compute.ggml_types import F32
+from p2pnode.compute.gguf import ModelIndex, ValueType, header_bytes, open_model, scalar
 from p2pnode.endpoint import NodeError
 from tests.kit.mesh import MeshOfProcesses, NodeProcess, mesh_of
 from tests.kit.toy_adapters import adapter_bytes
@@ -105,3 +107,35 @@ def test_what_is_no_adapter_is_refused(mesh: MeshOfProcesses, adapter: Path, tmp
     assert "no adapter called" in found.stderr
     with pytest.raises(NodeError, match="adapters as ID@SCALE"):
         alpha.api.post("/plan", {"model": DEMO, "mode": "local", "engine": {"lora": "../../etc/passwd"}})
+
+
+def test_a_control_vector_acts_where_one_device_has_all_layers(mesh: MeshOfProcesses, tmp_path: Path) -> None:
+    alpha = mesh.nodes[0]
+    base = open_model(DEMO_FILE)[0]
+    usual = numbers_of(alpha, "local")
+    vector = tmp_path / "calm.gguf"
+    vector.write_bytes(control_bytes(base, base.parameter_int("embedding_length")))
+    added = alpha.cli("adapters", "add", DEMO, str(vector), "--scale", "0.2")
+    (row,) = alpha.cli("adapters", "list")["adapters"]
+    assert (row["kind"], row["name"], row["adapter"]) == ("control vector", "calm", added["adapter"])
+    assert numbers_of(alpha, "local") != same(usual)
+    plan = {"model": DEMO, "mode": "pipeline", "devices": ["alpha", "beta"], "stages": 2, "apply": True}
+    with pytest.raises(NodeError, match="one device has all layers"):
+        alpha.api.post("/plan", plan)
+    alpha.cli("adapters", "add", DEMO, str(vector), "--scale", "0")
+    assert numbers_of(alpha, "local") == same(usual)
+    alpha.cli("adapters", "remove", DEMO, "calm")
+    assert numbers_of(alpha, "local") == same(usual)
+    vector.write_bytes(control_bytes(base, 64))
+    with pytest.raises(NodeError, match="does not fit this model"):
+        alpha.api.post("/command/add_adapter", {"model": DEMO, "path": str(vector)})
+
+
+def control_bytes(base: ModelIndex, width: int) -> bytes:
+    """Directions for two layers, as llama.cpp's generator writes them."""
+    values = {"general.architecture": "controlvector", "controlvector.model_hint": base.architecture}
+    entries = [scalar(key, ValueType.STRING, value) for key, value in values.items()]
+    rows = np.random.default_rng(3).standard_normal((2, width), dtype=np.float32)
+    infos = [(f"direction.{layer}", (width,), F32, 4 * width) for layer in (1, 2)]
+    header, _ = header_bytes(entries, infos, 32)
+    return header + rows.tobytes()
