@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Coroutine
-from typing import Any
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
 
 from p2pnode import commands as c
 from p2pnode import limits
 from p2pnode.compute.calibration import Measured
+from p2pnode.compute.engine_client import EngineClient
 from p2pnode.compute.plan import Plan
-from p2pnode.errors import P2PNodeError, StageLost
+from p2pnode.errors import EngineUnavailable, P2PNodeError, StageLost
 from p2pnode.events import types as facts
 from p2pnode.facade import GenerateRequest
 from p2pnode.node.active import Active
@@ -25,6 +26,8 @@ from p2pnode.node.requests import SURVIVABLE, Running
 from p2pnode.node.routing import Routing
 from p2pnode.node.tasks import Tasks
 from p2pnode.units import ContentId, PeerId
+
+T = TypeVar("T")
 
 
 class Choosing:
@@ -93,6 +96,16 @@ class Choosing:
         if request.mode == "auto" and model.is_complete_here:
             return await self._locally(model)
         return await self.activate(model, PlanRequest(model=model.name, mode=request.mode))
+
+    async def with_vocabulary(self, model: str, work: Callable[[EngineClient, int], Awaitable[T]]) -> T:
+        """What an engine does with the vocabulary of a model; once more when it died since the last request."""
+        request = GenerateRequest(model=model, prompt="")
+        active = await self.choose(request)
+        try:
+            return await work(active.engine.client, active.vocabulary_unit)
+        except EngineUnavailable:
+            active = await self.choose(request)
+            return await work(active.engine.client, active.vocabulary_unit)
 
     async def _locally(self, model: KnownModel) -> Active:
         async def load() -> Active:

@@ -83,8 +83,7 @@ class Embedding:
         """
         index = await self._bringing.slim_index(model)
         if index.parameter("pooling_type") != _POOLING_RANK:
-            client, unit = await self._vocabulary(model)
-            texts = [await client.tokenize(unit, text) for text in (query, *documents)]
+            texts = await self._tokens(model, (query, *documents))
             first, *others = await self.embed(model, texts)
             scores = [sum(a * b for a, b in zip(first, other, strict=True)) for other in others]
             return Ranking(scores, sum(map(len, texts)), "embedding")
@@ -95,12 +94,11 @@ class Embedding:
         found = await self._all(engine.client, info.unit_id, pairs)
         return Ranking([scores[0] for scores in found], sum(map(len, pairs)), "rank")
 
-    async def _vocabulary(self, model: KnownModel) -> tuple[EngineClient, int]:
-        active = await self._along_plans.plan_of(model)
-        if active is not None:
-            return active.engine.client, active.vocabulary_unit
+    async def _tokens(self, model: KnownModel, texts: Sequence[str]) -> list[list[int]]:
+        if await self._along_plans.plan_of(model) is not None:
+            return [await self._along_plans.tokenize(model, text) for text in texts]
         engine, unit = await self._unit(model)
-        return engine.client, unit
+        return [await engine.client.tokenize(unit, text) for text in texts]
 
     async def _ranker(self, model: KnownModel) -> tuple[EngineHost, UnitInfo]:
         """The file as it is: a ranking head is no part of any cut."""

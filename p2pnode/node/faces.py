@@ -261,16 +261,18 @@ class Faces:
         return model
 
     async def tokenize(self, model: str, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
-        active = await self._node.choosing.choose(GenerateRequest(model=self._own(model), prompt=""))
-        return await active.engine.client.tokenize(
-            active.vocabulary_unit, text, add_special=add_special, parse_special=parse_special
+        return await self._node.choosing.with_vocabulary(
+            self._own(model),
+            lambda engine, unit: engine.tokenize(
+                unit, text, add_special=add_special, parse_special=parse_special
+            ),
         )
 
     async def detokenize(self, model: str, tokens: Sequence[int]) -> str:
-        active = await self._node.choosing.choose(GenerateRequest(model=self._own(model), prompt=""))
-        return (await active.engine.client.detokenize(active.vocabulary_unit, list(tokens))).decode(
-            "utf-8", "replace"
+        text = await self._node.choosing.with_vocabulary(
+            self._own(model), lambda engine, unit: engine.detokenize(unit, list(tokens))
         )
+        return text.decode("utf-8", "replace")
 
     async def rerank(self, model: str, query: str, documents: Sequence[str]) -> Ranking:
         return await self._node.embedding.rank(self._node.catalog.resolve(self._own(model)), query, documents)

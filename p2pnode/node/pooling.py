@@ -93,6 +93,11 @@ class Pooling:
             hint=f"fetch the model with: p2pnode pull {active.model.name}",
         )
 
+    async def tokenize(self, model: KnownModel, text: str) -> list[int]:
+        return await self._choosing.with_vocabulary(
+            model.name, lambda engine, unit: engine.tokenize(unit, text)
+        )
+
     async def embed(
         self, active: Active, inputs: Sequence[Sequence[int]], found: dict[int, list[float]]
     ) -> None:
