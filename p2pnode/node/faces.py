@@ -319,6 +319,7 @@ class Faces:
             },
             "reasons": [
                 *made.reasons,
+                *([f"every device loads it with {made.engine}"] if made.engine else []),
                 *(["memory that other programs hold now was not counted, as asked"] if asked.anyway else []),
             ],
             "rejections": [r.as_dict() for r in planned.rejections],
