@@ -22,8 +22,10 @@ setup:
 demo: setup
 	@$(BIN)/p2pnode demo $(if $(KEEP),--keep) $(if $(DEMO_ARGS),$(DEMO_ARGS))
 
+# First the tests of the pure modules with every line and branch counted, then those that start processes and browsers.
 test: setup
-	@$(BIN)/python -m pytest -q -m "not slow and not interop" $(ARGS)
+	@$(if $(ARGS),$(BIN)/python -m pytest -q -m "not slow and not interop" $(ARGS),\
+		$(BIN)/python tools/measure_coverage.py --pure && $(BIN)/python tools/measure_coverage.py --rest)
 
 # Unit, contract and simulation tests; fails for a line or branch of a pure module that none of them reaches.
 coverage-pure: setup
