@@ -302,6 +302,10 @@ def test_a_hybrid_has_groups_and_hops() -> None:
         plan(Wish(HEAD, mode="hybrid"), shape(layer_mib=400), found)
     found = mesh(device("n0", 8), device("n1", 8), rtt_ms=0.05)
     assert plan(Wish(HEAD, mode="hybrid"), shape(), found).plan.mode == "tensor"
+    found = mesh(*(device(name, 0.6) for name in names), rtt_ms=10, rtts=near)
+    with pytest.raises(NoPlan) as caught:
+        plan(Wish(HEAD, mode="hybrid"), shape(layer_mib=400), found)
+    assert "parts that fit the groups" in str(caught.value.details["rejections"])
 
 
 def test_a_group_is_at_most_as_large_as_there_are_heads() -> None:
