@@ -41,6 +41,7 @@ def test_its_commands_are_the_ones_tested_here() -> None:
     joins = [command for command in written_commands() if command.startswith("p2pnode join")]
     assert sorted(joins) == [
         "p2pnode join",
+        "p2pnode join --mcp FILE",
         "p2pnode join --model FILE.gguf",
         "p2pnode join --model my-model.gguf",
         "p2pnode join TICKET",
@@ -50,8 +51,9 @@ def test_its_commands_are_the_ones_tested_here() -> None:
 
 @pytest.mark.parametrize("command", [c for c in written_commands() if not c.startswith("p2pnode join")])
 def test_a_command_of_the_readme(mesh: MeshOfProcesses, command: str) -> None:
-    """On the first device, with the model's name where the README says MODEL."""
-    words = [MODEL if word == "MODEL" else word for word in shlex.split(command)]
+    """On the first device, with names of the mesh where the README says MODEL and DEVICE."""
+    names = {"MODEL": MODEL, "DEVICE": "attic"}
+    words = [names.get(word, word) for word in shlex.split(command)]
     environment = {**os.environ, "P2PNODE_DATA": str(mesh.nodes[0].data)}
     found = subprocess.run(
         [sys.executable, "-m", *words],
@@ -65,13 +67,25 @@ def test_a_command_of_the_readme(mesh: MeshOfProcesses, command: str) -> None:
     assert found.stdout.strip()
 
 
-def test_the_client_of_the_readme(mesh: MeshOfProcesses) -> None:
-    (program,) = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
-    assert 'base_url="http://127.0.0.1:9480/v1"' in program
-    url = find_node(mesh.nodes[0].data).url
-    program = program.replace("http://127.0.0.1:9480", url)
+PROGRAMS = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+def test_its_programs_are_an_openai_client_and_ours() -> None:
+    openai, ours = PROGRAMS
+    assert 'base_url="http://127.0.0.1:9480/v1"' in openai
+    assert "p2pnode.connect()" in ours
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_a_program_of_the_readme(mesh: MeshOfProcesses, program: str) -> None:
+    program = program.replace("http://127.0.0.1:9480", find_node(mesh.nodes[0].data).url)
     found = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=120
+        [sys.executable, "-c", program],
+        env={**os.environ, "P2PNODE_DATA": str(mesh.nodes[0].data)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
     )
     assert found.returncode == 0, found.stderr
     assert found.stdout
