@@ -212,7 +212,8 @@ class Batches(LoadedUnit, ABC):
         started = time.perf_counter_ns()
         for row in rows:
             assert step.session.sampler is not None
-            chosen = step.session.sampler.sample(self._context(), offset + row - first)
+            position = step.frame.position_first + row
+            chosen = step.session.sampler.sample_at(position, self._context(), offset + row - first)
             step.sampled.append(chosen)
             nth = row - step.frame.wanted_first
             if chosen.is_eog or (nth < len(step.draft) and step.draft[nth] != chosen.token):

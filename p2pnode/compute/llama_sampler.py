@@ -30,6 +30,10 @@ class Sampler:
         self._chain = L.llama_sampler_chain_init(L.llama_sampler_chain_default_params())
         for part in self._parts():
             L.llama_sampler_chain_add(self._chain, part)
+        self._position = -1
+        """Of the row that was sampled last."""
+        self._before: tuple[Any, Any] = (None, None)
+        """Chain and grammar as they were before that."""
 
     def _make_grammar(self, text: str) -> Any:
         if not self._model.has_text:
@@ -73,6 +77,42 @@ class Sampler:
             for token in tokens[-self._plan.repeat_last_tokens :]:
                 self._model.check_token(token)
                 L.llama_sampler_accept(self._chain, token)
+
+    def sample_at(self, position: int, context: Context, index: int) -> SampledToken:
+        """As `sample`, and idempotent by position like everything else: asked again for the same one (its asker lost
+        the way and did not hear of the answer), it draws the same numbers again instead of the next ones.
+        """
+        if self._has_state:
+            if position == self._position:
+                self._go_back()
+            else:
+                self._remember()
+        self._position = position
+        return self.sample(context, index)
+
+    @property
+    def _has_state(self) -> bool:
+        """Whether a choice changes the next one; every copy costs some microseconds."""
+        return not self._plan.greedy or self._plan.penalises or self._grammar is not None
+
+    def _remember(self) -> None:
+        self._free(self._before)
+        self._before = self._copies((self._chain, self._grammar))
+
+    def _go_back(self) -> None:
+        self._free((self._chain, self._grammar))
+        self._chain, self._grammar = self._copies(self._before)
+
+    @staticmethod
+    def _copies(samplers: tuple[Any, Any]) -> tuple[Any, Any]:
+        chain, grammar = (L.llama_sampler_clone(one) if one else None for one in samplers)
+        return chain, grammar
+
+    @staticmethod
+    def _free(samplers: tuple[Any, Any]) -> None:
+        for one in samplers:
+            if one:
+                L.llama_sampler_free(one)
 
     def sample(self, context: Context, index: int) -> SampledToken:
         """Choose from row `index` of the last batch and remember the choice."""
@@ -133,12 +173,10 @@ class Sampler:
         return self._model.piece(token, special=True) if self._model.has_text else b""
 
     def close(self) -> None:
-        if self._chain:
-            L.llama_sampler_free(self._chain)
-            self._chain = None
-        if self._grammar:
-            L.llama_sampler_free(self._grammar)
-            self._grammar = None
+        self._free((self._chain, self._grammar))
+        self._free(self._before)
+        self._chain = self._grammar = None
+        self._before = (None, None)
 
 
 def _candidates(values: NDArray[Any]) -> Any:

@@ -507,6 +507,27 @@ async def test_rows_can_leave_as_halves(engine: EngineClient, model: Path) -> No
 
 
 # --- sampling --------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    "sampling", [WARM, replace(WARM, grammar="root ::= [^x]+"), replace(WARM, temperature=0.0)]
+)
+async def test_a_row_sampled_again_draws_the_same_numbers(
+    engine: EngineClient, unit: int, sampling: SamplingParams
+) -> None:
+    """Whoever lost the way to an answer asks again: seed, penalties and grammar stand where they stood."""
+    await engine.open_session(unit, 1, sampling, PROMPT)
+    once = await generate(engine, unit, PROMPT, 8, session=1)
+    await engine.open_session(unit, 2, sampling, PROMPT)
+    twice: list[int] = []
+    for count in range(8):
+        frame = tokens_frame(PROMPT, session=2)
+        if count:
+            frame = tokens_frame(twice[-1:], len(PROMPT) + count - 1, session=2)
+        answers = [(await engine.step_sample(unit, frame)).token for _ in range(1 + count % 3)]
+        assert len(set(answers)) == 1
+        twice.append(answers[0])
+    assert twice == once
+
+
 async def test_a_seed_gives_the_same_text_again(engine: EngineClient, unit: int) -> None:
     """Two sessions with one seed agree, another seed differs."""
     texts = []
