@@ -453,6 +453,9 @@ GOODBYE_S_MAX = 3.0
 """How long a leaving device keeps serving, so that others can move what runs on it."""
 
 SILENCE_PING_S = 1.5
+SPARE_PING_S = 0.5
+"""A device that needs longer to answer is no good spare, and an answer waits for this."""
+
 STAGE_ASK_AFTER_S = 0.5
 """Rows that are so much later than usual make the head ask whether the stages' devices are still there."""
 
@@ -709,6 +712,9 @@ TICK_S = 2.0
 RPC_SERVERS_MAX = 4
 RPC_PIECE_BYTES = 256 * 1024
 AUTO_INTERVAL_S = 30.0
+AUTO_SETTLE_S = 1.0
+"""After a change, for what comes with it: a device is there before it has said what it holds."""
+
 MEASURE_LAYER_BYTES = 128 * 1024 * 1024
 """Weights that are timed: more than the caches of processors hold, or fewer if the model has fewer."""
 

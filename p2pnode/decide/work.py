@@ -56,13 +56,18 @@ def store_shard(state: MeshState, command: StoreShard, now_ms: int) -> Decision:
     return decision(shard)
 
 
+def _is_member(state: MeshState, peer: str) -> bool:
+    """The founder holds no grant, and so was never recorded as admitted: the mesh's id is its own."""
+    return peer == state.node.mesh_id or peers.is_member(state.peers, peer)
+
+
 # --- plans -----------------------------------------------------------------------------------------
 def propose_plan(state: MeshState, command: ProposePlan, now_ms: int) -> Decision:
     """PlanProposed. Raises: PlanError (its id is taken), NoPlan (a stage on a device that is no member)."""
     plan = command.plan
     if label(plan.plan_id, "plan_id") in state.plans.plans:
         raise PlanError(f"plan {plan.plan_id} exists already")
-    strangers = [peer for peer, _, _ in plan.stages if not peers.is_member(state.peers, peer)]
+    strangers = [peer for peer, _, _ in plan.stages if not _is_member(state, peer)]
     if strangers:
         raise NoPlan(
             f"{strangers[0]} is not a member of this mesh",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from typing import TYPE_CHECKING
 
@@ -32,10 +33,27 @@ class AutoMode:
         return value_of(self._node.ledger.state.settings, SETTING, "off") == "on"
 
     async def run(self) -> None:
+        """Every half minute, and soon after a device or a model came or went."""
         while True:
-            await asyncio.sleep(limits.AUTO_INTERVAL_S)
+            seen = self._mesh_now()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(limits.AUTO_INTERVAL_S):
+                    await self._change_of(seen)
             if self.is_on and self._node.state == "active":
                 await self.evaluate()
+
+    async def _change_of(self, seen: object) -> None:
+        while self._mesh_now() == seen:
+            await self._node.links.wait_for_change()
+        await asyncio.sleep(limits.AUTO_SETTLE_S)
+
+    def _mesh_now(self) -> object:
+        """Who is there and computes, which models there are, and whether this may act at all."""
+        node = self._node
+        links = [link for link in node.links.links.values() if link.is_up]
+        there = {(link.peer_id, link.status.state if link.status else "") for link in links}
+        models = {(model.content_id, model.is_complete_here, model.holders) for model in node.catalog.known()}
+        return there, models, self.is_on
 
     async def evaluate(self) -> str:
         """One look: what was decided, in words."""

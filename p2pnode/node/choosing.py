@@ -8,11 +8,13 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
+import msgspec
+
 from p2pnode import commands as c
 from p2pnode import limits
 from p2pnode.compute.calibration import Measured
 from p2pnode.compute.engine_client import EngineClient
-from p2pnode.compute.plan import Plan
+from p2pnode.compute.plan import Plan, Spare
 from p2pnode.errors import EngineUnavailable, P2PNodeError, StageLost
 from p2pnode.events import types as facts
 from p2pnode.facade import GenerateRequest
@@ -21,6 +23,7 @@ from p2pnode.node.catalog import Catalog, KnownModel
 from p2pnode.node.ledger import Ledger
 from p2pnode.node.links import Links
 from p2pnode.node.loading import Loads
+from p2pnode.node.orders import HoldOrder
 from p2pnode.node.planning import Planning, PlanRequest, parts_of, spare_blocks
 from p2pnode.node.requests import SURVIVABLE, Running
 from p2pnode.node.routing import Routing
@@ -190,13 +193,17 @@ class Choosing:
             if link.status is not None and link.status.state != "active":
                 return False
             try:
-                await link.connection.ping(timeout_s=limits.SILENCE_PING_S)
+                is_needed = peer in planned
+                await link.connection.ping(
+                    timeout_s=limits.SILENCE_PING_S if is_needed else limits.SPARE_PING_S
+                )
             except (P2PNodeError, TimeoutError):
                 return False
             return True
 
         others = {peer for peer, link in self._links.links.items() if link.is_up}
-        peers = sorted({str(stage["peer"]) for stage in active.stages} | others)
+        planned = {str(stage["peer"]) for stage in active.stages}
+        peers = sorted(planned | others)
         found = await asyncio.gather(*(answers(peer) for peer in peers))
         return [peer for peer, is_there in zip(peers, found, strict=True) if not is_there]
 
@@ -250,7 +257,28 @@ class Choosing:
                 c.ActivatePlan(plan_id=made.plan_id, duration_ms=int((time.monotonic() - started_s) * 1000))
             )
         self._links.status_changed()
+        for spare in made.spares:
+            self._tasks.spawn(f"spare of {made.plan_id}", self._keep_warm(model, made, spare))
         return active
+
+    async def _keep_warm(self, model: KnownModel, made: Plan, spare: Spare) -> None:
+        """A spare holds the layers it may take over, so that an answer waits for loading and not for a download."""
+        stage = made.stages[spare.stage]
+        order = HoldOrder(
+            model=model.content_id,
+            model_name=model.name,
+            layer_first=stage.layer_first,
+            layer_end=stage.layer_end,
+        )
+        with contextlib.suppress(
+            P2PNodeError
+        ):  # it has no room, or went: another one is asked when it matters
+            await self._links.call(
+                PeerId(spare.peer),
+                "stage.hold",
+                msgspec.to_builtins(order),
+                timeout_s=limits.PREPARE_SILENCE_S_MAX,
+            )
 
     async def _build(self, model: KnownModel, made: Plan) -> Active:
         with self._loads.of(model.name) as say:

@@ -123,6 +123,7 @@ class Faces:
                     "bytes_wanted": hosted.bytes_wanted,
                     "engine_pid": hosted.engine.pid,
                     "up": hosted.engine.is_up,
+                    "sessions": hosted.sessions,
                 }
                 for hosted in node.hosting.stages.values()
             ],
@@ -173,6 +174,7 @@ class Faces:
             if link.status is not None:
                 entry["name"] = link.name or entry["name"]
                 entry["capability"] = link.status.capability
+                entry["device_state"] = link.status.state
                 entry["stages"] = link.status.extra.get("stages", [])
                 entry["clock_skew_ms"] = link.status.now_ms - now_ms() if link.is_up else None
         waiting = self._node.approvals.view()

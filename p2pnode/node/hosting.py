@@ -13,13 +13,14 @@ from p2pnode import limits
 from p2pnode.compute.engine_options import DeviceOptions, EngineOptions
 from p2pnode.compute.part import real_layer_count
 from p2pnode.compute.row_tally import RowTallies, TalliedStage
+from p2pnode.compute.stage import StageServer
 from p2pnode.errors import NotFound, RemoteProtocolError, RequestError
 from p2pnode.node.adapters import Adapters
 from p2pnode.node.catalog import Catalog
 from p2pnode.node.engines import EngineHost
 from p2pnode.node.keyed_locks import KeyedLocks
 from p2pnode.node.links import Links, ProgressCallback
-from p2pnode.node.orders import RETURN, StageOrder, slot
+from p2pnode.node.orders import RETURN, HoldOrder, StageOrder, slot
 from p2pnode.node.tensor import Lanes
 from p2pnode.node.units import UnitOptions, part_of_stage, unit_spec, wants_of
 from p2pnode.units import ContentId, PeerId
@@ -36,6 +37,7 @@ class HostedStage:
     bytes_fetched: int
     bytes_wanted: int
     servers: int = 0
+    serving: list[StageServer] = field(default_factory=list)
     alone_since_s: float | None = None
     """When its head was first found to be away."""
     ports: list[int] = field(default_factory=list)
@@ -48,6 +50,11 @@ class HostedStage:
     @property
     def layers(self) -> tuple[int, int]:
         return (self.order.layer_first, self.order.layer_end)
+
+    @property
+    def sessions(self) -> int:
+        """Answers of its head that this stage holds something for."""
+        return sum(len(server.sessions) for server in self.serving)
 
     @property
     def tallied(self) -> TalliedStage:
@@ -72,6 +79,7 @@ class Hosting:
         adapters: Adapters,
     ) -> None:
         self._catalog = catalog
+        self._links = links
         self._threads = threads
         self._new_engine = new_engine
         self._stored = stored
@@ -88,6 +96,7 @@ class Hosting:
         """Set while no ring runs through this device."""
         self.idle.set()
         links.serve("stage.prepare", self._prepare)
+        links.serve("stage.hold", self._hold)
         links.serve("stage.release", self._release)
         links.serve("stage.link", self._link)
 
@@ -137,6 +146,29 @@ class Hosting:
                 self._loading -= 1
             await self._stored(hosted)
             return hosted
+
+    async def _hold(
+        self, peer: PeerId, arguments: Mapping[str, Any], progress: ProgressCallback
+    ) -> dict[str, Any]:
+        """Bring the bytes of layers to this disk; nothing is loaded."""
+        try:
+            order = msgspec.convert(arguments, HoldOrder)
+        except msgspec.ValidationError as error:
+            raise RemoteProtocolError(f"an order for a spare that cannot be read: {error}") from None
+        self._check_head(peer)
+        content_id = ContentId(order.model)
+        await self._catalog.manifest(content_id, name=order.model_name, extra_holders=[peer])
+        index, _ = await self._catalog.index(content_id, vocabulary=False)
+        part = part_of_stage(index, order.layer_first, order.layer_end)
+        fetched = await self._catalog.fetch(
+            content_id,
+            wants_of(index, part),
+            vocabulary=part.embedding,
+            extra_holders=[peer],
+            on_progress=lambda done, total: progress({"state": "fetching", "done": done, "total": total}),
+        )
+        self._links.status_changed()
+        return {"bytes_fetched": fetched.bytes_on_wire}
 
     async def _load(self, order: StageOrder, progress: ProgressCallback) -> HostedStage:
         content_id = ContentId(order.model)
@@ -191,7 +223,8 @@ class Hosting:
 
     async def _open_lanes(self, order: StageOrder, engine: EngineHost) -> tuple[list[int], list[int]]:
         """Ports for the other ranks, and for both neighbours in the ring where this rank leads."""
-        ranks, neighbours = max(0, len(order.shares) - 1), 2 if order.rank == 0 else 0
+        ranks = max(0, len(order.shares) - 1)
+        neighbours = 2 if order.rank == 0 and self.lanes.are_for_rings else 0
         ports = await self.lanes.open(engine.client, ranks + neighbours)
         return ports[:ranks], ports[ranks:]
 

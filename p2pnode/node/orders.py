@@ -17,6 +17,15 @@ PROBE_SESSION = 2**63
 """One position of it is computed for nobody: a plan is ready only when that came through every stage."""
 
 
+class HoldOrder(msgspec.Struct, frozen=True, kw_only=True):
+    """What a head asks of a spare: the bytes of layers on its disk, so that it need not fetch when it takes over."""
+
+    model: str
+    model_name: str
+    layer_first: int
+    layer_end: int
+
+
 class StageOrder(msgspec.Struct, frozen=True, kw_only=True):
     """What a head asks of one device; the wire form of `stage.prepare`'s arguments."""
 

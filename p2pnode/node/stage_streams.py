@@ -211,10 +211,12 @@ class StageStreams:
     async def _serve_frames(self, hosted: HostedStage, server: StageServer, inbound: Stream) -> None:
         frames = TimedFrames(inbound)
         self._hosting.served(hosted, +1)
+        hosted.serving.append(server)
         try:
             async with first_condition():
                 await server.serve(frames.read)
         finally:
+            hosted.serving.remove(server)
             self._hosting.served(hosted, -1)
         if frames.trouble is not None:
             raise frames.trouble

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.kit.mesh import MeshOfProcesses, NodeProcess, kill_now, mesh_of
+from tests.kit.mesh import MeshOfProcesses, NodeProcess, children_of, kill_now, mesh_of
 
 DEMO = "p2pnode-demo"
 MESSAGES = [{"role": "user", "content": "Tell me a story about three small computers."}]
@@ -36,12 +36,15 @@ def leave(node: NodeProcess) -> None:
 
 
 def sleep(node: NodeProcess) -> None:
-    os.kill(node.process.pid, signal.SIGSTOP)
+    """The whole device: engines pass tokens on without their node."""
+    for pid in (node.process.pid, *children_of(node.process.pid)):
+        os.kill(pid, signal.SIGSTOP)
 
 
 def wake(node: NodeProcess) -> None:
     if node.process.poll() is None:
-        os.kill(node.process.pid, signal.SIGCONT)
+        for pid in (*children_of(node.process.pid), node.process.pid):
+            os.kill(pid, signal.SIGCONT)
 
 
 def answer_while(

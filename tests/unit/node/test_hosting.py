@@ -57,7 +57,12 @@ class World:
         monkeypatch.setattr(module, "unit_spec", lambda *_, **__: "spec")
         self.hosting = Hosting(
             catalog=cast(Any, self),
-            links=cast(Any, SimpleNamespace(serve=self.methods.__setitem__)),
+            links=cast(
+                Any,
+                SimpleNamespace(
+                    serve=self.methods.__setitem__, is_forwarded=False, status_changed=lambda: None
+                ),
+            ),
             threads=1,
             new_engine=cast(Any, self.new_engine),
             stored=self.store,
@@ -145,6 +150,14 @@ async def test_what_a_stage_is_counted_under_is_its_order(
         12,
     )
     assert world.hosting.of_head("p", "another") == world.hosting.of_head("q", "head") == []
+
+
+async def test_a_spare_brings_the_bytes_and_loads_nothing(world: World) -> None:
+    wish = {"model": "c", "model_name": "m", "layer_first": 0, "layer_end": 4}
+    assert await world.ask("stage.hold", wish) == {"bytes_fetched": 10}
+    assert world.engines == []
+    with pytest.raises(RemoteProtocolError, match="an order for a spare"):
+        await world.ask("stage.hold", {"model": 5})
 
 
 async def test_another_order_takes_the_place(world: World) -> None:
