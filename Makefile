@@ -60,7 +60,7 @@ fmt: setup
 
 bench: setup
 	@$(BIN)/python -m pip install -q -c constraints.txt -e ".[bench]"
-	@for b in transport record planner api_streams compute survival; do \
+	@for b in transport record planner api_streams compute survival meshes; do \
 		echo "== bench/$$b.py"; $(BIN)/python bench/$$b.py || exit 1; done
 
 interop: setup

@@ -231,7 +231,7 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=10)
     parser.add_argument("--first", type=int, default=1)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results" / "meshes.json")
     args = parser.parse_args()
     os.environ["GOMP_SPINCOUNT"] = SPINS
     MODELS.mkdir(parents=True, exist_ok=True)
@@ -247,16 +247,15 @@ def main() -> int:
               f"{result.singles_tokens_per_s}, ratio {result.ratio}", flush=True)  # fmt: skip
     found = summary(results)
     print(json.dumps(found, indent=1))
-    if args.out is not None:
-        document = {
-            "command": " ".join(["python -m bench.meshes", *sys.argv[1:]]),
-            "environment": {"GOMP_SPINCOUNT": SPINS},
-            "machine": about,
-            "seconds": round(time.perf_counter() - started_s, 1),
-            "summary": found,
-            "meshes": [asdict(result) for result in results],
-        }
-        args.out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    document = {
+        "command": " ".join(["python -m bench.meshes", *sys.argv[1:]]),
+        "environment": {"GOMP_SPINCOUNT": SPINS},
+        "machine": about,
+        "seconds": round(time.perf_counter() - started_s, 1),
+        "summary": found,
+        "meshes": [asdict(result) for result in results],
+    }
+    args.out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     is_good = found["not_slower_than_0.9_of_it"] == found["with_a_single_device_that_fits"]
     return 0 if is_good and found["within_20_percent"] >= 0.8 * len(results) else 1
 

@@ -10,6 +10,7 @@ process is ended. `--seed` and the number of a run say exactly what it did: `--f
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -23,6 +24,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import psutil
 from nodes import ROOT, Answer, BenchError, Mesh, Node, ask, machine, mesh_of
 
 from p2pnode.errors import P2PNodeError
@@ -98,15 +100,27 @@ def ask_within(head: Node, wish: Mapping[str, Any], trouble: threading.Event, af
 
 def hurt(node: Node, action: str) -> None:
     number = {"kill": signal.SIGKILL, "freeze": signal.SIGSTOP, "leave": signal.SIGTERM}[action]
-    if action == "kill":
-        # The whole group: a device that loses power takes its engines with it.
-        os.killpg(node.process.pid, number)
-    else:
+    if action == "leave":
         os.kill(node.process.pid, number)
+        return
+    # A device that loses power or sleeps takes its engines with it; each is a process group of its own.
+    for pid in family(node.process.pid):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+def family(pid: int) -> list[int]:
+    """A process and all that come from it, itself first."""
+    parent = psutil.Process(pid)
+    return [pid, *(child.pid for child in parent.children(recursive=True))]
 
 
 def replace(mesh: Mesh, victim: Node, name: str) -> None:
-    """A fresh device takes the place of the hurt one, which is ended."""
+    """A fresh device takes the place of the hurt one, which is ended with its engines: frozen ones cannot notice."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for pid in family(victim.process.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
     mesh.drop(victim)
     mesh.add(name)
 

@@ -149,6 +149,7 @@ class Node:
             on_status=self._heard,
             on_link=self._link_changed,
             is_member=lambda peer: self.mesh.is_member(peer),
+            is_forwarded=bool(options.announce),
         )
         self.mesh = Mesh(
             identity=identity,

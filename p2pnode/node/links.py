@@ -63,8 +63,11 @@ class Links:
         on_link: Callable[[Link, bool], None],
         is_member: Callable[[PeerId], bool],
         wait: Wait = wait_for_event,
+        is_forwarded: bool = False,
     ) -> None:
         self._wait = wait
+        self.is_forwarded = is_forwarded
+        """Others reach this device by an address it announces, so by that port and no other."""
         self._transport = transport
         self._tasks = tasks
         self._rng = rng

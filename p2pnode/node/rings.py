@@ -265,7 +265,7 @@ class Rings:
             return False  # a round that nobody asks for could not be taken back
         orders = [(peer, order) for peer, order in orders if order.rank == 0]
         ports = [given[order.stage, 0] for _, order in orders]
-        if not orders or not all(ports):
+        if not orders or not all(ports) or not self._lanes.are_for_rings:
             return False
         try:
             mine = await self._lanes.open(client, 2)

@@ -114,7 +114,14 @@ class Lanes:
     def __init__(self, links: Links) -> None:
         self._links = links
 
+    @property
+    def are_for_rings(self) -> bool:
+        """Whether neighbours could reach ports beside the one this device announces; else their rows take streams."""
+        return not self._links.is_forwarded
+
     async def open(self, client: EngineClient, count: int) -> list[int]:
+        if not count:
+            return []
         return await client.open_lanes("0.0.0.0", count)  # noqa: S104 - sealed, and connected to one peer each
 
     async def link(
