@@ -12,7 +12,7 @@ from p2pnode.compute.engine_step import Reply, Step
 from p2pnode.compute.engine_unit import Unit
 from p2pnode.compute.frame_lane import FrameLane
 from p2pnode.compute.notices import condition_of, error_frame
-from p2pnode.errors import Cancelled, P2PNodeError, RequestError, SessionLost, StageLost
+from p2pnode.errors import Cancelled, P2PNodeError, RequestError, StageLost
 from p2pnode.frame import HEADER_BYTES, DType, Frame, Kind, decode, decode_header, encode, pack_tokens
 from p2pnode.limits import RING_SILENCE_S_MIN
 
@@ -71,7 +71,7 @@ class Relay:
             return
         try:
             if not self._unit.sessions.has(frame.session):
-                raise SessionLost("a lane only goes on with sessions that a stream began")
+                raise StageLost("a lane only goes on with sessions that a stream began and did not end")
             self._unit.submit(0, frame, sample=False, then=lambda reply: self._done(frame, reply))
         except P2PNodeError as exc:
             self._send(error_frame(frame, exc))

@@ -279,6 +279,8 @@ def check_spec(spec: UnitSpec) -> None:
     for name, value, low, high in bounds:
         if not isinstance(value, int) or not low <= value <= high:
             raise RequestError(f"{name} is {value}, must be from {low} to {high}")
+    if 0 < spec.outputs_max < spec.sessions_max:
+        raise RequestError(f"outputs_max is {spec.outputs_max}, must be 0 or at least one for each session")
     choices = (
         ("load_mode", spec.load_mode, _LOAD_MODES), ("split_mode", spec.split_mode, _SPLIT_MODES),
         ("kv_type_k", spec.kv_type_k, _KV_TYPES), ("kv_type_v", spec.kv_type_v, _KV_TYPES),
