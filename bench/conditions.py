@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from p2pnode.compute.engine_client import engine_environment
+from p2pnode.compute.engine_process import engine_environment
 
 _INNER = "P2PNODE_BENCH_INNER"
 _AUTOGROUP = Path("/proc/self/autogroup")

@@ -38,11 +38,11 @@ from p2pnode.errors import (
 )
 from p2pnode.events.folder import database_path
 from p2pnode.identity import load_or_create
-from p2pnode.machine import bind_to_machine
+from p2pnode.machine import bind_to_machine, now_ms
 from p2pnode.models.files import write_atomic
 from p2pnode.models.store import ModelStore
 from p2pnode.multiformats import DecodeError
-from p2pnode.node.core import Node, now_ms
+from p2pnode.node.core import Node
 from p2pnode.node.data_folder import DataFolder
 from p2pnode.node.faces import Faces
 from p2pnode.node.ledger import Ledger

@@ -13,6 +13,7 @@ import platform
 import re
 import socket
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,6 +29,11 @@ _HOST_CHARACTERS_MAX = 64
 
 def host_name() -> str:
     return socket.gethostname()[:_HOST_CHARACTERS_MAX] or "unnamed host"
+
+
+def now_ms() -> int:
+    """The machine's clock."""
+    return time.time_ns() // 1_000_000
 
 
 def machine_id() -> str | None:

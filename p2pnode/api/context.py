@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -78,7 +77,3 @@ def caller(scope: Scope) -> Caller:
 async def body() -> bytes:
     data = await request.get_data()
     return data if isinstance(data, bytes) else data.encode()
-
-
-def now_ms() -> int:
-    return time.time_ns() // 1_000_000

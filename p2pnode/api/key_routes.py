@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from quart import Blueprint, Response
 
-from p2pnode.api.context import ApiContext, body, caller, now_ms
+from p2pnode.api.context import ApiContext, body, caller
 from p2pnode.api.envelope import json_response
 from p2pnode.api.schemas import KeyRequest, parse
+from p2pnode.machine import now_ms
 
 
 def key_routes(context: ApiContext) -> Blueprint:

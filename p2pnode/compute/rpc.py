@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from p2pnode.compute.engine_client import engine_environment, kill
+from p2pnode.compute.engine_process import engine_environment, kill
 from p2pnode.errors import EngineIncompatible, EngineUnavailable, RequestError
 from p2pnode.limits import ENGINE_CLOSE_TIMEOUT_S, ENGINE_START_TIMEOUT_S, ENGINE_THREADS_MAX
 

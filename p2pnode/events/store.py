@@ -10,7 +10,6 @@ import asyncio
 import logging
 import os
 import sqlite3
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -61,16 +60,12 @@ from p2pnode.limits import (
     LOG_PUBLISH_MS_MIN,
     SECRET_TEXT_BYTES_MAX,
 )
+from p2pnode.machine import now_ms
 from p2pnode.units import EventIndex, LogSize
 
 T = TypeVar("T")
 _SALT_BYTES = 32
 _logger = logging.getLogger(__name__)
-
-
-def wall_clock_ms() -> int:
-    """The machine's clock, in milliseconds."""
-    return time.time_ns() // 1_000_000
 
 
 class SqliteLog(Generic[State]):
@@ -112,7 +107,7 @@ class SqliteLog(Generic[State]):
         identity: Identity,
         *,
         fold: Fold[State] | None = None,
-        now_ms: Callable[[], int] = wall_clock_ms,
+        now_ms: Callable[[], int] = now_ms,
         rng: Callable[[int], bytes] = os.urandom,
         connect: Callable[[Path], Connection] = connect_writer,
         accept_rollback: bool = False,

@@ -4,29 +4,25 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from p2pnode import __version__, limits
-from p2pnode import commands as c
-from p2pnode.compute.engine_options import DeviceOptions, EngineOptions
 from p2pnode.config import describe
 from p2pnode.errors import Busy, NotFound, RequestError
 from p2pnode.events.codec import Record
-from p2pnode.events.types import ConsoleCommandRun
 from p2pnode.events.witness_view import witness_view
 from p2pnode.facade import GenerateEvent, GenerateRequest, JsonObject, Ranking
-from p2pnode.limits import ADAPTER_SCALE_MAX
+from p2pnode.machine import now_ms
 from p2pnode.multiformats import DecodeError
 from p2pnode.node import wire_counts
-from p2pnode.node.bringing import PREFIXES, prefix_bytes_of
-from p2pnode.node.core import Node, now_ms
-from p2pnode.node.engine_settings import DEVICE, MODEL
+from p2pnode.node.adapter_commands import AdapterCommands
+from p2pnode.node.core import Node
 from p2pnode.node.hops import chrome_trace
 from p2pnode.node.memory_use import memory_use
 from p2pnode.node.mode_commands import ModeCommands
+from p2pnode.node.owner_commands import OwnerCommands
 from p2pnode.node.planning import PlanRequest
 from p2pnode.node.queries import LogQueries
 from p2pnode.units import PeerId
@@ -43,33 +39,8 @@ class Faces:
         self.modes = ModeCommands(node)
         self._commands: dict[str, Command] = {
             **self.modes.table(),
-            "topup": self._top_up,
-            "quota": self._quota,
-            "pause": self._pause,
-            "resume": self._resume,
-            "drain": self._drain,
-            "seal": self._seal,
-            "witness": self._witness,
-            "set": self._set,
-            "forget_peer": self._forget_peer,
-            "revoke_invite": self._revoke_invite,
-            "release_plan": self._release_plan,
-            "add_model": self._add_model,
-            "remove_model": self._remove_model,
-            "pull": self._pull,
-            "copy_model": self._copy_model,
-            "log_forget": self._log_forget,
-            "log_rotate_keys": self._log_rotate_keys,
-            "console_ran": self._console_ran,
-            "key_created": self._key_created,
-            "key_revoked": self._key_revoked,
-            "adapters": self._adapters,
-            "add_adapter": self._add_adapter,
-            "remove_adapter": self._remove_adapter,
-            "verify_peer_log": self._verify_peer_log,
-            "approve_peer": self._approve_peer,
-            "refuse_peer": self._refuse_peer,
-            "revoke_peer": self._revoke_peer,
+            **AdapterCommands(node).table(),
+            **OwnerCommands(node, self.peers).table(),
         }
 
     @property
@@ -352,226 +323,6 @@ class Faces:
         except DecodeError as error:
             raise RequestError(f"an argument is not what it should be: {error}") from None
 
-    async def _top_up(self, a: Mapping[str, Any]) -> JsonObject:
-        key = str(a["idempotency_key"])
-        return await self._node.ledger.do(
-            c.TopUp(
-                account=str(a["account"]),
-                amount_microunits=_whole(a, "amount_microunits"),
-                idempotency_key=key,
-                note=str(a.get("note", "")),
-            ),
-            idempotency_key=key,
-        )
-
-    async def _quota(self, a: Mapping[str, Any]) -> JsonObject:
-        """At most `limit_microunits` by list price in each `period_ms`; neither lifts the quota."""
-        unlimited = a.get("limit_microunits") is None
-        return await self._node.ledger.do(
-            c.SetQuota(
-                account=str(a["account"]),
-                limit_microunits=0 if unlimited else _whole(a, "limit_microunits"),
-                period_ms=0 if unlimited else _whole(a, "period_ms"),
-                unlimited=unlimited,
-            )
-        )
-
-    async def _pause(self, a: Mapping[str, Any]) -> JsonObject:
-        return await self._set_state("paused", c.PauseDevice(reason=str(a.get("reason", ""))))
-
-    async def _resume(self, a: Mapping[str, Any]) -> JsonObject:
-        return await self._set_state("active", c.ResumeDevice(reason=str(a.get("reason", ""))))
-
-    async def _drain(self, a: Mapping[str, Any]) -> JsonObject:
-        return await self._set_state("draining", c.DrainDevice(reason=str(a.get("reason", ""))))
-
-    async def _set_state(self, state: str, command: c.Command) -> JsonObject:
-        await self._node.ledger.do(command)
-        self._node.state = state
-        self._node.links.status_changed()
-        return {"state": state}
-
-    async def _seal(self, a: Mapping[str, Any]) -> JsonObject:
-        del a
-        await self._node.witnessing.look_back()
-        await self._node.ledger.log.seal()
-        return {"size": self._node.ledger.log.size, "blocks": self._node.ledger.log.block_count}
-
-    async def _witness(self, a: Mapping[str, Any]) -> JsonObject:
-        del a
-        await self._node.witnessing.look_back()
-        await self._node.ledger.log.seal()
-        return {
-            "cosignatures": await self._node.witnessing.gather(),
-            "checkpoint": self._node.ledger.log.checkpoint(),
-        }
-
-    async def _set(self, a: Mapping[str, Any]) -> JsonObject:
-        key, value = str(a["key"]), str(a["value"])
-        if key == PREFIXES:
-            prefix_bytes_of(value)  # says what is wrong with it
-        if key == DEVICE:
-            value = DeviceOptions.parse(value).text  # from the next loading on
-        elif key.startswith(MODEL):
-            return await self._set_engine(key.removeprefix(MODEL), value)
-        return await self._node.ledger.do(c.ChangeSetting(key=key, value=value))
-
-    async def _set_engine(self, name: str, value: str) -> JsonObject:
-        """Plans of the model end, and are loaded like this when they are asked for next."""
-        node, engine = self._node, EngineOptions.parse(value)
-        model = node.catalog.resolve(name)
-        standing = node.engine_options.of_model(model.content_id)
-        engine = engine.with_adapters(  # which have commands of their own
-            engine.adapters or standing.adapters, engine.control_vectors or standing.control_vectors
-        )
-        engine.check_model(await node.bringing.slim_index(model))
-        async with node.engine_options.changed(model.content_id, engine, node.routing.release_model):
-            return {"key": MODEL + model.name, "value": engine.text, "previous": standing.text}
-
-    async def _adapters(self, a: Mapping[str, Any]) -> JsonObject:
-        del a
-        node = self._node
-        return {
-            "adapters": [
-                {"model": model.name, "kind": kind, "scale": scale, **node.adapters.view(identity)}
-                for model in node.catalog.known()
-                for engine in (node.engine_options.of_model(model.content_id),)
-                for kind, found in (("lora", engine.adapters), ("control vector", engine.control_vectors))
-                for identity, scale in found
-            ]
-        }
-
-    async def _add_adapter(self, a: Mapping[str, Any]) -> JsonObject:
-        """`path`: a file on this device. Added again, an adapter gets the new `scale`."""
-        node, scale = self._node, a.get("scale", 1.0)
-        if (
-            isinstance(scale, bool)
-            or not isinstance(scale, int | float)
-            or not abs(scale) <= ADAPTER_SCALE_MAX
-        ):
-            raise RequestError(
-                f"scale is a number from -{ADAPTER_SCALE_MAX} to {ADAPTER_SCALE_MAX}", param="scale"
-            )
-        model = node.catalog.resolve(str(a["model"]))
-        base = await node.bringing.slim_index(model)
-        identity = await asyncio.to_thread(node.adapters.add, Path(str(a["path"])), base)
-        standing = node.engine_options.of_model(model.content_id)
-        lora = [each for each in standing.adapters if each[0] != identity]
-        control = [each for each in standing.control_vectors if each[0] != identity]
-        (control if node.adapters.is_control_vector(identity) else lora).append((identity, float(scale)))
-        engine = standing.with_adapters(lora, control)
-        async with node.engine_options.changed(model.content_id, engine, node.routing.release_model):
-            return {"model": model.name, "scale": scale, **node.adapters.view(identity)}
-
-    async def _remove_adapter(self, a: Mapping[str, Any]) -> JsonObject:
-        """`adapter`: its content id, or its name."""
-        node, wanted = self._node, str(a["adapter"])
-        model = node.catalog.resolve(str(a["model"]))
-        standing = node.engine_options.of_model(model.content_id)
-        named = (*standing.adapters, *standing.control_vectors)
-        views = [node.adapters.view(identity) for identity, _ in named]
-        found = [view for view in views if wanted and wanted in (view["adapter"], view["name"])]
-        if len(found) != 1:
-            raise NotFound(
-                f"{model.name} has {len(found) or 'no'} adapter called {wanted[:128]!r}",
-                hint="p2pnode adapters list --json shows their ids",
-            )
-        gone = str(found[0]["adapter"])
-        engine = standing.with_adapters(
-            [each for each in standing.adapters if each[0] != gone],
-            [each for each in standing.control_vectors if each[0] != gone],
-        )
-        async with node.engine_options.changed(model.content_id, engine, node.routing.release_model):
-            used = {row["adapter"] for row in (await self._adapters({}))["adapters"]}
-            if gone not in used:
-                await asyncio.to_thread(node.adapters.remove, gone)
-            return {"model": model.name, **found[0]}
-
-    async def _forget_peer(self, a: Mapping[str, Any]) -> JsonObject:
-        self._node.links.forget(PeerId(str(a["peer"])))
-        return await self._node.ledger.do(c.ForgetPeer(peer=str(a["peer"])))
-
-    async def _verify_peer_log(self, a: Mapping[str, Any]) -> JsonObject:
-        return await self._node.log_sharing.verify(PeerId(str(a["peer"])))
-
-    async def _approve_peer(self, a: Mapping[str, Any]) -> JsonObject:
-        return self._node.approvals.decide(str(a["peer"]), approve=True)
-
-    async def _refuse_peer(self, a: Mapping[str, Any]) -> JsonObject:
-        return self._node.approvals.decide(str(a["peer"]), approve=False)
-
-    async def _revoke_peer(self, a: Mapping[str, Any]) -> JsonObject:
-        peer, reason = PeerId(str(a["peer"])), str(a.get("reason", ""))[:500]
-        await self._node.mesh.revoke(peer, reason or "revoked by its owner")
-        return {"peer": peer, "revoked": True}
-
-    async def _revoke_invite(self, a: Mapping[str, Any]) -> JsonObject:
-        return await self._node.ledger.do(c.RevokeInvite(invite_id=str(a["invite_id"])))
-
-    async def _release_plan(self, a: Mapping[str, Any]) -> JsonObject:
-        plan_id = str(a["plan_id"])
-        node = self._node
-        node.choosing.applied = {k: v for k, v in node.choosing.applied.items() if v[0].plan_id != plan_id}
-        await node.routing.release(plan_id, reason="released by its owner")
-        if plan_id not in node.ledger.state.plans.plans:
-            return {"plan_id": plan_id}  # one that needs no record: this device alone
-        return await node.ledger.do(c.AbandonPlan(plan_id=plan_id, reason="released by its owner"))
-
-    async def _add_model(self, a: Mapping[str, Any]) -> JsonObject:
-        model = await self._node.catalog.resolve_or_add(str(a["model"]))
-        return {"model": model.name, "manifest": model.content_id}
-
-    async def _remove_model(self, a: Mapping[str, Any]) -> JsonObject:
-        model = self._node.store.get(str(a["model"]))
-        freed = await asyncio.to_thread(self._node.store.remove, model.name)
-        await self._node.ledger.do(c.RemoveModel(model=model.content_id))
-        return {"removed": model.name, "freed_bytes": freed}
-
-    async def _pull(self, a: Mapping[str, Any]) -> JsonObject:
-        model, fetched = await self._node.pulling.pull(str(a["model"]))
-        summary = {k: v for k, v in model.manifest.summary().items() if k != "chat_template"}
-        return {"model": model.name, "manifest": model.content_id, "bytes_fetched": fetched, **summary}
-
-    async def _copy_model(self, a: Mapping[str, Any]) -> JsonObject:
-        """`device`: a peer id, or a name that one device has."""
-        return await self._node.pulling.copy(str(a["model"]), self._device(str(a["device"])))
-
-    def _device(self, device: str) -> PeerId:
-        found = [row["peer"] for row in self.peers()["peers"] if device in (row["peer"], row["name"])]
-        if len(found) != 1:
-            many = "there is no device" if not found else f"{len(found)} devices are called"
-            raise NotFound(f"{many} {device[:128]!r}", hint="p2pnode peers --json shows the peer ids")
-        return PeerId(found[0])
-
-    async def _log_forget(self, a: Mapping[str, Any]) -> JsonObject:
-        return {"forgotten": await self._node.ledger.log.forget(str(a["subject"]))}
-
-    async def _log_rotate_keys(self, a: Mapping[str, Any]) -> JsonObject:
-        del a
-        await self._node.witnessing.look_back()
-        keys = await self._node.ledger.log.rotate_keys()
-        self._node.links.status_changed()
-        return {"generation": keys.generation, "log_key": str(keys.log_verifier)}
-
-    async def _console_ran(self, a: Mapping[str, Any]) -> JsonObject:
-        log, text = self._node.ledger.log, str(a["command"]).encode()
-        fact = ConsoleCommandRun(
-            verb=str(a["verb"]),
-            command_commitment=log.commit_secret(str(a["run_id"]), text, owner=str(a["actor"])),
-            exit_code=int(a["exit_code"]),
-            duration_ms=int(a["duration_ms"]),
-        )
-        return await self._node.ledger.do(c.RecordFact(fact=fact))
-
-    async def _key_created(self, a: Mapping[str, Any]) -> JsonObject:
-        scopes = (str(a["scope"]),)
-        return await self._node.ledger.do(
-            c.CreateApiKey(key_id=str(a["key_id"]), label=str(a["label"]), scopes=scopes)
-        )
-
-    async def _key_revoked(self, a: Mapping[str, Any]) -> JsonObject:
-        return await self._node.ledger.do(c.RevokeApiKey(key_id=str(a["key_id"])))
-
     def hops(self) -> JsonObject:
         hops = self._node.hops
         return {
@@ -643,13 +394,3 @@ class Faces:
         finally:
             stop()
             node.telemetry.remove(put)
-
-
-def _whole(arguments: Mapping[str, Any], name: str) -> int:
-    """A whole number, also written as text; KeyError when it is missing."""
-    value = arguments[name]
-    if isinstance(value, str) and value.removeprefix("-").isdecimal() and len(value) < 20:
-        value = int(value)
-    if not isinstance(value, int) or isinstance(value, bool) or abs(value) >= 1 << 63:
-        raise RequestError(f"{name} is not a whole number", param=name)
-    return value

@@ -15,7 +15,7 @@ import pytest
 
 from p2pnode.events.folder import FolderLock
 from p2pnode.identity import Identity
-from p2pnode.node.core import demo_model_path
+from p2pnode.node.life import demo_model_path
 from p2pnode.transport.invite import Ticket, decode_ticket, encode_ticket
 from p2pnode.units import UnixMs
 from tests.kit.mesh import NodeProcess

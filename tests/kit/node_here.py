@@ -10,8 +10,9 @@ from typing import Any
 from p2pnode import __version__
 from p2pnode.config import JoinOptions
 from p2pnode.identity import load_or_create
+from p2pnode.machine import now_ms
 from p2pnode.models.store import ModelStore
-from p2pnode.node.core import Node, now_ms
+from p2pnode.node.core import Node
 from p2pnode.node.ledger import Ledger
 from p2pnode.transport import messages
 from p2pnode.transport.invite import decode_ticket

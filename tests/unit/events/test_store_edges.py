@@ -37,7 +37,7 @@ from p2pnode.events.merkle import leaf_hash, verify_consistency, verify_inclusio
 from p2pnode.events.note import open_checkpoint
 from p2pnode.events.reader import LogReader
 from p2pnode.events.replay import check_snapshot, replay
-from p2pnode.events.store import SqliteLog, wall_clock_ms
+from p2pnode.events.store import SqliteLog
 from p2pnode.events.types import NodeStarted
 from p2pnode.events.verify import verify_folder
 from p2pnode.limits import (
@@ -47,6 +47,7 @@ from p2pnode.limits import (
     LOG_HOLD_MS,
     SECRET_TEXT_BYTES_MAX,
 )
+from p2pnode.machine import now_ms
 from tests.contract.event_log_contract import CountingFold
 from tests.kit.log_events import ManualClock, accepted, held, node_identity, seeded_bytes, started
 
@@ -212,7 +213,7 @@ async def test_the_clock_seals_without_callers(tmp_path: Path, monkeypatch: pyte
     """A block is sealed in time though nothing else happens."""
     monkeypatch.setattr("p2pnode.events.assembler.LOG_BLOCK_MS", 20)
     sealed = asyncio.Event()
-    log = open_log(tmp_path, now_ms=wall_clock_ms)
+    log = open_log(tmp_path, now_ms=now_ms)
     await log.append([started()])
     monkeypatch.setattr(storing, "publish_checkpoint", lambda folder, note: sealed.set())
     monkeypatch.setattr(storing, "LOG_PUBLISH_MS_MIN", 0)
@@ -307,7 +308,7 @@ async def test_rollback_guard_corners(tmp_path: Path) -> None:
 
 async def test_a_reader_verifies_while_others_write(tmp_path: Path) -> None:
     """Every checkpoint it sees follows from the one before, and what it covers is there."""
-    log = open_log(tmp_path, now_ms=wall_clock_ms)
+    log = open_log(tmp_path, now_ms=now_ms)
     verifier, writing = log.keys.log_verifier, True
 
     def read() -> int:

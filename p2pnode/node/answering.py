@@ -1,0 +1,59 @@
+"""Who answers: this device, an external server beside it, or the nearest device that can."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+from p2pnode.facade import GenerateEvent, GenerateRequest
+from p2pnode.node.backends import Backends
+from p2pnode.node.catalog import Catalog
+from p2pnode.node.choosing import Choosing
+from p2pnode.node.federation import nearest_holder
+from p2pnode.node.forwarding import Forwarding
+from p2pnode.node.links import Links
+from p2pnode.node.requests import Requests
+
+
+class Answering:
+    def __init__(
+        self,
+        *,
+        catalog: Catalog,
+        links: Links,
+        choosing: Choosing,
+        requests: Requests,
+        backends: Backends,
+        forwarding: Forwarding,
+    ) -> None:
+        self._catalog = catalog
+        self._links = links
+        self._choosing = choosing
+        self._requests = requests
+        self._backends = backends
+        self._forwarding = forwarding
+
+    def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateEvent]:
+        """Here when this device can, else whole by the nearest device that holds the model."""
+        if self.is_external(request.model):
+            if self._backends.here(request.model):
+                return self._backends.generate(request)
+            holder = nearest_holder(self._links, self._backends.holders(request.model))
+            return self._forwarding.generate(holder, request.model or "", request)
+        model = self._catalog.resolve(request.model)
+        if request.mode != "auto" or self._choosing.is_mine(model) or not model.holders:
+            return self._requests.generate(request)
+        holder = nearest_holder(self._links, model.holders)
+        return self._forwarding.generate(holder, model.content_id, request)
+
+    def generate_here(self, request: GenerateRequest) -> AsyncIterator[GenerateEvent]:
+        """What another member asks for is never handed on to a third."""
+        if self.is_external(request.model) and self._backends.here(request.model):
+            return self._backends.generate(request)
+        return self._requests.generate(request)
+
+    def is_external(self, name: str | None) -> bool:
+        """Whether external servers alone have a model of this name: what the mesh itself holds goes before."""
+        known = self._catalog.known()
+        if name is None or any(name in (model.name, model.content_id) for model in known):
+            return False
+        return name in self._backends.known()
