@@ -97,6 +97,24 @@ class Loading:
     """0..1 of this step; it never goes back."""
     eta_s: float | None
     """Until this step is over; None when it is not known."""
+    done_bytes: int | None = None
+    total_bytes: int | None = None
+    """Of what is fetched; None for steps that count no bytes."""
+
+    @staticmethod
+    def of(view: Mapping[str, Any]) -> Loading:
+        """From what `NodeFacade.loading` says."""
+        counts = view.get("done_bytes"), view.get("total_bytes")
+        return Loading(view["state"], view["node"], view["progress"], view["eta_s"], *counts)
+
+    def view(self) -> JsonObject:
+        """The document that `NodeFacade.loading` says."""
+        view: JsonObject = {
+            "state": self.state, "node": self.node, "progress": self.progress, "eta_s": self.eta_s
+        }  # fmt: skip
+        if self.total_bytes is not None:
+            view.update(done_bytes=self.done_bytes, total_bytes=self.total_bytes)
+        return view
 
 
 @dataclass(frozen=True, slots=True)

@@ -644,6 +644,9 @@ TRACE_SAMPLES_MAX = 1200
 """Ten minutes of one answer."""
 LOAD_STALLED_S = 5.0
 """A step that says nothing for so long has no pace any more."""
+WAIT_TOLD_EVERY_S = 5.0
+"""A member whose request waits hears something this often, also that there is nothing new: two lost of them are within
+the time that a caller waits for a control message."""
 LOAD_TOLD_EVERY_S = 0.1
 """Live readers see at most ten steps of a bar a second."""
 API_LIVE_READERS_MAX = 32

@@ -12,7 +12,7 @@ import operator
 import re
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -263,7 +263,7 @@ class Agent:
         async with aclosing(run_choices(generate, [request])) as source:
             async for _, event in source:
                 if isinstance(event, Loading):
-                    yield {"type": "loading", "step": step, **asdict(event)}
+                    yield {"type": "loading", "step": step, **event.view()}
                 if isinstance(event, TextDelta):
                     pieces = reader.feed(event.text)
                 elif isinstance(event, Finished):

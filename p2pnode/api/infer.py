@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
 from quart import Blueprint, Response
@@ -82,7 +81,7 @@ async def streamed(context: ApiContext, wanted: GenerateRequest, *, progress: bo
         if isinstance(event, TextDelta):
             return [{"type": "text", "text": event.text, "tokens": event.token_count}]
         if isinstance(event, Loading):
-            return [{"type": "loading", **asdict(event)}]
+            return [{"type": "loading", **event.view()}]
         if isinstance(event, PrefillProgress):
             counts = {"done": event.tokens_done, "total": event.tokens_total, "cached": event.tokens_cached}
             return [{"type": "prefill", **counts}]

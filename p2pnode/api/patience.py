@@ -64,7 +64,7 @@ async def with_patience(
             if not tell:
                 patience.check()
             elif (view := look()) is not None:
-                yield Loading(view["state"], view["node"], view["progress"], view["eta_s"])
+                yield Loading.of(view)
         try:
             event = first.result()
         except StopAsyncIteration:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from p2pnode import __version__
@@ -93,7 +93,7 @@ class Reply:
     def progress(self, index: int, event: PrefillProgress | Loading) -> dict[str, Any]:
         """`loading` and llama-server's `prompt_progress`, for those who asked with return_progress."""
         if isinstance(event, Loading):
-            return self.chunk([self._nothing_yet(index)], loading=asdict(event))
+            return self.chunk([self._nothing_yet(index)], loading=event.view())
         counts = {"total": event.tokens_total, "cache": event.tokens_cached, "processed": event.tokens_done}
         return self.chunk([self._nothing_yet(index)], prompt_progress=counts)
 

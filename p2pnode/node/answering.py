@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from typing import Any
 
 from p2pnode.facade import GenerateEvent, GenerateRequest
 from p2pnode.node.backends import Backends
@@ -11,6 +12,7 @@ from p2pnode.node.choosing import Choosing
 from p2pnode.node.federation import nearest_holder
 from p2pnode.node.forwarding import Forwarding
 from p2pnode.node.links import Links
+from p2pnode.node.loading import Loads
 from p2pnode.node.requests import Requests
 
 
@@ -24,6 +26,7 @@ class Answering:
         requests: Requests,
         backends: Backends,
         forwarding: Forwarding,
+        loads: Loads,
     ) -> None:
         self._catalog = catalog
         self._links = links
@@ -31,6 +34,7 @@ class Answering:
         self._requests = requests
         self._backends = backends
         self._forwarding = forwarding
+        self._loads = loads
 
     def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateEvent]:
         """Here when this device can, else whole by the nearest device that holds the model."""
@@ -38,18 +42,23 @@ class Answering:
             if self._backends.here(request.model):
                 return self._backends.generate(request)
             holder = nearest_holder(self._links, self._backends.holders(request.model))
-            return self._forwarding.generate(holder, request.model or "", request)
+            name = request.model or ""
+            return self._forwarding.generate(holder, name, request, name=name)
         model = self._catalog.resolve(request.model)
         if request.mode != "auto" or self._choosing.is_mine(model) or not model.holders:
             return self._requests.generate(request)
         holder = nearest_holder(self._links, model.holders)
-        return self._forwarding.generate(holder, model.content_id, request)
+        return self._forwarding.generate(holder, model.content_id, request, name=model.name)
 
     def generate_here(self, request: GenerateRequest) -> AsyncIterator[GenerateEvent]:
         """What another member asks for is never handed on to a third."""
         if self.is_external(request.model) and self._backends.here(request.model):
             return self._backends.generate(request)
         return self._requests.generate(request)
+
+    def loading_here(self, name: str | None) -> dict[str, Any] | None:
+        """How far the model of another member's request is on its way into memory."""
+        return None if self.is_external(name) else self._loads.view(self._catalog.resolve(name).name)
 
     def is_external(self, name: str | None) -> bool:
         """Whether external servers alone have a model of this name: what the mesh itself holds goes before."""

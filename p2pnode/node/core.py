@@ -302,8 +302,11 @@ class Node:
             transport=transport,
             links=self.links,
             generate=lambda request: self.answering.generate_here(request),
+            loading=lambda model: self.answering.loading_here(model),
         )
-        self.forwarding = Forwarding(ledger=ledger, ask=self.federation.ask, new_id=_request_id)
+        self.forwarding = Forwarding(
+            ledger=ledger, ask=self.federation.ask, loads=self.loads, new_id=_request_id
+        )
         self.answering = Answering(
             catalog=self.catalog,
             links=self.links,
@@ -311,6 +314,7 @@ class Node:
             requests=self.requests,
             backends=self.backends,
             forwarding=self.forwarding,
+            loads=self.loads,
         )
         self.embedding = Embedding(
             self.bringing,

@@ -7,7 +7,9 @@ serving node decides about it like about any request: it is the authenticated pe
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from contextlib import aclosing
 from typing import Any
 
 import msgspec
@@ -38,12 +40,21 @@ _KINDS: dict[str, type[TextDelta] | type[PrefillProgress] | type[Loading] | type
 _NAMES = {kind: name for name, kind in _KINDS.items()}
 
 Generate = Callable[[GenerateRequest], AsyncIterator[GenerateEvent]]
+Look = Callable[[], Mapping[str, Any] | None]
 
 
 class Federation:
-    def __init__(self, *, transport: Transport, links: Links, generate: Generate) -> None:
+    def __init__(
+        self,
+        *,
+        transport: Transport,
+        links: Links,
+        generate: Generate,
+        loading: Callable[[str | None], Mapping[str, Any] | None],
+    ) -> None:
         self._links = links
         self._generate = generate
+        self._loading = loading
         self.serving = 0
         transport.handle(INFER, self._serve)
 
@@ -89,18 +100,49 @@ class Federation:
         self.serving += 1
         try:
             request = _request_of(call, stream)
-            events = self._generate(request)
-            try:
+            source = self._generate(request)
+            async with aclosing(never_silent(source, lambda: self._loading(request.model))) as events:
                 async for event in events:
-                    await messages.send_message(stream, messages.Progress(data=_event_to_wire(event)))
-            finally:
-                if isinstance(events, AsyncGenerator):
-                    await events.aclose()
+                    data = {} if event is None else _event_to_wire(event)
+                    await messages.send_message(stream, messages.Progress(data=data))
         except P2PNodeError as error:
             await messages.send_message(stream, messages.refusal(error))
         finally:
             self.serving -= 1
         await stream.close_write()
+
+
+async def never_silent(
+    source: AsyncIterator[GenerateEvent], look: Look
+) -> AsyncGenerator[GenerateEvent | None, None]:
+    """The events; before the first one, how far the model is whenever that changed, or None in a long wait."""
+    first: asyncio.Future[GenerateEvent] = asyncio.ensure_future(anext(source))
+    said, said_s = None, time.monotonic()
+    try:
+        while not first.done():
+            await asyncio.wait({first}, timeout=limits.API_LOADING_LOOK_S)
+            if first.done():
+                break
+            view = look()
+            now_s = time.monotonic()
+            if (view is not None and view != said) or now_s - said_s >= limits.WAIT_TOLD_EVERY_S:
+                said, said_s = view, now_s
+                yield None if view is None else Loading.of(view)
+        try:
+            event = first.result()
+        except StopAsyncIteration:
+            return
+        yield event
+        async for event in source:
+            yield event
+    finally:
+        if not first.done():
+            first.cancel()
+            await asyncio.wait({first})
+        if not first.cancelled():
+            first.exception()
+        if isinstance(source, AsyncGenerator):
+            await source.aclose()
 
 
 def _to_wire(request: GenerateRequest) -> dict[str, Any]:

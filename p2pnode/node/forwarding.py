@@ -6,14 +6,15 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing
 from dataclasses import replace
 
 from p2pnode import commands as c
 from p2pnode.errors import P2PNodeError
 from p2pnode.events import types as facts
-from p2pnode.facade import Finished, GenerateEvent, GenerateRequest, TextDelta
+from p2pnode.facade import Finished, GenerateEvent, GenerateRequest, Loading, TextDelta
 from p2pnode.node.ledger import Ledger
+from p2pnode.node.loading import Loads
 from p2pnode.units import PeerId
 
 Ask = Callable[[PeerId, GenerateRequest], AsyncIterator[GenerateEvent]]
@@ -22,13 +23,16 @@ Ask = Callable[[PeerId, GenerateRequest], AsyncIterator[GenerateEvent]]
 class Forwarding:
     """Asks a member, and records here what was asked and what came back."""
 
-    def __init__(self, *, ledger: Ledger, ask: Ask, new_id: Callable[[], str]) -> None:
-        self._ledger, self._ask, self._new_id = ledger, ask, new_id
+    def __init__(self, *, ledger: Ledger, ask: Ask, loads: Loads, new_id: Callable[[], str]) -> None:
+        self._ledger, self._ask, self._loads, self._new_id = ledger, ask, loads, new_id
 
     async def generate(
-        self, peer: PeerId, model: str, request: GenerateRequest
+        self, peer: PeerId, model: str, request: GenerateRequest, *, name: str
     ) -> AsyncGenerator[GenerateEvent, None]:
-        """The member's events, the last one with the request's name in this record."""
+        """The member's events, the last one with the request's name in this record.
+
+        `model` is what the record calls it, `name` what people here do.
+        """
         request_id = request.request_id or self._new_id()
         prompt = request.prompt if isinstance(request.prompt, str) else json.dumps(list(request.prompt))
         forwarded = facts.RequestForwarded(
@@ -57,7 +61,7 @@ class Forwarding:
             )
 
         try:
-            async with aclosing(_closable(self._ask(peer, request))) as events:
+            async with aclosing(self._heard(name, self._ask(peer, request))) as events:
                 async for event in events:
                     if isinstance(event, TextDelta):
                         shown.append(event.text)
@@ -84,12 +88,23 @@ class Forwarding:
         """Only the salt is kept here: the member that served it may keep the text."""
         return self._ledger.log.commit_secret(request_id, text.encode(), owner=request.caller)
 
+    async def _heard(
+        self, name: str, events: AsyncIterator[GenerateEvent]
+    ) -> AsyncGenerator[GenerateEvent, None]:
+        """Without how far the member's model is: whoever waits here is told that like of a model of this device.
 
-async def _closable(events: AsyncIterator[GenerateEvent]) -> AsyncGenerator[GenerateEvent, None]:
-    """Ends the member's stream together with its reader."""
-    try:
-        async for event in events:
-            yield event
-    finally:
-        if isinstance(events, AsyncGenerator):
-            await events.aclose()
+        Ends the member's stream together with its reader.
+        """
+        try:
+            with ExitStack() as loading:
+                hear = None
+                async for event in events:
+                    if isinstance(event, Loading):
+                        hear = hear or loading.enter_context(self._loads.elsewhere(name))
+                        hear(event.view())
+                        continue
+                    loading.close()
+                    yield event
+        finally:
+            if isinstance(events, AsyncGenerator):
+                await events.aclose()

@@ -6,7 +6,7 @@ a steady pace; before that, and when a step stands still, there is none.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -41,6 +41,8 @@ class _Step:
 class _Load:
     steps: dict[str, _Step] = field(default_factory=dict)
     """The newest step of each device."""
+    heard: dict[str, Any] | None = None
+    """What another device says that makes the model ready for us: its own view, of all its devices."""
     waiters: int = 0
     told_s: float = float("-inf")
 
@@ -66,8 +68,18 @@ class Loads:
             load.waiters -= 1
             if not load.waiters:
                 del self._loads[model]
-                if load.steps:
+                if load.told_s != float("-inf"):
                     self._say({"kind": self._kind, "data": {"model": model, "state": "over"}})
+
+    @contextmanager
+    def elsewhere(self, model: str) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+        """While another device makes a model ready for a request of ours; what is yielded takes its views."""
+        with self.of(model):
+            load = self._loads[model]
+            try:
+                yield lambda view: self._hear(model, load, dict(view))
+            finally:
+                load.heard = None
 
     def view(self, model: str) -> dict[str, Any] | None:
         """The device that is furthest behind: `state`, `node`, `progress` 0..1, `eta_s`; None when nothing loads."""
@@ -75,6 +87,8 @@ class Loads:
         if load is None:
             return None
         if not load.steps:
+            if load.heard is not None:
+                return dict(load.heard)
             return {"state": "preparing", "node": self._name, "progress": None, "eta_s": None}
         step = min(load.steps.values(), key=lambda s: (_ORDER.get(s.state, 0), s.last[1]))
         eta_s = step.eta_s(self._clock())
@@ -99,6 +113,14 @@ class Loads:
             load.steps[node] = _Step(state, node, (now_s, fraction), (now_s, fraction), counts)
         elif fraction > step.last[1]:
             step.last, step.counts = (now_s, fraction), counts
+        self._tell(model, load, is_new=is_new)
+
+    def _hear(self, model: str, load: _Load, view: dict[str, Any]) -> None:
+        before, load.heard = load.heard, view
+        self._tell(model, load, is_new=before is None or before["state"] != view["state"])
+
+    def _tell(self, model: str, load: _Load, *, is_new: bool) -> None:
+        now_s = self._clock()
         if is_new or now_s - load.told_s >= limits.LOAD_TOLD_EVERY_S:
             load.told_s = now_s
             self._say({"kind": self._kind, "data": {"model": model, **(self.view(model) or {})}})
