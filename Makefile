@@ -71,4 +71,4 @@ fuzz-api: setup
 	@$(BIN)/python tests/interop/run.py --only schemathesis
 
 clean:
-	rm -rf .venv .demo .interop .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage build dist *.egg-info
+	rm -rf .venv .demo .interop .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage build dist *.egg-info p2pnode/compute/_watch.*.so

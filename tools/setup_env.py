@@ -20,7 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 STAMP = VENV / ".p2pnode-setup"
-INPUTS = ("pyproject.toml", "constraints.txt", "tools/setup_env.py")
+INPUTS = ("pyproject.toml", "constraints.txt", "tools/setup_env.py", "p2pnode/compute/_watch.c")
 LLAMA = "llama-cpp-python==0.3.36"
 CMAKE_ARGS = (
     "-DGGML_RPC=ON -DLLAVA_BUILD=OFF -DMTMD_BUILD=OFF -DLLAMA_CURL=OFF -DLLAMA_BUILD_TESTS=OFF"

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from p2pnode.compute.engine_protocol import UnitSpec
 from p2pnode.compute.llama_abi import GGML_TYPE_F16, L, lib
 from p2pnode.compute.virtual_file import CookieFile, PieceReader, cookies_supported, joined_file
+from p2pnode.compute.watch import EvalCallback
 from p2pnode.errors import (
     BadModelFile,
     ComputeError,
@@ -311,7 +312,7 @@ def _pointer(values: NDArray[Any], kind: type[Any]) -> Any:
 class Context:
     """A key-value memory and compute buffers for one model."""
 
-    def __init__(self, model: Model, spec: UnitSpec, eval_callback: Any | None) -> None:
+    def __init__(self, model: Model, spec: UnitSpec, eval_callback: EvalCallback | None) -> None:
         params = L.llama_context_default_params()
         cpus = os.cpu_count() or 1
         self.batch_rows = min(spec.batch_rows, spec.context_tokens)
@@ -337,7 +338,8 @@ class Context:
         params.kv_unified = True
         params.no_perf = True
         if eval_callback is not None:
-            params.cb_eval = eval_callback
+            params.cb_eval = eval_callback.function
+            params.cb_eval_user_data = eval_callback.data
         self._callback = eval_callback
         self._model = model
         self._pointer = L.llama_init_from_model(model.pointer, params)

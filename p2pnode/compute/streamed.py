@@ -16,10 +16,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from p2pnode.compute.gguf import ModelIndex, open_model
-from p2pnode.compute.llama_abi import L, tensor_name
+from p2pnode.compute.llama_abi import tensor_name
+from p2pnode.compute.watch import watch
 from p2pnode.errors import OutOfMemory, RequestError
 
 _LAYER = re.compile(r"blk\.(\d+)\.")
@@ -140,7 +140,7 @@ class LayerStream:
         self._names = {f"l_out-{number}".encode(): number for number in range(self._count)}
         self._mappings: Mapping[int, Sequence[tuple[int, int, int]]] = {}
         self._libc = _libc()
-        self.callback = L.ggml_backend_sched_eval_callback(self._call)
+        self.callback = watch(self._names, (), self._passed)
 
     def loading(self) -> LoadTrimmer:
         """Context manager for the time in which llama.cpp loads."""
@@ -152,10 +152,8 @@ class LayerStream:
         for number in range(self._kept, self._count):
             self._advise(number, _MADV_DONTNEED)
 
-    def _call(self, tensor: int, ask: bool, _data: Any) -> bool:
-        number = self._names.get(tensor_name(tensor))
-        if ask or number is None:
-            return number is not None
+    def _passed(self, tensor: int) -> bool:
+        number = self._names[tensor_name(tensor)]
         if number >= self._kept:
             self._advise(number, _MADV_DONTNEED)
         following = number + LAYERS_IN_FLIGHT

@@ -7,23 +7,20 @@ another stage. A Python error cannot cross llama.cpp's frames, so it is kept and
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from ctypes import string_at
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from p2pnode.compute.llama_abi import (
     GGML_TYPE_F32,
-    TENSOR_NAME,
-    L,
     lib,
-    source_name,
     tensor_name,
     tensor_shape,
     tensor_type,
 )
+from p2pnode.compute.watch import watch
 from p2pnode.errors import EngineIncompatible
 
 
@@ -42,10 +39,10 @@ class Taps:
 
     def __init__(self, result: str | None, reduce: Sequence[str], *, stop_after_reduce: bool = False) -> None:
         self._result = result.encode() if result else None
-        self._weights = frozenset(name.encode() for name in reduce if name.startswith("blk."))
-        self._reduce = frozenset(name.encode() for name in reduce) - self._weights
-        self._names = self._reduce | ({self._result} if self._result else set())
-        self._products: dict[bytes, bool] = {}
+        weights = frozenset(name.encode() for name in reduce if name.startswith("blk."))
+        names = frozenset(name.encode() for name in reduce) - weights
+        if self._result:
+            names |= {self._result}
         self._expected = len(reduce)
         self._stop_after = len(reduce) if stop_after_reduce else -1
         self._reduced = 0
@@ -55,29 +52,7 @@ class Taps:
         """What the result tap read in this decode, one array per micro-batch."""
         self.spent_ns = 0
         self.error: BaseException | None = None
-        self.callback = L.ggml_backend_sched_eval_callback(self._watcher()) if self._names or reduce else None
-
-    def _watcher(self) -> Callable[[int, bool, Any], bool]:
-        """Asked for every node of the graph, hundreds of times a token: a closure, and one look at the name."""
-        take, products, name_at = self._take, self._products, TENSOR_NAME
-        if not self._weights:
-            names = self._names
-
-            def watch_names(tensor: int, ask: bool, _data: Any) -> bool:
-                return string_at(tensor + name_at) in names if ask else take(tensor)
-
-            return watch_names
-        is_product = self._is_product
-
-        def watch_products(tensor: int, ask: bool, _data: Any) -> bool:
-            if not ask:
-                return take(tensor)
-            name = string_at(tensor + name_at)
-            known = products.get(name)
-            return is_product(tensor, name) if known is None else known and is_product(tensor, name)
-
-        products.update(dict.fromkeys(self._names, True))
-        return watch_products
+        self.callback = watch(names, weights, self._take) if names or weights else None
 
     def start(self) -> None:
         """Forget the last decode."""
@@ -111,17 +86,6 @@ class Taps:
         finally:
             self.spent_ns += time.perf_counter_ns() - started
         return self._reduced != self._stop_after
-
-    def _is_product(self, tensor: int, name: bytes) -> bool:
-        """Whether this is tapped by name, or the product of a reduced weight.
-
-        Names llama.cpp gives are remembered, since asking costs; ggml's own `node_N` change their place.
-        `finish` counts, so a missed one cannot pass.
-        """
-        found = name in self._names or source_name(tensor) in self._weights
-        if name not in self._products and not name.startswith(b"node_"):
-            self._products[name] = found
-        return found
 
     def _read(self, tensor: int, target: NDArray[np.float32] | None) -> NDArray[np.float32]:
         columns, rows, depth, _ = tensor_shape(tensor)
