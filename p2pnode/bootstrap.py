@@ -47,10 +47,11 @@ from p2pnode.node.data_folder import DataFolder
 from p2pnode.node.faces import Faces
 from p2pnode.node.ledger import Ledger
 from p2pnode.node.mesh import Mesh
+from p2pnode.node.rebuilding import Door, RebuildingFaces, exact_or_failed
 from p2pnode.transport.invite import decode_ticket
 from p2pnode.transport.multiaddr import peer_address, quic_address
 from p2pnode.transport.quic import QuicTransport
-from p2pnode.units import UnixMs
+from p2pnode.units import PeerId, UnixMs
 
 NODE_FILE = "node.json"
 SWITCH_INTERVAL_S = 0.0005
@@ -108,15 +109,6 @@ class RunningNode:
             bind_to_machine(data, identity, moved=options.moved)
             ledger = await Ledger.open(data, identity, now_ms=now_ms)
             undo.append(ledger.close)
-            transport = QuicTransport(identity, options.listen, agent=f"p2pnode/{__version__}")
-            store = await asyncio.to_thread(ModelStore, data / "models")
-            node = Node(options=options, identity=identity, ledger=ledger, transport=transport, store=store)
-            mesh = node.mesh
-            transport.identify.observe(node.reach.identified)
-            await transport.start()
-            undo.append(transport.close)
-            undo.append(lambda: node.ledger.do(StopNode(reason="the start failed")))
-            await node.start(tell)
             token = secrets.token_urlsafe(24)
             security = ApiSecurity(
                 host=server.host,
@@ -126,11 +118,35 @@ class RunningNode:
                 console=options.console,
                 verify_jwt=oidc_verifier(options.oidc_issuer, options.oidc_audience),
             )
+            door: Door | None = None
+            if not ledger.is_exact.is_set():
+                # Nothing is decided by what an older version folded: until then there are only the read-only faces.
+                door = Door(RebuildingFaces(ledger, options, identity.peer_id))
+                await server.start(create_app(door.facade, security, closing=closing), listener)
+                undo.append(server.stop)
+                write_node_file(data, server, token, identity.peer_id)
+                undo.append(lambda: (data / NODE_FILE).unlink(missing_ok=True))
+                tell(
+                    f"this version folds the record of {ledger.log.size} events anew; until then it is read-only"
+                )
+                await exact_or_failed(ledger)
+            transport = QuicTransport(identity, options.listen, agent=f"p2pnode/{__version__}")
+            store = await asyncio.to_thread(ModelStore, data / "models")
+            node = Node(options=options, identity=identity, ledger=ledger, transport=transport, store=store)
+            mesh = node.mesh
+            transport.identify.observe(node.reach.identified)
+            await transport.start()
+            undo.append(transport.close)
+            undo.append(lambda: node.ledger.do(StopNode(reason="the start failed")))
+            await node.start(tell)
             faces = Faces(node)
-            await server.start(create_app(faces, security, closing=closing), listener)
-            undo.append(server.stop)
+            if door is not None:
+                door.open(faces)
+            else:
+                await server.start(create_app(faces, security, closing=closing), listener)
+                undo.append(server.stop)
             running = cls(node, faces, server, closing, data)
-            running.write_node_file(token)
+            write_node_file(data, server, token, node.me)
         except BaseException as error:
             is_used = isinstance(error, FolderInUse)
             if is_used or (mesh is not None and may_be_member(mesh, options, error)):
@@ -139,25 +155,26 @@ class RunningNode:
             raise
         return running
 
-    def write_node_file(self, token: str) -> None:
-        """How programs on this machine find the node; readable by its owner alone."""
-        document = {
-            "api": self.server.url,
-            "pid": os.getpid(),
-            "token": token,
-            "peer_id": self.node.me,
-            "version": __version__,
-        }
-        path = self._data / NODE_FILE
-        write_atomic(path, json.dumps(document).encode())
-        path.chmod(0o600)
-
     async def stop(self, reason: str) -> None:
         (self._data / NODE_FILE).unlink(missing_ok=True)
         self.node.stopping.set()
         await self.server.stop()
         await self._faces.modes.close()
         await self.node.stop(reason)
+
+
+def write_node_file(data: Path, server: ApiServer, token: str, me: PeerId) -> None:
+    """How programs on this machine find the node; readable by its owner alone."""
+    document = {
+        "api": server.url,
+        "pid": os.getpid(),
+        "token": token,
+        "peer_id": me,
+        "version": __version__,
+    }
+    path = data / NODE_FILE
+    write_atomic(path, json.dumps(document).encode())
+    path.chmod(0o600)
 
 
 def check_peer(text: str) -> None:

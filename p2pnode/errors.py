@@ -210,6 +210,13 @@ class LogBusy(LogError):
     code, http_status, retryable = "log_busy", 503, True
 
 
+class StateRebuilding(LogError):
+    """What is known is folded from the record anew, by newer code. Details: `folded`, `size`."""
+
+    code, http_status, retryable = "rebuilding", 503, True
+    hint_default = "ask again in some seconds; p2pnode status shows how far it is"
+
+
 # --- billing ---------------------------------------------------------------------------------------
 class BillingError(P2PNodeError):
     code, http_status = "billing", 402

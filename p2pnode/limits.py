@@ -179,6 +179,13 @@ LOG_PUBLISH_MS_MIN = 1_000
 LOG_SNAPSHOT_EVENTS = 100_000
 """Between two snapshots of what is folded; replaying so many takes about a second."""
 
+LOG_REBUILD_SLICE_EVENTS = 1_000
+"""Folded at once while newer code folds the record beside the old state: what others ask of the writer waits some
+milliseconds at most."""
+
+LOG_REBUILD_EVENTS_MIN = 20_000
+"""Fewer events are folded before a node starts, which takes a fifth of a second; more beside the old state."""
+
 LOG_DISK_RESERVE_BYTES = 256 * 1024 * 1024
 """Below this much free disk no paid work is taken on."""
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator, Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from prometheus_client import (
@@ -21,6 +22,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from p2pnode import __version__
 from p2pnode.api.sse import close
+from p2pnode.errors import StateRebuilding
 from p2pnode.facade import Finished, GenerateEvent, GenerateRequest, NodeFacade, TextDelta
 from p2pnode.limits import PLAN_DEVICES_MAX
 
@@ -37,10 +39,12 @@ class _Projections:
         self._node = node
 
     def collect(self) -> Iterable[Metric]:
-        for family in self._node.metrics().get("metrics", []):
-            yield _family(family)
-        yield from _links(self._node)
-        yield _hops(self._node)
+        with suppress(StateRebuilding):  # nothing can be counted yet but what the API measures itself
+            yield from [
+                *map(_family, self._node.metrics().get("metrics", [])),
+                *_links(self._node),
+                _hops(self._node),
+            ]
 
 
 def _links(node: NodeFacade) -> Iterable[Metric]:

@@ -60,7 +60,17 @@ def replay(
 @click.command()
 @folder_options
 def rebuild(data: Path, as_json: bool) -> None:
-    """Fold everything from the beginning and compare with the kept snapshot; drop it if it differs."""
+    """Fold everything from the beginning and compare with the kept snapshot; drop it if it differs.
+
+    While the running node does that by itself, after an update, say how far it is.
+    """
+    progress = _rebuilding(data)
+    if progress is not None:
+        if as_json:
+            print_json({"rebuilding": progress})
+        else:
+            click.echo(render.rebuilding_text(progress))
+        return
     from p2pnode.events.replay import check_snapshot
     from p2pnode.events.replay import replay as fold_again
     from p2pnode.projections import MeshFold
@@ -285,6 +295,17 @@ def _ask_again(data: Path, as_json: bool, request: str, prompt_file: Path | None
         click.echo(render.rerun_text(found))
     if not found["same"]:
         raise click.exceptions.Exit(1)
+
+
+def _rebuilding(data: Path) -> Any:
+    """What the folder's node says, if one runs: the record itself is read from the folder."""
+    from p2pnode.cli.output import connect
+    from p2pnode.errors import P2PNodeError
+
+    try:
+        return connect(data, None).get("/log/rebuild")["rebuilding"]
+    except P2PNodeError:
+        return None
 
 
 def _folder(data: Path | None) -> Path:

@@ -83,6 +83,19 @@ def summary_text(summary: JsonObject, indent: str = "") -> str:
     return "\n".join(line for line in lines if line)
 
 
+def rebuilding_text(progress: JsonObject) -> str:
+    """How far a newer version is with folding the record, and what is answered meanwhile."""
+    waits = "" if progress["decides"] else "; nothing is decided before"
+    unreadable = progress["unreadable"]
+    lines = [f"{progress['folded']} of {progress['size']} events are folded anew by this version{waits}"]
+    old = [part for part in progress["parts"] if part not in unreadable]
+    if old:
+        lines.append(f"  as they were after {progress['as_of']} events: {', '.join(old)}")
+    if unreadable:
+        lines.append(f"  not shown until then: {', '.join(unreadable)}")
+    return "\n".join(lines)
+
+
 def _short(value: Any) -> str:
     text = str(value)
     return text if len(text) <= 24 else f"{text[:10]}…{text[-6:]}"

@@ -74,6 +74,10 @@ class Assembler(Generic[State]):
         self.is_broken = False
         """A fold failed halfway: state and log do not belong together any more."""
 
+    def fold_by(self, fold: Fold[State]) -> None:
+        """Apply what comes from now on by another fold: the state is whole again."""
+        self._fold = fold
+
     @property
     def size(self) -> int:
         """Events so far, those of the draft included."""

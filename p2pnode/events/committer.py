@@ -19,6 +19,7 @@ from p2pnode.events.database import (
     Connection,
     IdempotencyRow,
     SecretRow,
+    SnapshotRow,
     Tables,
     write_cosignature,
     write_draft,
@@ -27,10 +28,16 @@ from p2pnode.events.ids import IdState, state_after
 from p2pnode.events.keys import LogKeys, is_binding_valid, origin_of
 from p2pnode.events.log import LOCAL, Decide, Fold, NewEvent, Outcome, State
 from p2pnode.events.merkle import Edge, leaf_hash, root_at
+from p2pnode.events.rebuild import PartedFold, Rebuild
 from p2pnode.events.types import KeysBound, PeerEquivocated, SubjectForgotten, WitnessReceived
 from p2pnode.events.witness import UNKNOWN, AddCheckpoint, WitnessAnswer, Witnessed, answer_witness
 from p2pnode.identity import Identity
-from p2pnode.limits import LOG_SNAPSHOT_EVENTS, WITNESS_EVENT_MS_MIN, WITNESS_ORIGINS_MAX
+from p2pnode.limits import (
+    LOG_REBUILD_EVENTS_MIN,
+    LOG_SNAPSHOT_EVENTS,
+    WITNESS_EVENT_MS_MIN,
+    WITNESS_ORIGINS_MAX,
+)
 from p2pnode.units import EventIndex
 
 _CHUNK = 5_000
@@ -56,6 +63,7 @@ class Committer(Generic[State]):
         fold: Fold[State],
         now_ms: Callable[[], int],
         rng: Callable[[int], bytes],
+        beside: PartedFold[State] | None = None,
     ) -> None:
         self.tables = Tables(connection)
         self.now_ms, self.rng = now_ms, rng
@@ -68,13 +76,17 @@ class Committer(Generic[State]):
         self._caught: dict[str, str] = {}
         """Origins whose fraud was recorded and whose they are: the same proof again is no news."""
         self._snapshot_size = 0
+        self._is_rebuilt = False
+        self.rebuild: Rebuild[State] | None = None
+        """What newer code folds beside the old state; `rebuild_step` goes on with it."""
         self.previous_origin = ""
         """The name this log went by before a refused rollback."""
         size = self.tables.size()
         position = self._position(size)
         self.replayed_count = 0
-        state = self._fold_stored(size, position)
-        self.assembler = Assembler(self._bound_keys(size), fold, state, position, rng)
+        state = self._fold_stored(size, position, beside)
+        chosen = fold if self.rebuild is None else self.rebuild.current
+        self.assembler = Assembler(self._bound_keys(size), chosen, state, position, rng)
         for index in self.tables.frauds():
             event = self._record(index).event
             if isinstance(event, PeerEquivocated):
@@ -204,14 +216,34 @@ class Committer(Generic[State]):
         return True
 
     def snapshot(self) -> None:
-        """Keep the folded state, if everything it holds is sealed."""
+        """Keep the folded state, if everything it holds is sealed; the old one until a rebuild is through."""
         size = self.assembler.size
-        if self.assembler.unsealed_count or size == self._snapshot_size:
+        if self.assembler.unsealed_count or size == self._snapshot_size or self.rebuild is not None:
             return
+        self._is_rebuilt = False
         state = self._fold.dump(self.state)
         row = ("state", size, self.assembler.edge.root(), self._fold.version, sha256(state).digest(), state)
         self._also.append(lambda c: c.execute("INSERT OR REPLACE INTO snapshots VALUES (?,?,?,?,?,?)", row))
         self._snapshot_size = size
+
+    def rebuild_step(self) -> State | None:
+        """Fold a slice, between two commits. At the end decisions go on with the whole state, and the answer is a copy
+        of it for those who read.
+
+        Raises: LogFailed when the record cannot be folded.
+        """
+        assert self.rebuild is not None, "there is something to rebuild"
+        size = self.assembler.size
+        try:
+            if not self.rebuild.step(self.tables, size):
+                return None
+            copy = self.rebuild.finish(self.assembler.state)
+        except CorruptRecord as error:
+            raise LogFailed(f"the record could not be folded: {error.message}") from error
+        self.assembler.fold_by(self._fold)
+        self.rebuild = None
+        self._snapshot_size, self._is_rebuilt = 0, True
+        return copy
 
     # --- opening ------------------------------------------------------------------------------------
     def _position(self, size: int) -> Position:
@@ -268,30 +300,43 @@ class Committer(Generic[State]):
         self.previous_origin = event.previous_origin
         return keys
 
-    def _fold_stored(self, size: int, position: Position) -> State:
-        """From the newest good snapshot, or from the beginning; every replayed body is checked."""
-        state, first = self._load_snapshot(size, position.edge)
+    def _fold_stored(self, size: int, position: Position, beside: PartedFold[State] | None) -> State:
+        """From the newest good snapshot, or from the beginning: at once, or what is much of it beside the old state."""
+        row = self._whole_snapshot(size, position.edge)
+        state, first = self._load_snapshot(row)
+        if first or beside is None or size < LOG_REBUILD_EVENTS_MIN:
+            return self._fold_on(self._fold, state, first, size)
+        self.rebuild = Rebuild(beside, row)
+        if self.rebuild.has_current:
+            self._fold_on(self.rebuild.current, self.rebuild.shown, self.rebuild.as_of, size)
+        return self.rebuild.decided_on()
+
+    def _fold_on(self, fold: Fold[State], state: State, first: int, size: int) -> State:
+        """Over what is stored from `first` on; every replayed body is checked."""
         self._snapshot_size = first
         while first < size:
             end = min(first + _CHUNK, size)
             for index, body, leaf in self.tables.events(first, end):
                 if index != first or leaf_hash(body) != leaf:
                     raise CorruptRecord(f"event {first} is not what was written", index=first)
-                state = self._fold.apply(state, decode_trusted(body, EventIndex(index)))
+                state = fold.apply(state, decode_trusted(body, EventIndex(index)))
                 first += 1
             if first != end:
                 raise CorruptRecord(f"event {first} is missing", index=first)
             self.replayed_count = first - self._snapshot_size
         return state
 
-    def _load_snapshot(self, size: int, edge: Edge) -> tuple[State, int]:
-        """A snapshot counts only if code, log and its own hash agree with it; else as if there were none."""
+    def _whole_snapshot(self, size: int, edge: Edge) -> SnapshotRow | None:
+        """The kept snapshot, of whatever code, if log and hash agree with it; else as if there were none."""
         row = self.tables.snapshot()
-        if row is not None and row.version == self._fold.version and 0 < row.size <= size:
-            is_whole = sha256(row.state).digest() == row.state_hash
-            if is_whole and root_at(StoredTree(self.tables, edge), row.size) == row.log_root:
-                with suppress(CorruptRecord):
-                    return self._fold.load(row.state), row.size
+        if row is None or not 0 < row.size <= size or sha256(row.state).digest() != row.state_hash:
+            return None
+        return row if root_at(StoredTree(self.tables, edge), row.size) == row.log_root else None
+
+    def _load_snapshot(self, row: SnapshotRow | None) -> tuple[State, int]:
+        if row is not None and row.version == self._fold.version:
+            with suppress(CorruptRecord):
+                return self._fold.load(row.state), row.size
         return self._fold.initial(), 0
 
     def _repeat(self, row: IdempotencyRow, fingerprint: bytes) -> Outcome:
@@ -312,8 +357,12 @@ class Committer(Generic[State]):
         now_ms = self.now_ms()
         if self.assembler.is_held(now_ms):
             return
-        is_snapshot_due = self.assembler.size - self._snapshot_size >= LOG_SNAPSHOT_EVENTS
+        is_snapshot_due = self._is_rebuilt or self._is_snapshot_due()
         if is_snapshot_due or self.assembler.is_seal_due(now_ms):
             self.assembler.seal(now_ms)
         if is_snapshot_due:
             self.snapshot()
+
+    def _is_snapshot_due(self) -> bool:
+        is_whole = self.rebuild is None
+        return is_whole and self.assembler.size - self._snapshot_size >= LOG_SNAPSHOT_EVENTS

@@ -48,6 +48,7 @@ from p2pnode.events.keys import LogKeys, decode_binding
 from p2pnode.events.log import LOCAL, Decide, Fold, NewEvent, NoFold, Outcome, State, Subscriber
 from p2pnode.events.note import parse_note, parse_signature_line
 from p2pnode.events.reader import LogReader
+from p2pnode.events.rebuild import PartedFold, Progress
 from p2pnode.events.rollback import check_published
 from p2pnode.events.secret import commitment_of
 from p2pnode.events.types import Event
@@ -89,6 +90,9 @@ class SqliteLog(Generic[State]):
         self.replayed_count = committer.replayed_count
         """Events folded when the log was opened: those after the snapshot."""
         self._reader.set_upper(self._size, committer.assembler.edge.upper())
+        self.rebuild = committer.rebuild
+        """What newer code folds beside the old state; None when the state is whole."""
+        self._rebuilt_callbacks: list[Callable[[State], None]] = []
 
         def finish() -> None:
             try:
@@ -98,7 +102,7 @@ class SqliteLog(Generic[State]):
                 lock.release()
 
         self._publish(self._reader.checkpoint())
-        self._writer = Writer(committer, self._committed, self._failed, finish)
+        self._writer = Writer(committer, self._committed, self._failed, self._rebuilt, finish)
 
     @classmethod
     def open(
@@ -107,12 +111,16 @@ class SqliteLog(Generic[State]):
         identity: Identity,
         *,
         fold: Fold[State] | None = None,
+        beside: PartedFold[State] | None = None,
         now_ms: Callable[[], int] = now_ms,
         rng: Callable[[int], bytes] = os.urandom,
         connect: Callable[[Path], Connection] = connect_writer,
         accept_rollback: bool = False,
     ) -> SqliteLog[State]:
         """Open or make the log of a data folder, prove it whole and fold it. Blocks; a second a 100,000 events.
+
+        With `beside`, the same fold in parts, a long log is not folded before this answers but by the writer, between
+        what it is asked; `rebuild` is then there, and decisions wait (specs/08-log.md#rebuilding).
 
         Raises: DataDirError (in use, read-only), DiskFull, CorruptRecord, and RollbackRefused when this node
         has published a longer or other log; with `accept_rollback` it goes on under a new origin instead.
@@ -126,7 +134,7 @@ class SqliteLog(Generic[State]):
             connection = connect(path)
             create_schema(connection)
             chosen: Any = NoFold() if fold is None else fold
-            committer: Committer[State] = Committer(connection, identity, chosen, now_ms, rng)
+            committer: Committer[State] = Committer(connection, identity, chosen, now_ms, rng, beside)
             try:
                 check_published(published_checkpoint(folder), committer)
             except RollbackRefused:
@@ -209,6 +217,15 @@ class SqliteLog(Generic[State]):
         """Call back, on the loop, when the log has failed."""
         self._failure_callbacks.append(callback)
 
+    def on_rebuilt(self, callback: Callable[[State], None]) -> None:
+        """Call back, on the loop and between two events, with a copy of the whole state, when a rebuild is through."""
+        self._rebuilt_callbacks.append(callback)
+
+    @property
+    def rebuilding(self) -> Progress | None:
+        """How far a rebuild is; None when there is none. It begins with the first call on a loop."""
+        return None if self.rebuild is None else self.rebuild.progress(self._size)
+
     # --- recording ----------------------------------------------------------------------------------
     async def submit(
         self,
@@ -218,13 +235,14 @@ class SqliteLog(Generic[State]):
         idempotency_key: str | None = None,
         fingerprint: bytes = b"",
     ) -> Outcome:
-        if self._check_disk() < LOG_DISK_FLOOR_BYTES:
-            raise DiskFull(
-                f"{self._free_bytes / 1e6:.1f} MB are free for the log in {self._folder}, "
-                f"{LOG_DISK_FLOOR_BYTES / 1e6:.0f} MB are needed"
-            )
-        job: Job[State] = lambda committer: committer.submit(decide, actor, idempotency_key, fingerprint)  # noqa: E731  typed so
-        outcome: Outcome = await self._writer.call(job)
+        return await self._submit(decide, actor, idempotency_key, fingerprint, decides=True)
+
+    async def _submit(
+        self, decide: Decide[State], actor: str, key: str | None, fingerprint: bytes, *, decides: bool
+    ) -> Outcome:
+        self._check_floor()
+        job: Job[State] = lambda committer: committer.submit(decide, actor, key, fingerprint)  # noqa: E731  typed so
+        outcome: Outcome = await self._writer.call(job, decides=decides)
         return outcome
 
     async def append(
@@ -238,14 +256,12 @@ class SqliteLog(Generic[State]):
     ) -> list[EventIndex]:
         new = [NewEvent(event, None, correlation, causation) for event in events]
         fingerprint = fingerprint_of(new) if idempotency_key is not None else b""
-        outcome = await self.submit(
-            lambda _: new, actor=actor, idempotency_key=idempotency_key, fingerprint=fingerprint
-        )
+        outcome = await self._submit(lambda _: new, actor, idempotency_key, fingerprint, decides=False)
         return outcome.indexes
 
     async def query(self, ask: Callable[[State], T]) -> T:
         """Ask the state in the writer, after everything submitted before."""
-        answer: T = await self._writer.call(lambda committer: ask(committer.state))
+        answer: T = await self._writer.call(lambda committer: ask(committer.state), decides=True)
         return answer
 
     async def seal(self) -> Block | None:
@@ -337,6 +353,11 @@ class SqliteLog(Generic[State]):
                 except Exception:
                     _logger.exception("a subscriber failed at event %d", record.index)
 
+    def _rebuilt(self, state: State) -> None:
+        self.rebuild = None
+        for callback in self._rebuilt_callbacks:
+            callback(state)
+
     def _failed(self, failure: LogFailed) -> None:
         _logger.error("%s", failure.message)
         for callback in self._failure_callbacks:
@@ -355,6 +376,13 @@ class SqliteLog(Generic[State]):
         if note is not None:
             publish_checkpoint(self._folder, str(parse_note(note)))
             self._published_ms, self._unpublished = self._now_ms(), None
+
+    def _check_floor(self) -> None:
+        if self._check_disk() < LOG_DISK_FLOOR_BYTES:
+            raise DiskFull(
+                f"{self._free_bytes / 1e6:.1f} MB are free for the log in {self._folder}, "
+                f"{LOG_DISK_FLOOR_BYTES / 1e6:.0f} MB are needed"
+            )
 
     def _check_disk(self) -> int:
         now_ms = self._now_ms()

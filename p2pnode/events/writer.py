@@ -21,6 +21,14 @@ _WAKE_S_MAX: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
+class _Queued(Generic[State]):
+    job: Job[State]
+    future: asyncio.Future[Any] | None
+    decides: bool = False
+    """It looks at the state, so it waits while that is rebuilt."""
+
+
+@dataclass(frozen=True, slots=True)
 class Committed(Generic[State]):
     """What became true with one commit."""
 
@@ -40,12 +48,16 @@ class Writer(Generic[State]):
         committer: Committer[State],
         on_commit: Callable[[Committed[State]], None],
         on_failure: Callable[[LogFailed], None],
+        on_rebuilt: Callable[[State], None],
         finish: Callable[[], None],
     ) -> None:
         self._committer = committer
-        self._on_commit, self._on_failure, self._finish = on_commit, on_failure, finish
+        self._on_commit, self._on_failure, self._on_rebuilt = on_commit, on_failure, on_rebuilt
+        self._finish = finish
         self._wake = threading.Condition()
-        self._queue: deque[tuple[Job[State], asyncio.Future[Any] | None]] = deque()
+        self._queue: deque[_Queued[State]] = deque()
+        self._waiting: deque[_Queued[State]] = deque()
+        """Decisions that came while what they look at is rebuilt."""
         self._is_closing = False
         self._failure: LogFailed | None = None
         self.last_checkpoint: str | None = None
@@ -57,16 +69,17 @@ class Writer(Generic[State]):
     def failure(self) -> LogFailed | None:
         return self._failure
 
-    def call(self, job: Job[State]) -> asyncio.Future[Any]:
-        """Queue a job; the future is resolved on the running loop, after the commit."""
+    def call(self, job: Job[State], *, decides: bool = False) -> asyncio.Future[Any]:
+        """Queue a job; the future is resolved on the running loop, after the commit. What `decides` waits for the
+        state to be whole."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Any] = loop.create_future()
         with self._wake:
             self._check_open()
-            if len(self._queue) >= LOG_QUEUE_MAX:
+            if len(self._queue) + len(self._waiting) >= LOG_QUEUE_MAX:
                 raise LogBusy(f"{LOG_QUEUE_MAX} submissions wait for the log already")
             self._loop = loop
-            self._queue.append((job, future))
+            self._queue.append(_Queued(job, future, decides))
             self._wake.notify()
         return future
 
@@ -74,7 +87,7 @@ class Writer(Generic[State]):
         """Queue a job nobody waits for; it is committed no later than any job queued after it."""
         with self._wake:
             self._check_open()
-            self._queue.append((job, None))
+            self._queue.append(_Queued(job, None))
             self._wake.notify()
 
     def close(self) -> None:
@@ -88,13 +101,17 @@ class Writer(Generic[State]):
         if self._failure is not None:
             raise self._failure
         if self._is_closing:
-            raise LogFailed("the log is closed", hint="")
+            raise _closed()
 
     def _run(self) -> None:
         try:
             while (batch := self._next_batch()) is not None:
                 self._commit(batch)
-            self._commit([(_seal_and_snapshot, None)])
+                if self._may_rebuild:
+                    self._rebuild()
+            left = list(self._waiting)
+            self._answer(lambda: _resolve_all(left, [_closed()] * len(left)))
+            self._commit([_Queued(_seal_and_snapshot, None)])
         except LogFailed as failure:
             self._fail(failure)
         except Exception as error:  # a bug: better a stopped node than callers who wait for ever
@@ -102,15 +119,36 @@ class Writer(Generic[State]):
         finally:
             self._finish()
 
-    def _next_batch(self) -> list[tuple[Job[State], asyncio.Future[Any] | None]] | None:
+    @property
+    def _may_rebuild(self) -> bool:
+        """Whether there is something to rebuild, and a loop to tell of it."""
+        return self._committer.rebuild is not None and self._loop is not None
+
+    def _rebuild(self) -> None:
+        """One slice; after the last one the decisions that waited are first in the queue."""
+        copy = self._committer.rebuild_step()
+        if copy is None:
+            return
+        self._answer(lambda: self._on_rebuilt(copy))
+        with self._wake:
+            self._queue.extendleft(reversed(self._waiting))
+            self._waiting.clear()
+        self._commit([])  # seals and keeps a snapshot of the new state
+
+    def _next_batch(self) -> list[_Queued[State]] | None:
         """Jobs to commit together; none at all when only the clock is to be looked at; None at the end."""
         with self._wake:
-            if not self._queue and not self._is_closing:
+            if not self._queue and not self._is_closing and not self._may_rebuild:
                 self._wake.wait(self._wait_s())
             if not self._queue and self._is_closing:
                 return None
-            count = min(len(self._queue), LOG_BATCH_EVENTS_MAX)
-            return [self._queue.popleft() for _ in range(count)]
+            rebuild = self._committer.rebuild
+            may_decide = rebuild is None or rebuild.may_decide
+            batch: list[_Queued[State]] = []
+            while self._queue and len(batch) < LOG_BATCH_EVENTS_MAX:
+                queued = self._queue.popleft()
+                (batch if may_decide or not queued.decides else self._waiting).append(queued)
+            return batch
 
     def _wait_s(self) -> float | None:
         due_ms = self._committer.assembler.seal_due_ms
@@ -118,9 +156,9 @@ class Writer(Generic[State]):
             return None
         return min(max(due_ms - self._committer.now_ms(), 1) / 1000, _WAKE_S_MAX)
 
-    def _commit(self, batch: list[tuple[Job[State], asyncio.Future[Any] | None]]) -> None:
+    def _commit(self, batch: list[_Queued[State]]) -> None:
         try:
-            results, draft = self._committer.run([job for job, _ in batch])
+            results, draft = self._committer.run([queued.job for queued in batch])
         except Exception:
             with self._wake:
                 self._queue.extendleft(reversed(batch))
@@ -145,7 +183,8 @@ class Writer(Generic[State]):
     def _fail(self, failure: LogFailed) -> None:
         with self._wake:
             self._failure = failure
-            waiting = list(self._queue)
+            waiting = [*self._waiting, *self._queue]
+            self._waiting.clear()
             self._queue.clear()
 
         def answer() -> None:
@@ -166,13 +205,18 @@ class Writer(Generic[State]):
             callback()
 
 
+def _closed() -> LogFailed:
+    return LogFailed("the log is closed", hint="")
+
+
 def _seal_and_snapshot(committer: Committer[Any]) -> None:
     committer.seal()
     committer.snapshot()
 
 
-def _resolve_all(batch: list[tuple[Job[State], asyncio.Future[Any] | None]], results: list[Any]) -> None:
-    for (_, future), result in zip(batch, results, strict=True):
+def _resolve_all(batch: list[_Queued[State]], results: list[Any]) -> None:
+    for queued, result in zip(batch, results, strict=True):
+        future = queued.future
         if future is None or future.done() or future.get_loop().is_closed():
             continue
         if isinstance(result, Exception):

@@ -102,7 +102,11 @@ class Faces:
                 {"purpose": a.engine.purpose, "pid": a.engine.pid, "plan_id": a.plan_id, "up": a.engine.is_up}
                 for a in node.routing.active.values()
             ],
-            "log": {"size": node.ledger.log.size, "blocks": node.ledger.log.block_count},
+            "log": {
+                "size": node.ledger.log.size,
+                "blocks": node.ledger.log.block_count,
+                "rebuilding": node.ledger.rebuilding(),
+            },
             "running": len(node.requests.running),
             "backends": node.backends.view(),
         }

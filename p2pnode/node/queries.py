@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from p2pnode import limits
-from p2pnode.errors import NotFound, RequestError
+from p2pnode.errors import NotFound, RequestError, StateRebuilding
 from p2pnode.events.codec import Record
 from p2pnode.node.ledger import Ledger
 from p2pnode.projections import state_hash
@@ -33,7 +33,8 @@ class LogQueries:
             "bindings": lambda _: {"indexes": self._log.reader.bindings()},
             "proof/inclusion": self._inclusion,
             "proof/consistency": self._consistency,
-            "replay": lambda _: {"size": self._log.size, "state_hash": state_hash(self._ledger.state).hex()},
+            "replay": self._replay,
+            "rebuild": lambda _: {"size": self._log.size, "rebuilding": self._ledger.rebuilding()},
             "audit": lambda _: self._ledger.view("audit"),
             "usage": lambda _: self._ledger.view("usage"),
             "invites": lambda _: self._ledger.view("invites"),
@@ -72,6 +73,14 @@ class LogQueries:
                 "nothing was sealed yet", hint="it happens within 30 seconds, or with: p2pnode log blocks"
             )
         return {"checkpoint": note}
+
+    def _replay(self, _: Mapping[str, Any]) -> Any:
+        progress = self._ledger.rebuilding()
+        if progress is not None:
+            raise StateRebuilding(
+                f"{progress['folded']} of {progress['size']} events are folded by this version of p2pnode"
+            )
+        return {"size": self._log.size, "state_hash": state_hash(self._ledger.state).hex()}
 
     def _entries(self, a: Mapping[str, Any]) -> Any:
         size = int(self._log.size)

@@ -4,9 +4,9 @@
 part. `views.view(state, name, now_ms)` and `billing_view` make what faces show.
 """
 
+from p2pnode.projections.mesh_fold import MeshFold
 from p2pnode.projections.state import (
-    FOLD_VERSION,
-    MeshFold,
+    VERSIONS,
     MeshState,
     all_projections,
     apply,
@@ -17,7 +17,7 @@ from p2pnode.projections.state import (
 )
 
 __all__ = [
-    "FOLD_VERSION",
+    "VERSIONS",
     "MeshFold",
     "MeshState",
     "all_projections",

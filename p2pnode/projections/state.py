@@ -30,9 +30,20 @@ from p2pnode.projections import (
 )
 from p2pnode.projections.fold import Handler
 
-FOLD_VERSION: Final = 4
-"""Raised whenever the same log would fold to another state: older snapshots are then rebuilt.
-tests/unit/projections/test_state_hash.py fails when a fold changes and this does not."""
+VERSIONS: Final[dict[str, int]] = {
+    "audit": 4,
+    "billing": 4,
+    "invites": 4,
+    "models": 4,
+    "node": 4,
+    "peers": 4,
+    "plans": 4,
+    "sessions": 4,
+    "settings": 4,
+    "usage": 4,
+}
+"""Of each part of the state; raised whenever the same log would fold to another such part, which is then rebuilt.
+tests/unit/projections/test_projection_replay.py fails when a fold changes and this does not."""
 
 
 class MeshState(msgspec.Struct):
@@ -73,9 +84,10 @@ def _handlers_of(event_type: type[Event]) -> tuple[tuple[str, Handler], ...]:
     return (("audit", audit.count), *own)
 
 
-_TABLE: Final[dict[type[Any], tuple[tuple[str, Handler], ...]]] = {
+TABLE: Final[dict[type[Any], tuple[tuple[str, Handler], ...]]] = {
     event_type: _handlers_of(event_type) for event_type in (*EVENT_TYPES.values(), UnknownEvent)
 }
+"""Which parts of the state a fact changes; no part looks at another."""
 
 
 def all_projections() -> tuple[str, ...]:
@@ -92,7 +104,7 @@ def apply(state: MeshState, record: Record) -> MeshState:
     if record.index != state.size:
         raise CorruptRecord(f"event {record.index} came when {state.size} was next", index=state.size)
     event = record.event
-    for part, handler in _TABLE[type(event)]:
+    for part, handler in TABLE[type(event)]:
         handler(getattr(state, part), record, event)
     state.size += 1
     return state
@@ -120,21 +132,3 @@ def restore(raw: bytes, expected_hash: bytes | None = None) -> MeshState:
         return _decode(raw)
     except msgspec.MsgspecError as error:
         raise CorruptRecord(f"not a snapshot: {error}", index=0) from error
-
-
-class MeshFold:
-    """The log's `Fold` port over `MeshState`. `apply` changes the state it is given and returns it."""
-
-    version: Final = f"mesh {FOLD_VERSION}"
-
-    def initial(self) -> MeshState:
-        return initial()
-
-    def apply(self, state: MeshState, record: Record) -> MeshState:
-        return apply(state, record)
-
-    def dump(self, state: MeshState) -> bytes:
-        return snapshot(state)
-
-    def load(self, raw: bytes) -> MeshState:
-        return restore(raw)

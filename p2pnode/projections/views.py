@@ -69,6 +69,18 @@ VIEWS: Final[dict[str, Callable[[MeshState, int], JsonObject]]] = {
 }
 
 
+PARTS_SHOWN: Final[dict[str, frozenset[str]]] = {
+    **{name: frozenset({name}) for name in VIEWS},
+    "billing": frozenset({"billing", "peers"}),
+    "metrics": frozenset({"audit", "billing", "models", "node", "peers", "plans", "sessions", "usage"}),
+    "models": frozenset({"models", "settings"}),
+    "plans": frozenset({"plans", "peers", "models"}),
+    "sessions": frozenset({"sessions", "peers", "models"}),
+    "usage": frozenset({"usage", "models"}),
+}
+"""What each view looks at: while a part of it is rebuilt, the view is as old as that part."""
+
+
 def view(state: MeshState, name: str, now_ms: int) -> JsonObject:
     """One of `VIEWS`; their keys are in the docstring of each projection's `view`."""
     return VIEWS[name](state, now_ms)

@@ -24,6 +24,11 @@ export function pulse({ peers, plans, running, telemetry = {} }) {
 // The one thing that most needs a person, or nothing.
 export function attention({ connected, error, peers, models, status }) {
   if (connected === false) return { tone: "bad", text: error?.message ?? "The node does not answer.", hint: error?.hint };
+  const rebuilding = status.log?.rebuilding;
+  if (rebuilding && !rebuilding.decides) {
+    const part = rebuilding.size ? Math.floor((100 * rebuilding.folded) / rebuilding.size) : 100;
+    return { tone: "warn", text: `A newer version reads the record anew, ${part} % so far. Until then this is what was known before, and nothing is changed.`, link: "#/audit", label: "Audit" };
+  }
   const waiting = peers.find((peer) => peer.state === "pending");
   if (waiting) return { tone: "warn", text: `${waiting.name} waits for your approval.`, link: "#/devices", label: "Devices" };
   const gone = peers.find((peer) => !isUp(peer));

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from hashlib import sha256
 from pathlib import Path
 from random import Random
 
+import msgspec
 import pytest
 
 from p2pnode import projections
 from p2pnode.errors import CorruptRecord
 from p2pnode.events.types import EVENT_TYPES
-from p2pnode.projections import FOLD_VERSION, MeshFold, billing, billing_view, views
+from p2pnode.projections import VERSIONS, MeshFold, billing, billing_view, views
 from tests.kit.chronicle import chronicle
 from tests.kit.story import Story, folded, serve
 
@@ -76,10 +78,13 @@ def test_every_view_is_json_in_every_life(lives: list[Story]) -> None:
 
 
 def test_the_state_hash_of_a_fixed_life_has_not_changed(lives: list[Story]) -> None:
-    """When this fails the fold has changed: raise FOLD_VERSION and write the new hashes beside the old."""
+    """When this fails the fold of a part has changed: raise its number in VERSIONS and write the new hashes beside the
+    old ones. Until fold 4 the parts had one number together."""
     known = json.loads(FIXTURE.read_text(encoding="utf-8"))
-    hashes = [projections.state_hash(life.state).hex() for life in lives[:3]]
-    assert known[str(FOLD_VERSION)] == hashes, f"fold {FOLD_VERSION} now gives {hashes}"
+    for part, number in VERSIONS.items():
+        told = [msgspec.msgpack.encode(getattr(life.state, part), order="sorted") for life in lives[:3]]
+        hashes = [sha256(raw).hexdigest() for raw in told]
+        assert known[f"{part} {number}"] == hashes, f"{part} {number} now gives {hashes}"
 
 
 def test_facts_out_of_order_are_refused() -> None:
@@ -103,5 +108,5 @@ def test_the_fold_port_folds_the_same() -> None:
     story, fold = Story(), MeshFold()
     state = fold.apply(fold.initial(), story.records[0])
     assert fold.load(fold.dump(state)) == story.state
-    assert str(FOLD_VERSION) in fold.version
+    assert fold.stale(fold.version) == frozenset()
     assert "billing" in projections.all_projections()
