@@ -278,7 +278,8 @@ class AcceptReceipt:
 
     receipt: bytes
     signature: bytes
-    provider_key: bytes
+    provider_keys: facts.KeysBound
+    """The keys for which the provider's identity vouches: a lie is proved with them."""
     countersignature: bytes
     consumer_key: bytes
     layer_tokens_max: int

@@ -211,7 +211,7 @@ def _fraud_view(document: bytes) -> dict[str, Any]:
     from p2pnode.events import receipt as receipts
     from p2pnode.events.fraud import check_fraud
 
-    if receipts.FRAUD_KIND.encode() in document[:64]:
+    if receipts.is_fraud(document):
         first, second, _ = receipts.check_fraud(document)
         return {
             "ok": True,

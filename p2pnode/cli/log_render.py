@@ -112,10 +112,11 @@ def witnesses_text(view: JsonObject) -> str:
     lines += [f"  cosigned {log['origin']} at size {log['size']}" for log in view["cosigned"]]
     for fraud in view["equivocations"]:
         first, second = fraud["sizes"]
-        lines.append(
-            f"FRAUD: {fraud['peer']} signed two histories as {fraud['origin']}: {first} and {second} events "
-            f"(event {fraud['index']}; p2pnode log fraud export {fraud['index']})"
-        )
+        told = f"two histories as {fraud['origin']}: {first} and {second} events"
+        if ">" in fraud["origin"]:
+            told = f"two receipts with the number {first} of {fraud['origin']}"
+        where = f"event {fraud['index']}; p2pnode log fraud export {fraud['index']}"
+        lines.append(f"FRAUD: {fraud['peer']} signed {told} ({where})")
     return "\n".join(lines)
 
 

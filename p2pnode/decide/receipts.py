@@ -126,14 +126,15 @@ def accept_receipt(state: MeshState, command: AcceptReceipt, now_ms: int) -> Dec
     Answer: {"accepted": bool, "fraud": bool}. Raises: BadReceipt (out of order, wrongly signed, about work
     this node did not see), CreditEnded.
     """
-    receipt = _read(command.receipt, command.signature, command.provider_key)
+    receipt = _read(command.receipt, command.signature, command.provider_keys.receipt_key)
+    _expect(receipt.provider == command.provider_keys.peer, "its keys are another peer's")
     own = state.billing.own_account
     _expect(receipt.consumer == own, "this node is not its consumer")
     channel = state.billing.received.get(receipt.provider)
     if channel is not None and receipt.sequence == channel.sequence:
         if command.receipt == channel.receipt:
             return decision(answer={"accepted": True, "fraud": False})
-        return _fraud(command, receipt, channel)
+        return _fraud(command, channel)
     _check_trusted(state, receipt.provider)
     _check_follows(receipt, channel)
     _expect(receipt.layer_tokens <= command.layer_tokens_max, "it claims more work than was done")
@@ -156,18 +157,12 @@ def accept_receipt(state: MeshState, command: AcceptReceipt, now_ms: int) -> Dec
     return decision(event, answer={"accepted": True, "fraud": False})
 
 
-def _fraud(command: AcceptReceipt, receipt: Receipt, channel: Channel) -> Decision:
+def _fraud(command: AcceptReceipt, channel: Channel) -> Decision:
     """Both are signed by the provider, one number, other bytes: anybody can see that it lied."""
     first = Signed(channel.receipt, channel.signature)
     second = Signed(command.receipt, command.signature)
-    event = facts.PeerEquivocated(
-        peer=receipt.provider,
-        origin=receipts.channel_of(receipt.consumer, receipt.provider),
-        size_first=receipt.sequence,
-        size_second=receipt.sequence,
-        proof=receipts.fraud_proof(first, second, command.provider_key),
-    )
-    return decision(event, answer={"accepted": False, "fraud": True})
+    proof = receipts.fraud_proof(first, second, command.provider_keys)
+    return decision(receipts.equivocation(proof), answer={"accepted": False, "fraud": True})
 
 
 def _read(raw: bytes, signature: bytes, provider_key: bytes) -> Receipt:

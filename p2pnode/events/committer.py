@@ -135,6 +135,9 @@ class Committer(Generic[State]):
             if row is not None:
                 return self._repeat(row, fingerprint)
         decision, records = self.assembler.decide(decide, actor, key, self.now_ms())
+        for record in records:
+            if isinstance(record.event, PeerEquivocated):
+                self._caught.setdefault(record.event.origin, record.event.peer)
         if key is not None and records:
             end = records[-1].index + 1
             self._keys_batch[actor, key] = IdempotencyRow(actor, key, fingerprint, records[0].index, end)

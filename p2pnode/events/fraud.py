@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Meta
 
 from p2pnode.errors import BadCheckpoint
+from p2pnode.events import receipt as receipts
 from p2pnode.events.fields import Count, Hash
 from p2pnode.events.keys import decode_binding, encode_binding, verifiers_of
 from p2pnode.events.merkle import (
@@ -188,7 +189,9 @@ def check_fraud(document: bytes) -> Fraud:
 
 
 def equivocation(document: bytes) -> PeerEquivocated:
-    """The fact to record of a proof; BadCheckpoint when it proves nothing."""
+    """The fact to record of a proof, of a log or of receipts; BadCheckpoint or BadReceipt when it proves nothing."""
+    if receipts.is_fraud(document):
+        return receipts.equivocation(document)
     fraud = check_fraud(document)
     return PeerEquivocated(
         peer=fraud.peer,
@@ -197,6 +200,11 @@ def equivocation(document: bytes) -> PeerEquivocated:
         size_second=fraud.size_second,
         proof=document,
     )
+
+
+def is_proof(document: bytes) -> bool:
+    """Whether a document is of a form that convinces others; the first receipt proofs named no identity."""
+    return receipts.is_fraud(document) or b"p2pnode log fraud" in document[:64]
 
 
 def fraud_file(document: bytes) -> str:

@@ -98,6 +98,9 @@ class MemoryLog(Generic[State]):
                 )
             return Outcome(tuple(self.read(first, end)), None, repeated=True)
         decision, records = self._assembler.decide(decide, actor, idempotency_key, self._now_ms())
+        for record in records:
+            if isinstance(record.event, PeerEquivocated):
+                self._caught.setdefault(record.event.origin, record.event.peer)
         if idempotency_key is not None and records:
             span = (fingerprint, int(records[0].index), records[-1].index + 1)
             self._used_keys[actor, idempotency_key] = span

@@ -16,16 +16,18 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from msgspec import Meta
 
-from p2pnode.errors import BadReceipt
+from p2pnode.errors import BadCheckpoint, BadReceipt
 from p2pnode.events.codec import is_canonical
 from p2pnode.events.fields import Count, Hash, Label, Signature
+from p2pnode.events.keys import decode_binding, encode_binding
+from p2pnode.events.types import KeysBound, PeerEquivocated
 from p2pnode.limits import EXPOSURE_MICROUNITS_MAX, RECEIPT_BYTES_MAX, RECEIPT_LAYERS_MAX
 
 GENESIS: Final = bytes(32)
 """What the first receipt of a channel names as the one before."""
 PROVIDER_CONTEXT: Final = b"p2pnode receipt v1\n"
 CONSUMER_CONTEXT: Final = b"p2pnode receipt countersigned v1\n"
-FRAUD_KIND: Final = "p2pnode receipt fraud v1"
+FRAUD_KIND: Final = "p2pnode receipt fraud v2"
 
 _Layer = Annotated[int, Meta(ge=0, le=RECEIPT_LAYERS_MAX)]
 _Note = Annotated[str, Meta(max_length=1024)]
@@ -172,8 +174,9 @@ def _holds(message: bytes, signature: bytes, key: bytes) -> bool:
 
 # --- fraud -----------------------------------------------------------------------------------------
 class _Fraud(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    kind: Literal["p2pnode receipt fraud v1"]
-    provider_key: Hash
+    kind: Literal["p2pnode receipt fraud v2"]
+    binding: Annotated[bytes, Meta(max_length=2048)]
+    """The provider's identity vouches for the key that signed both."""
     first: Annotated[bytes, Meta(max_length=RECEIPT_BYTES_MAX)]
     first_signature: Signature
     second: Annotated[bytes, Meta(max_length=RECEIPT_BYTES_MAX)]
@@ -183,17 +186,38 @@ class _Fraud(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
 _decode_fraud: Final = msgspec.msgpack.Decoder(_Fraud).decode
 
 
-def fraud_proof(first: Signed, second: Signed, provider_key: bytes) -> bytes:
-    """Two different receipts with one number, as one document that convinces anybody."""
+def fraud_proof(first: Signed, second: Signed, binding: KeysBound) -> bytes:
+    """Two different receipts with one number, as one document that convinces who knows nothing but the peer id.
+
+    Both must be signed by keys of one generation: who goes on under new ones after a backup was restored, and gives a
+    number again, has not lied.
+    """
     proof = _encode(
-        _Fraud(FRAUD_KIND, provider_key, first.raw, first.signature, second.raw, second.signature)
+        _Fraud(FRAUD_KIND, encode_binding(binding), first.raw, first.signature, second.raw, second.signature)
     )
     check_fraud(proof)
     return proof
 
 
-def check_fraud(document: bytes) -> tuple[Receipt, Receipt, bytes]:
-    """The two receipts and the key that signed both; BadReceipt when they prove nothing."""
+def is_fraud(document: bytes) -> bool:
+    """Whether a document says it is a proof of this kind; it may still prove nothing."""
+    return FRAUD_KIND.encode() in document[:64]
+
+
+def equivocation(document: bytes) -> PeerEquivocated:
+    """The fact to record of a proof; BadReceipt when it proves nothing."""
+    first, second, binding = check_fraud(document)
+    return PeerEquivocated(
+        peer=binding.peer,
+        origin=channel_of(first.consumer, first.provider),
+        size_first=first.sequence,
+        size_second=second.sequence,
+        proof=document,
+    )
+
+
+def check_fraud(document: bytes) -> tuple[Receipt, Receipt, KeysBound]:
+    """The two receipts and the keys that signed both; BadReceipt when they prove nothing."""
     try:
         fraud = _decode_fraud(document)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
@@ -201,7 +225,11 @@ def check_fraud(document: bytes) -> tuple[Receipt, Receipt, bytes]:
     if _encode(fraud) != document:
         raise BadReceipt("the fraud proof is not in its one encoding")
     first, second = decode(fraud.first), decode(fraud.second)
-    key = fraud.provider_key
+    try:
+        binding = decode_binding(fraud.binding)
+    except BadCheckpoint as error:
+        raise BadReceipt(f"the fraud proof names no keys: {error.message}") from error
+    key = binding.receipt_key
     if not (
         is_signed(fraud.first, fraud.first_signature, key)
         and is_signed(fraud.second, fraud.second_signature, key)
@@ -212,6 +240,8 @@ def check_fraud(document: bytes) -> tuple[Receipt, Receipt, bytes]:
         second.provider,
         second.sequence,
     )
+    if first.provider != binding.peer:
+        raise BadReceipt(f"the keys are {binding.peer}'s, not {first.provider}'s")
     if not same or fraud.first == fraud.second:
         raise BadReceipt("the two receipts do not contradict each other")
-    return first, second, key
+    return first, second, binding

@@ -14,7 +14,8 @@ from typing import Any
 
 from p2pnode import limits
 from p2pnode.errors import BadCheckpoint, CorruptRecord, P2PNodeError, RemoteProtocolError
-from p2pnode.events.fraud import Signed, check_fraud, fraud_proof
+from p2pnode.events import receipt as receipts
+from p2pnode.events.fraud import Signed, equivocation, fraud_proof, is_proof
 from p2pnode.events.keys import decode_binding, encode_binding, verifiers_of
 from p2pnode.events.merkle import TileReader, consistency_proof, root_at, verify_consistency
 from p2pnode.events.note import is_signed, parse_checkpoint, parse_note
@@ -190,11 +191,14 @@ class Histories:
     # --- telling -------------------------------------------------------------------------------------
     async def tell(self) -> None:
         """Every fraud recorded here to every member that has not been told."""
-        proofs = [event for event in map(_log_fraud, self._ledger.log.reader.frauds()) if event is not None]
+        recorded = [record.event for record in self._ledger.log.reader.frauds()]
+        proofs = [
+            event.proof for event in recorded if isinstance(event, PeerEquivocated) and is_proof(event.proof)
+        ]
         for peer, link in list(self._links.links.items()):
-            for event in proofs[self._told.get(peer, 0) :] if link.is_up else ():
+            for proof in proofs[self._told.get(peer, 0) :] if link.is_up else ():
                 try:
-                    await self._links.call(peer, "log.fraud", {"proof": event.proof})
+                    await self._links.call(peer, "log.fraud", {"proof": proof})
                 except P2PNodeError:
                     break
                 self._told[peer] = self._told.get(peer, 0) + 1
@@ -206,13 +210,14 @@ class Histories:
         proof = arguments.get("proof")
         if not isinstance(proof, bytes):
             raise RemoteProtocolError("a fraud proof is bytes")
-        fraud = check_fraud(proof)
+        fraud = equivocation(proof)
         if fraud.peer == self._links.me:
             self.doubts[fraud.origin] = {
                 "peer": fraud.peer,
                 "origin": fraud.origin,
                 "sizes": [fraud.size_first, fraud.size_second],
-                "why": "this device's own key has signed two histories: its data folder runs twice, or was restored",
+                "why": f"this device's own key has signed two {_of_what(proof)}: its data folder runs twice, or was "
+                "restored",
                 "time_ms": self._now_ms(),
             }
             return {"recorded": False}
@@ -241,8 +246,5 @@ def _vouched(shown: Signed, *others: KeysBound) -> Signed | None:
     return None
 
 
-def _log_fraud(record: Any) -> PeerEquivocated | None:
-    """The fact, when its proof is of a log; one of receipts is between two peers."""
-    event = record.event
-    assert isinstance(event, PeerEquivocated), "the table of frauds names frauds"
-    return event if event.origin.startswith("p2pnode/") else None
+def _of_what(proof: bytes) -> str:
+    return "receipts with one number" if receipts.is_fraud(proof) else "histories"

@@ -33,6 +33,7 @@ from p2pnode.events import receipt as receipts
 from p2pnode.events.fields import Count, Hash, Label
 from p2pnode.events.keys import LogKeys, decode_binding, encode_binding
 from p2pnode.events.note import Note, parse_note
+from p2pnode.events.types import KeysBound
 from p2pnode.limits import RECEIPT_CALL_S_MAX, RECEIPTS_UNFINISHED_MAX
 from p2pnode.node.active import Place
 from p2pnode.projections import MeshState
@@ -276,7 +277,7 @@ class Receipts:
             AcceptReceipt(
                 receipt=offered.receipt,
                 signature=offered.signature,
-                provider_key=_bound_key(offered.keys, peer),
+                provider_keys=_bound(offered.keys, peer),
                 countersignature=countersignature,
                 consumer_key=self._public_key(),
                 layer_tokens_max=receipt.layer_tokens if asked is None else asked.layer_tokens,
@@ -421,7 +422,11 @@ def _own_part(checkpoint: str | None) -> str:
 
 def _bound_key(raw: bytes, peer: PeerId) -> bytes:
     """The receipt key for which the peer's identity vouches."""
+    return _bound(raw, peer).receipt_key
+
+
+def _bound(raw: bytes, peer: PeerId) -> KeysBound:
     bound = decode_binding(raw)
     if bound.peer != peer:
         raise BadReceipt(f"the keys are {bound.peer}'s, not {peer}'s")
-    return bound.receipt_key
+    return bound

@@ -7,29 +7,34 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from p2pnode import limits
-from p2pnode.errors import BadCheckpoint
+from p2pnode.decide import may_compute
+from p2pnode.errors import BadCheckpoint, CreditEnded, P2PNodeError
 from p2pnode.events.fraud import check_fraud
+from p2pnode.events.keys import encode_binding
 from p2pnode.events.note import parse_checkpoint, parse_note
 from p2pnode.events.types import PeerEquivocated
 from p2pnode.events.verify import verify_folder
 from p2pnode.node.core import Node
+from p2pnode.node.life import Life
 from p2pnode.node.witnessing import Witnessing
 from tests.kit.log_events import started
 from tests.kit.net import until
 from tests.kit.node_here import node_here
+from tests.kit.receipts import Channel
 
 
 @pytest.fixture(autouse=True)
 def by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tests say when checkpoints are carried and compared; nobody measures how fast these devices are."""
     monkeypatch.setattr(limits, "WITNESS_INTERVAL_S", 3600.0)
-    monkeypatch.setattr(Node, "_measure", _nothing)
+    monkeypatch.setattr(Life, "_measure", _nothing)
 
 
-async def _nothing(self: Node) -> None:
+async def _nothing(self: Life) -> None:
     pass
 
 
@@ -168,6 +173,41 @@ async def test_a_restored_backup_asks_before_it_signs(tmp_path: Path) -> None:
         assert not frauds(alpha)
         assert not alpha.histories.doubts
         assert verify_folder(tmp_path / "beta").ok
+
+
+async def test_two_receipts_with_one_number_are_told_to_all(tmp_path: Path) -> None:
+    """beta's own receipt key signs another receipt under a number that alpha has: gamma, who had no part in it,
+    ends beta's credit too; what is told without proof, or against somebody else's keys, is not recorded."""
+    async with (
+        node_here(tmp_path / "alpha") as alpha,
+        member(tmp_path, "gamma", alpha) as gamma,
+        member(tmp_path, "beta", alpha, gamma) as beta,
+    ):
+        between = Channel(alpha.ledger.log.keys, beta.ledger.log.keys)
+        first, second = between.signed(), Channel(between.consumer, between.provider)
+        assert (await alpha.ledger.do(between.accept(first)))["accepted"]
+        lie = second.signed(second.next(request_id="r2"))
+        answer = await alpha.ledger.do(second.accept(lie))
+        assert answer == {"accepted": False, "fraud": True}
+        (event,) = frauds(alpha)
+        assert event.origin == f"{alpha.me}>{beta.me}"
+        await alpha.histories.tell()
+        assert [one.proof for one in frauds(gamma)] == [event.proof]
+        for node in (alpha, gamma):
+            assert node.ledger.state.billing.accounts[beta.me].ended == "equivocated"
+            with pytest.raises(CreditEnded):
+                may_compute(node.ledger.state, beta.me, 0)
+        assert not frauds(beta), "it is not told to record it against itself"
+        assert "two receipts with one number" in beta.histories.doubts[event.origin]["why"]
+        await gamma.histories.tell()
+        await alpha.histories.tell()
+        assert len(frauds(alpha)) == len(frauds(gamma)) == 1
+        fields = msgspec.msgpack.decode(event.proof)
+        fields[1] = encode_binding(gamma.ledger.log.keys.bound())
+        for wrong in (msgspec.msgpack.encode(fields), event.proof[:-1]):
+            with pytest.raises(P2PNodeError):
+                await alpha.links.call(gamma.me, "log.fraud", {"proof": wrong})
+        assert len(frauds(gamma)) == 1
 
 
 async def test_members_that_are_honest_agree(tmp_path: Path) -> None:

@@ -1,4 +1,7 @@
-"""Writes specs/vectors/frauds.json: `python -m tests.kit.fraud_vectors`. The tests read the file, not this."""
+"""Writes specs/vectors/frauds.json and receipt_frauds.json: `python -m tests.kit.fraud_vectors`.
+
+The tests read the files, not this.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,15 @@ from typing import Any
 
 import msgspec
 
-from p2pnode.events.fraud import check_fraud, fraud_from_tree, fraud_from_trees
+from p2pnode.events import receipt as receipts
+from p2pnode.events.fraud import check_fraud, equivocation, fraud_from_tree, fraud_from_trees
 from p2pnode.events.keys import LogKeys, encode_binding
 from tests.kit.log_events import node_identity
 from tests.kit.log_trees import Tree
+from tests.kit.receipts import Channel, channel, keys_of
 
 TARGET = Path("specs/vectors/frauds.json")
+RECEIPTS_TARGET = Path("specs/vectors/receipt_frauds.json")
 Fields = list[Any]
 
 
@@ -62,6 +68,43 @@ def made() -> list[dict[str, Any]]:
     return cases
 
 
+def made_of_receipts() -> list[dict[str, Any]]:
+    """Two receipts with one number, and what must not pass for that."""
+    between = channel()
+    first = between.signed()
+    other = Channel(between.consumer, between.provider)
+    second = other.signed(other.next(request_id="r2"))
+    good = receipts.fraud_proof(first, second, between.provider.bound())
+    somebody = keys_of("somebody else")
+    later = LogKeys.derive(between.provider.identity, 1)
+    event = equivocation(good)
+    output = {"peer": event.peer, "origin": event.origin, "sizes": [event.size_first, event.size_second]}
+    cases = [
+        {"name": "two receipts", "comment": "", "expect": "ok", "input": good.hex(), "output": output},
+    ]
+    third = between.signed()
+    elsewhere = Channel(somebody, between.provider).signed()
+    bad: dict[str, Callable[[Fields], object]] = {
+        "one receipt twice": lambda f: f.__setitem__(slice(4, 6), f[2:4]),
+        "two numbers": lambda f: f.__setitem__(slice(4, 6), [third.raw, third.signature]),
+        "two channels": lambda f: f.__setitem__(slice(4, 6), [elsewhere.raw, elsewhere.signature]),
+        "keys of another device": lambda f: f.__setitem__(1, encode_binding(somebody.bound())),
+        "keys of another generation": lambda f: f.__setitem__(1, encode_binding(later.bound())),
+        "keys nobody vouches for": lambda f: f.__setitem__(1, f[1][:-1] + bytes([f[1][-1] ^ 1])),
+        "a countersignature in place of a signature": lambda f: f.__setitem__(3, first.countersignature),
+        "a receipt nobody signed": lambda f: f.__setitem__(4, third.raw),
+        "the first version, which named no identity": lambda f: f.__setitem__(0, "p2pnode receipt fraud v1"),
+        "a field too many": lambda f: f.append(0),
+    }
+    for name, change in bad.items():
+        fields = msgspec.msgpack.decode(good)
+        change(fields)
+        cases.append(_case(name, "bad_receipt", msgspec.msgpack.encode(fields)))
+    cases.append(_case("not the shortest form", "bad_receipt", b"\xdc\x00\x06" + good[1:]))
+    cases.append(_case("cut", "bad_receipt", good[:-1]))
+    return cases
+
+
 def _case(name: str, expect: str, document: bytes) -> dict[str, Any]:
     output = None
     if expect == "ok":
@@ -77,3 +120,4 @@ def _case(name: str, expect: str, document: bytes) -> dict[str, Any]:
 
 if __name__ == "__main__":
     TARGET.write_text(json.dumps(made(), indent=1) + "\n")
+    RECEIPTS_TARGET.write_text(json.dumps(made_of_receipts(), indent=1) + "\n")

@@ -85,7 +85,7 @@ class Channel:
         fields: dict[str, Any] = {
             "receipt": signed.raw,
             "signature": signed.signature,
-            "provider_key": public(self.provider),
+            "provider_keys": self.provider.bound(),
             "countersignature": signed.countersignature,
             "consumer_key": public(self.consumer),
             "layer_tokens_max": 10**9,

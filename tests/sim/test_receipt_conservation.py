@@ -235,7 +235,7 @@ class World:
                 AcceptReceipt(
                     receipt=raw,
                     signature=signature,
-                    provider_key=public(provider.keys),
+                    provider_keys=provider.keys.bound(),
                     countersignature=countersignature,
                     consumer_key=public(node.keys),
                     layer_tokens_max=done,
@@ -376,7 +376,7 @@ def test_a_restored_backup_that_signs_again_is_caught_and_ends_credit() -> None:
         AcceptReceipt(
             receipt=again.receipt,
             signature=again.signature,
-            provider_key=public(provider.keys),
+            provider_keys=provider.keys.bound(),
             countersignature=receipts.countersign(again.receipt, head.keys.receipt),
             consumer_key=public(head.keys),
             layer_tokens_max=1,

@@ -116,8 +116,8 @@ function Witnesses({ size, peers }) {
   const { cosigned_by: by, cosigned, equivocations, doubts } = result.ok;
   return html`<article class="card" aria-labelledby="witnesses-title">
     <div class="row"><h2 id="witnesses-title">Witnesses</h2><button type="button" onClick=${ask}>Ask them now</button></div>
-    ${equivocations.map((one) => html`<p class="notice bad" role="alert" key=${one.index}><strong>${name(one.peer)}</strong> signed two histories of its log
-      (${one.sizes[0]} and ${one.sizes[1]} entries) and gets no credit any more. <a href=${`#/audit/${one.index}`}>Entry ${one.index}</a> holds the proof.
+    ${equivocations.map((one) => html`<p class="notice bad" role="alert" key=${one.index}><strong>${name(one.peer)}</strong> signed ${one.origin.includes(">") ? `two receipts with the number ${one.sizes[0]}` : `two histories of its log
+      (${one.sizes[0]} and ${one.sizes[1]} entries)`} and gets no credit any more. <a href=${`#/audit/${one.index}`}>Entry ${one.index}</a> holds the proof.
       <button type="button" onClick=${() => saveProof(one)}>Save the proof</button></p>`)}
     ${doubts.map((one) => html`<p class="notice warn" key=${one.origin}><strong>${name(one.peer)}</strong> showed checkpoints of ${one.sizes[0]} and
       ${one.sizes[1]} entries that do not fit together, without proof so far: ${one.why}</p>`)}

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
 from p2pnode.commands import ReportFraud
 from p2pnode.decide import may_compute
-from p2pnode.errors import BadReceipt, CreditEnded, ReceiptOwed
+from p2pnode.errors import BadCheckpoint, BadReceipt, CreditEnded, ReceiptOwed
 from p2pnode.events import receipt as receipts
 from p2pnode.events import types as facts
+from p2pnode.events.fraud import equivocation, is_proof
+from p2pnode.events.keys import LogKeys
 from p2pnode.events.receipt import Signed
 from p2pnode.projections import billing
 from tests.kit.receipts import Channel, channel, keys_of, public
 from tests.kit.story import Story
 
 UNIT = 1_000_000
+_VECTORS = Path(__file__).parents[3] / "specs" / "vectors"
+FRAUD_VECTORS = json.loads((_VECTORS / "receipt_frauds.json").read_text(encoding="utf-8"))
 
 
 @pytest.fixture
@@ -144,6 +151,7 @@ def test_a_consumer_records_what_it_signed_once(between: Channel, consumer: Stor
 def test_a_consumer_signs_only_for_work_it_saw(between: Channel, consumer: Story) -> None:
     signed = between.signed()
     for changes, match in (
+        ({"provider_keys": between.consumer.bound()}, "provider's signature"),
         ({"layer_tokens_max": 39}, "more work"),
         ({"microunits_max": 499_999}, "part of the price"),
         ({"countersignature": bytes(64)}, "own signature"),
@@ -170,8 +178,8 @@ def test_two_receipts_under_one_number_end_the_providers_credit(between: Channel
     assert answer == {"accepted": False, "fraud": True}
     event = consumer.records[-1].event
     assert isinstance(event, facts.PeerEquivocated)
-    first, second, key = receipts.check_fraud(event.proof)
-    assert (first.sequence, second.sequence, key) == (1, 1, public(between.provider))
+    first, second, keys = receipts.check_fraud(event.proof)
+    assert (first.sequence, second.sequence, keys) == (1, 1, between.provider.bound())
     with pytest.raises(CreditEnded):
         consumer.do(between.accept(between.signed()))
 
@@ -181,7 +189,7 @@ def test_a_fraud_proof_needs_a_contradiction_and_both_signatures(between: Channe
     first = between.signed()
     other = Channel(between.consumer, between.provider)
     second = other.signed(other.next(request_id="r2"))
-    key = public(between.provider)
+    key = between.provider.bound()
     proof = receipts.fraud_proof(first, second, key)
     with pytest.raises(BadReceipt, match="do not contradict"):
         receipts.fraud_proof(first, first, key)
@@ -190,11 +198,28 @@ def test_a_fraud_proof_needs_a_contradiction_and_both_signatures(between: Channe
     with pytest.raises(BadReceipt, match="not signed"):
         receipts.fraud_proof(first, Signed(second.raw, bytes(64)), key)
     with pytest.raises(BadReceipt, match="not signed"):
-        receipts.fraud_proof(first, second, public(keys_of("somebody else")))
+        receipts.fraud_proof(first, second, keys_of("somebody else").bound())
+    changed = LogKeys.derive(between.provider.identity, 1).bound()
+    with pytest.raises(BadReceipt, match="not signed"):  # a restored backup goes on under other keys
+        receipts.fraud_proof(first, second, changed)
     with pytest.raises(BadReceipt, match="not a fraud proof"):
         receipts.check_fraud(proof[:-1])
     with pytest.raises(BadReceipt, match="one encoding"):
         receipts.check_fraud(b"\xdc\x00\x06" + proof[1:])
+
+
+@pytest.mark.parametrize("case", FRAUD_VECTORS, ids=lambda case: case["name"])
+def test_fraud_vectors(case: dict[str, Any]) -> None:
+    """Checked by who knows nothing but the document: the log's own port for proofs that others tell."""
+    document = bytes.fromhex(case["input"])
+    assert is_proof(document) or case["expect"] != "ok"
+    if case["expect"] == "ok":
+        event = equivocation(document)
+        sizes = [event.size_first, event.size_second]
+        assert {"peer": event.peer, "origin": event.origin, "sizes": sizes} == case["output"]
+    else:
+        with pytest.raises((BadReceipt, BadCheckpoint)):
+            equivocation(document)
 
 
 @pytest.mark.parametrize(
