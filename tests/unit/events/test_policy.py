@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import base64
 import itertools
 import json
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA44PrivateKey
 from hypothesis import given
 from hypothesis import strategies as st
 
 from p2pnode.errors import BadCheckpoint, BadPolicy
 from p2pnode.events.folder import LOG_DIR, POLICY, read_policy
 from p2pnode.events.keys import LogKeys
-from p2pnode.events.note import Checkpoint, Note, cosign_note, sign_note
+from p2pnode.events.note import Checkpoint, Note, SignatureLine, cosign_note, parse_note, sign_note
 from p2pnode.events.policy import check_policy, parse_policy, policy_text
 from p2pnode.limits import POLICY_BYTES_MAX, POLICY_LINES_MAX
 from tests.kit.log_events import node_identity
@@ -90,3 +93,19 @@ def test_the_owners_policy_is_a_file(tmp_path: Path) -> None:
         path.write_bytes(bad)
         with pytest.raises(BadPolicy, match="policy"):
             read_policy(tmp_path)
+
+
+def test_a_cosignature_of_the_other_kind_is_passed_over_and_not_asked_for() -> None:
+    """ML-DSA-44, type 0x06 of tlog-cosignature: no fault under a note, no witness of a policy (decision 0024)."""
+    key = MLDSA44PrivateKey.from_seed_bytes(bytes(32))
+    name, public = "witness.example/pq", key.public_key().public_bytes_raw()
+    key_hash = sha256(name.encode() + b"\n\x06" + public).digest()[:4]
+    note = note_by(KEYS[0], KEYS[1])
+    line = SignatureLine(name, key_hash, bytes(8) + key.sign(b"subtree/v1"))
+    both = parse_note(str(note.with_signatures(line)))
+    vkeys = [str(KEYS[0].log_verifier), str(KEYS[1].witness_verifier)]
+    policy = parse_policy(f"log {vkeys[0]}\nwitness w {vkeys[1]}\nquorum w\n".encode())
+    assert check_policy(policy, both).ok
+    vkey = f"{name}+{key_hash.hex()}+{base64.b64encode(bytes([6]) + public).decode()}"
+    with pytest.raises(BadPolicy, match="not an Ed25519 key"):
+        parse_policy(f"log {vkeys[0]}\nwitness w {vkey}\nquorum w\n".encode())
