@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import shutil
 import signal
 import time
+from pathlib import Path
 from typing import Annotated
 
 from msgspec import Meta, Struct
@@ -58,7 +60,7 @@ def console_routes(context: ApiContext) -> Blueprint:
                 "run_id": new_id("console"),
                 "actor": who.account,
                 "command": asked.command,
-                "verb": (asked.command.split() or ["?"])[0][:32],
+                "verb": verb_of(asked.command),
                 "exit_code": code,
                 "duration_ms": duration_ms,
             },
@@ -75,6 +77,15 @@ def console_routes(context: ApiContext) -> Blueprint:
         )
 
     return routes
+
+
+def verb_of(command: str) -> str:
+    """The program that a command begins with, for the record; `shell` for whatever else it begins with.
+
+    `TOKEN=secret curl …` must not leave the secret in a record that nothing can be taken out of.
+    """
+    word = (command.split() or [""])[0]
+    return Path(word).name[:32] if shutil.which(word) else "shell"
 
 
 async def run_command(command: str, timeout_s: float) -> tuple[int, bytes, bool]:

@@ -56,6 +56,7 @@ class ConsoleCommandRun:
     """A command was given in the panel's console or terminal."""
 
     verb: Label
+    """The program that the command begins with; `shell` for whatever else it begins with."""
     command_commitment: Hash
     exit_code: int
     duration_ms: Count

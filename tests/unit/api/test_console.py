@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from p2pnode.api.console import verb_of
 from p2pnode.api.security import ApiSecurity
 from tests.kit.fake_node import FakeNode
 
@@ -24,6 +25,20 @@ async def test_run(client, node: FakeNode) -> None:
     assert (answer["exit_code"], answer["output"], answer["truncated"]) == (3, "out\nerr\n", False)
     name, fact = node.commands[0]
     assert (name, fact["verb"], fact["exit_code"]) == ("console_ran", "echo", 3)
+
+
+def test_only_programs_are_named_in_the_record() -> None:
+    """What else a command begins with may be a secret."""
+    for command, verb in (
+        ("ls -l /home", "ls"),
+        ("  /bin/sh -c true", "sh"),
+        ("TOKEN=hunter2 curl example.org", "shell"),
+        ("hunter2", "shell"),
+        ("export TOKEN=hunter2", "shell"),
+        ("/home/me/hunter2/no-such-program", "shell"),
+        (" ", "shell"),
+    ):
+        assert verb_of(command) == verb, command
 
 
 async def test_off_by_default(client, security: ApiSecurity) -> None:
