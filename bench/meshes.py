@@ -1,12 +1,17 @@
-"""Random meshes: is the plan that was chosen as fast as the best single device, and did its prediction hold?
+"""Random meshes: is what was chosen as fast as the best single device, and did its prediction hold?
 
     python -m bench.meshes [--count 10] [--first 1] [--seed 1] [--out bench/results/meshes.json]
 
 Each mesh is made by its seed: two or three real nodes with different numbers of threads, perhaps with little memory,
 a model of one of some shapes with random weights, and a delaying UDP relay before every node, so that all of them
-are equally far apart. Nodes measure themselves one after the other, as devices of their own would; then the head
-plans without any wish, and the plan and every single device it could have used instead are asked the same, all
-through the head.
+are equally far apart. Nodes measure themselves one after the other, as devices of their own would. Then the head is
+asked without any plan or wish, and may answer alone, with others, or have another device answer whole
+(`serve.elsewhere` is `faster`). The best single device is the fastest of those that hold the model alone, each asked
+at its own door, without any mesh or relay between: what somebody has who asks the right machine directly.
+
+All nodes share the cores of this machine, which devices of their own would not. One answer keeps one engine busy at
+a time, so what is shared is what nodes and relays need for themselves; threads of an engine that waits spin shortly
+(GOMP_SPINCOUNT as below). A mesh whose engines compute side by side would be measured too slow here, never too fast.
 """
 
 from __future__ import annotations
@@ -30,7 +35,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from nodes import MODELS, ROOT, BenchError, Mesh, Node, ask, machine, model_of
+from nodes import MODELS, ROOT, Answer, BenchError, Mesh, Node, ask, machine, model_of
 
 from p2pnode.errors import P2PNodeError
 
@@ -38,6 +43,7 @@ PROMPT_TOKENS, TOKENS, ANSWERS = 32, 64, 3
 RATIO_MIN, ERROR_MAX = 0.9, 0.2
 WAIT_S_MAX = 60.0
 SHAPES = (("smollm-135m", "q8_0"), ("smollm-135m", "f16"), ("tinyllama", "q4_k_m"))
+LAYERS = {"smollm-135m-q8_0": 30, "smollm-135m-f16": 30, "tinyllama-q4_k_m": 22}
 SPINS = "30000"
 """What engines choose on a machine that is otherwise free; a load left by other work must not decide it."""
 
@@ -65,10 +71,11 @@ class Result:
     error: float = 0.0
     """Measured over predicted, less one."""
     singles_tokens_per_s: dict[str, float] = field(default_factory=dict)
-    """Each device alone, asked through the head; those that cannot hold the model are missing."""
-    singles_predicted_tokens_per_s: dict[str, float] = field(default_factory=dict)
+    """Each device alone, asked at its own door; those that cannot hold the model are missing."""
     ratio: float | None = None
-    """Of the chosen plan to the best single device; None where none holds the model."""
+    """Of what was chosen to the best single device; None where none holds the model."""
+    refused: str = ""
+    """Why nothing was chosen."""
 
 
 def case_of(number: int, seed: int) -> Case:
@@ -142,15 +149,14 @@ def wait_for(what: str, holds: Any) -> None:
         time.sleep(0.1)
 
 
-def speed(head: Node, model: str) -> float:
-    """Tokens a second from the first to the last of an answer, the middle one of some; one before them warms up."""
-    wish = {"model": model, "prompt": list(range(300, 300 + PROMPT_TOKENS)), "max_tokens": TOKENS}
-    ask(head, {**wish, "max_tokens": 8})
-    return statistics.median(_speed(head, wish) for _ in range(ANSWERS))
+def speed(node: Node, wish: dict[str, Any]) -> tuple[list[float], Answer]:
+    """Tokens a second from the first to the last of some answers; one before them warms up. And the last answer."""
+    ask(node, {**wish, "max_tokens": 8})
+    answers = [ask(node, wish) for _ in range(ANSWERS)]
+    return [_speed(answer) for answer in answers], answers[-1]
 
 
-def _speed(head: Node, wish: dict[str, Any]) -> float:
-    answer = ask(head, wish)
+def _speed(answer: Answer) -> float:
     if len(answer.at_s) < TOKENS // 2:
         raise BenchError(f"an answer of {TOKENS} tokens came in {len(answer.at_s)} pieces")
     # A piece may hold several tokens (of one character), and a random model may end early.
@@ -158,49 +164,58 @@ def _speed(head: Node, wish: dict[str, Any]) -> float:
     return (tokens - 1) / (answer.at_s[-1] - answer.at_s[0])
 
 
-def on_plan(head: Node, model: str, wish: dict[str, Any]) -> tuple[dict[str, Any], float] | None:
-    """The plan and its speed; None when it is refused."""
+def fits(node: Node, model: str) -> bool:
+    """Whether a device would compute the model alone."""
     try:
-        plan = head.apply(model=model, **wish)
+        node.api.post("/plan", {"model": model, "mode": "local"})
     except P2PNodeError:
-        return None
-    found = speed(head, model)
-    head.release(plan["plan_id"])
-    return plan, found
+        return False
+    return True
+
+
+def expected(head: Node, model: str) -> dict[str, float]:
+    """Tokens a second the head expects, by who would compute: its own plan, and devices whole."""
+    found = {}
+    try:
+        plan = head.api.post("/plan", {"model": model, "why": True})
+        found[str(where(plan))] = float(plan["prediction"]["tokens_per_s"])
+        rejections = plan["rejections"]
+    except P2PNodeError as error:
+        rejections = error.details.get("rejections", [])
+    layers = LAYERS[model]
+    for rejection in rejections:
+        name = rejection["candidate"].removeprefix("whole by ")
+        if name != rejection["candidate"] and "tokens_per_s" in rejection["numbers"]:
+            found.setdefault(str([[name, 0, layers]]), float(rejection["numbers"]["tokens_per_s"]))
+    return found
 
 
 def run(case: Case, model: Path) -> Result:
     result = Result(case)
-    name, itself = model.stem, ""
+    name = model.stem
+    wish = {"model": name, "prompt": list(range(300, 300 + PROMPT_TOKENS)), "max_tokens": TOKENS}
     with made(case, model) as mesh:
-        first = on_plan(mesh.head, name, {})
-        if first is None:
+        mesh.head.api.post("/command/set", {"key": "serve.elsewhere", "value": "faster"})
+        predictions = expected(mesh.head, name)
+        try:
+            measured, answer = speed(mesh.head, wish)
+        except P2PNodeError as error:
+            result.refused = str(error)
             return result
-        plan, *measured = first
+        result.mode = answer.end["mode"]
+        result.stages = [[stage["name"], *stage["layers"]] for stage in answer.end["stages"]]
         for node in mesh.nodes:
-            is_head = node is mesh.head
-            wish = {"mode": "local"} if is_head else {"mode": "pipeline", "devices": [node.name], "stages": 1}
-            alone = on_plan(mesh.head, name, wish)
-            if alone is None:
-                continue
-            result.singles_tokens_per_s[node.name] = round(alone[1], 2)
-            result.singles_predicted_tokens_per_s[node.name] = round(
-                alone[0]["prediction"]["tokens_per_s"], 2
-            )
-            if where(alone[0]) == where(plan):
-                itself = node.name
-                measured.append(alone[1])
-        again = on_plan(mesh.head, name, {})
-        if again is not None and where(again[0]) == where(plan):
-            measured.append(again[1])
-    result.mode = plan["mode"]
-    result.stages = where(plan)
-    result.predicted_tokens_per_s = round(plan["prediction"]["tokens_per_s"], 2)
+            if fits(node, name):
+                alone, _ = speed(node, {**wish, "mode": "local"})
+                result.singles_tokens_per_s[node.name] = round(statistics.median(alone), 2)
+        # Once more after the others: the machine may have become quicker or slower meanwhile.
+        measured += speed(mesh.head, wish)[0]
     found = statistics.median(measured)
+    # A tensor group is one stage in a plan and one for each rank in an answer; what is no device alone is the plan.
+    predicted = predictions.get(str(result.stages)) or next(iter(predictions.values()))
+    result.predicted_tokens_per_s = round(predicted, 2)
     result.measured_tokens_per_s = round(found, 2)
-    result.error = round(found / plan["prediction"]["tokens_per_s"] - 1, 3)
-    if itself:
-        result.singles_tokens_per_s[itself] = result.measured_tokens_per_s  # one plan, one figure
+    result.error = round(found / predicted - 1, 3)
     if result.singles_tokens_per_s:
         result.ratio = round(found / max(result.singles_tokens_per_s.values()), 3)
     return result
@@ -244,7 +259,7 @@ def main() -> int:
         print(f"{number:3} {case.shape} {case.weights}, {case.rtt_ms:g} ms, threads {case.threads}, "
               f"memory {case.memory_share}: {result.mode} {result.stages}, {result.measured_tokens_per_s} of "
               f"{result.predicted_tokens_per_s} tokens/s expected ({result.error:+.0%}), alone "
-              f"{result.singles_tokens_per_s}, ratio {result.ratio}", flush=True)  # fmt: skip
+              f"{result.singles_tokens_per_s}, ratio {result.ratio} {result.refused}", flush=True)  # fmt: skip
     found = summary(results)
     print(json.dumps(found, indent=1))
     document = {

@@ -545,6 +545,12 @@ PLAN_GROUP_RANKS_MAX = 8
 PLAN_GAIN_MIN = 1.1
 """A plan over several devices must be predicted this much faster than the best single one: predictions err."""
 
+PLAN_SPARED_GAIN_MIN = 2.0
+"""A device on its battery or with dear traffic is used where the plan is so many times as fast: people notice."""
+
+ANSWER_TOKENS_ASSUMED = 128
+"""By an answer of so many tokens devices are compared: the first token and what is fetched before it count too."""
+
 RPC_EFFICIENCY = 0.87
 """llama.cpp's RPC with layer split against a raw loop, measured on two workers."""
 
@@ -644,6 +650,12 @@ LOAD_ETA_SEEN_FRACTION_MIN = 0.05
 """A time to go is told after this much of a step was seen; less would be a guess."""
 LOG_FIND_EVENTS_MAX = 4000
 """Events one search looks at, on the node's own loop; who wants more asks again from where it ended."""
+READY_LOOK_S = 2.0
+"""How often the stages of plans that stand are asked whether they would compute: one small message a device."""
+READY_ANSWER_S = 2.0
+"""Who needs longer to count its steps while nothing runs would not answer a request in time either."""
+READY_AGAIN_S = 10.0
+"""After a plan could not be carried out again; devices that come back take some seconds to be linked."""
 HOPS_LOOK_S = 0.5
 """How often the hops of a running answer are looked at: lively for an eye, one small message a device."""
 TRACES_KEPT_MAX = 64
@@ -725,8 +737,8 @@ AUTO_INTERVAL_S = 30.0
 AUTO_SETTLE_S = 1.0
 """After a change, for what comes with it: a device is there before it has said what it holds."""
 
-MEASURE_LAYER_BYTES = 128 * 1024 * 1024
-"""Weights that are timed: more than the caches of processors hold, or fewer if the model has fewer."""
+MEASURE_LAYER_BYTES = 512 * 1024 * 1024
+"""Weights that are timed: many times what the caches of processors hold, or all of them if the model has fewer."""
 
 MEASURE_PREFILL_ROWS = 64
 MEASURE_LOOK_S = 2.0

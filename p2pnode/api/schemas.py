@@ -288,7 +288,7 @@ class PlanRequest(Struct, forbid_unknown_fields=True, kw_only=True):
     exclude: Annotated[list[str], Meta(max_length=64)] | None = None
     max_rtt_ms: Annotated[float, Meta(gt=0, le=10_000)] | None = None
     what_if: Annotated[list[Annotated[str, Meta(max_length=200)]], Meta(max_length=16)] | None = None
-    memory_max: Annotated[dict[str, PositiveInt], Meta(max_length=64)] | None = None
+    memory_max: Annotated[dict[str, Annotated[int, Meta(ge=1, le=2**53)]], Meta(max_length=64)] | None = None
     """Bytes of memory each device may use for this plan."""
     pins: Annotated[dict[str, tuple[int, int]], Meta(max_length=64)] | None = None
     """Layers that a device must compute: [first, end)."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from p2pnode.cli.output import (
     short,
     size_text,
 )
+from p2pnode.cli.plan_wish import names_of, parse_blocks, parse_caps, parse_engine, parse_pins, read_blocks
 from p2pnode.cli.progress import watch
 from p2pnode.cli.run import MODES
 from p2pnode.errors import RequestError
@@ -200,6 +200,23 @@ def ps(everything: bool, data: Path | None, api: str | None, as_json: bool) -> N
 @click.option("--exclude", metavar="NAME,NAME,...", help="Not these devices.")
 @click.option("--blocks", metavar="NAME:A-B,...", help="A map by hand: kitchen:0-3,study:4-7.")
 @click.option(
+    "--map",
+    "map_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="A map by hand as TOML: [[blocks]], device, layers.",
+)
+@click.option("--pin", multiple=True, metavar="NAME:A-B", help="Layers this device must compute.")
+@click.option(
+    "--max-memory", multiple=True, metavar="NAME=SIZE", help="What this device may use for the plan."
+)
+@click.option(
+    "--max-rtt",
+    type=click.FloatRange(0, min_open=True),
+    metavar="MS",
+    help="Round trip within a tensor group.",
+)
+@click.option(
     "--engine",
     multiple=True,
     metavar="KEY=VALUE",
@@ -223,6 +240,10 @@ def plan(
     context: int | None,
     exclude: str | None,
     blocks: str | None,
+    map_file: Path | None,
+    pin: tuple[str, ...],
+    max_memory: tuple[str, ...],
+    max_rtt: float | None,
     engine: tuple[str, ...],
     what_if: tuple[str, ...],
     anyway: bool,
@@ -233,13 +254,18 @@ def plan(
     as_json: bool,
 ) -> None:
     """Who would compute which layers of MODEL."""
+    if blocks and map_file:
+        raise RequestError("--blocks and --map say the same in two ways", hint="give one of them")
     asked = {
         "model": model if model != "-" else None,
         "stages": stages,
         "context": context,
         "devices": names_of(devices),
         "exclude": names_of(exclude),
-        "blocks": parse_blocks(blocks) if blocks else None,
+        "blocks": read_blocks(map_file) if map_file else parse_blocks(blocks) if blocks else None,
+        "pins": parse_pins(pin),
+        "memory_max": parse_caps(max_memory),
+        "max_rtt_ms": max_rtt,
         "what_if": list(what_if),
         "anyway": anyway,
     }
@@ -280,38 +306,6 @@ def plan(
     if why:
         for rejection in answer.get("rejections", []):
             click.echo(f"  not: {reason_text(rejection)}")
-
-
-def names_of(text: str | None) -> list[str]:
-    return [name.strip() for name in (text or "").split(",") if name.strip()]
-
-
-def parse_engine(words: Sequence[str]) -> dict[str, str]:
-    """`kv=q8_0` as the API takes it; what the words mean is the node's business."""
-    found: dict[str, str] = {}
-    for word in " ".join(words).split():
-        name, equals, value = word.partition("=")
-        if word == "default":
-            continue
-        if not equals or name in found:
-            raise RequestError(f"{word!r} is no engine option", hint="write for example --engine kv=q8_0")
-        found[name] = value
-    return found
-
-
-def parse_blocks(text: str) -> list[tuple[str, int, int]]:
-    """`kitchen:0-3,study:4-7` as [device, first layer, end layer]: the last layer is said, as people count."""
-    blocks = []
-    for part in text.split(","):
-        name, colon, layers = part.strip().rpartition(":")
-        first, _, last = layers.partition("-")
-        last = last or first
-        if not colon or not first.isdecimal() or not last.isdecimal() or int(last) < int(first):
-            raise RequestError(
-                f"{part.strip()!r} is no block", hint="write for example kitchen:0-3,study:4-7"
-            )
-        blocks.append((name, int(first), int(last) + 1))
-    return blocks
 
 
 def reason_text(reason: object) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from p2pnode import limits
-from p2pnode.compute import cost
+from p2pnode.compute import care, cost
 from p2pnode.compute.cost import Group, Mesh, ModelShape
 from p2pnode.compute.plan import Plan, PlanMode, Prediction, Rank, Spare, StagePlan, role_of
 from p2pnode.compute.wish import Rejection, Wish, size_text
@@ -200,6 +200,8 @@ class Builder:
                 and device.peer not in self.wish.excluded
                 and device.name not in self.wish.excluded
                 and device.decode_bytes_per_s > 0
+                and care.other_version(self.wish, self.mesh.devices[self.wish.head], device) is None
+                and care.banned(self.wish, device) is None
                 and device.memory_free_bytes - made.memory_of(device.peer) >= size
             ]
             if fitting:
@@ -207,6 +209,7 @@ class Builder:
                     fitting,
                     key=lambda d: (
                         d.peer in made.peers,
+                        d.on_battery or d.is_metered,
                         not layers <= d.held_layers,
                         -d.decode_bytes_per_s,
                         d.peer,

@@ -20,7 +20,7 @@ def candidates(
 ) -> Iterator[Candidate]:
     """Candidates in the order they are shown; what is impossible for its kind goes to `rejections`."""
     if wish.blocks is not None:
-        yield _mapped(wish, shape, devices)
+        yield _mapped(wish, shape, devices, rejections)
         return
     whole = (Group(0, shape.layer_count, (wish.head,)),)
     is_alone = wish.stages in (None, 1) and (wish.devices is None or [d.peer for d in devices] == [wish.head])
@@ -283,11 +283,16 @@ def _rpc(
         yield "tensor_rpc", layout.by_speed(shape, able[: min(count, shape.layer_count)])
 
 
-def _mapped(wish: Wish, shape: ModelShape, devices: Sequence[Device]) -> Candidate:
+def _mapped(
+    wish: Wish, shape: ModelShape, devices: Sequence[Device], rejections: Sequence[Rejection]
+) -> Candidate:
     """The hand-written map as groups; LayerGap or PlanError with the reason when it cannot be obeyed."""
     assert wish.blocks is not None
     check_layers([(first, end) for _, first, end in wish.blocks], shape.layer_count)
     mesh = Mesh({device.peer: device for device in devices})
+    for rejection in rejections:
+        if rejection.candidate in {name for name, _, _ in wish.blocks}:
+            raise PlanError(f"{rejection.candidate} is in the map, but {rejection.reason}")
     groups = tuple(Group(first, end, (resolve(name, mesh).peer,)) for name, first, end in wish.blocks)
     for group in groups[:-1]:
         if group.end % shape.boundary:

@@ -95,6 +95,8 @@ class Device:
     can_rpc: bool = False
     build: str = ""
     """llama.cpp build: tensor_rpc needs equal ones."""
+    version: str = ""
+    """What its engines compute with; parts of one answer are computed by equal ones unless somebody allows it."""
     step_overhead_s: float = limits.STEP_OVERHEAD_S
     """What a step of an engine takes besides computing."""
 

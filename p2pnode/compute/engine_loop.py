@@ -26,7 +26,7 @@ from p2pnode.compute.engine_protocol import (
 from p2pnode.compute.engine_rings import EngineRings
 from p2pnode.compute.engine_step import Reply
 from p2pnode.compute.engine_unit import Unit
-from p2pnode.compute.llama_abi import L
+from p2pnode.compute.engine_version import engine_version
 from p2pnode.errors import Busy, NotFound, P2PNodeError, RequestError, StageLost
 from p2pnode.limits import ENGINE_UNITS_MAX
 
@@ -73,7 +73,7 @@ class Engine:
 
     def run(self) -> None:
         """Until the node is gone."""
-        self._channel.send({"id": 0, "hello": {"pid": os.getpid(), "llama": _llama_version(), **_memory()}})
+        self._channel.send({"id": 0, "hello": {"pid": os.getpid(), "llama": engine_version(), **_memory()}})
         while True:
             busy = any(unit.waiting for unit in self._units.values())
             while not busy or self._channel.ready():
@@ -318,10 +318,6 @@ class Engine:
     def _stats(self, _message: Message, _payload: memoryview) -> Answer:
         units = {unit_id: unit.stats() for unit_id, unit in self._units.items()}
         return {"units": units, **_memory()}, b""
-
-
-def _llama_version() -> str:
-    return str(L.llama_version().decode("utf-8", "replace"))
 
 
 def _give_back_memory() -> None:

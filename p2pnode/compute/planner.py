@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from p2pnode import limits
-from p2pnode.compute import cost
+from p2pnode.compute import care, cost
 from p2pnode.compute.builder import Builder, describe
 from p2pnode.compute.candidates import candidates, pipeline
 from p2pnode.compute.cost import Device, Group, Mesh, ModelShape
@@ -45,6 +45,46 @@ def plan(wish: Wish, shape: ModelShape, mesh: Mesh) -> Planned:
     check_wish(wish, shape)
     mesh = capped(wish, mesh)
     devices, rejections = usable_devices(wish, shape, mesh)
+    why = care.spared(wish, devices)
+    if not why:
+        return _among(wish, shape, mesh, devices, rejections)
+    return _sparing(wish, shape, mesh, devices, rejections, why)
+
+
+def _sparing(
+    wish: Wish,
+    shape: ModelShape,
+    mesh: Mesh,
+    devices: Sequence[Device],
+    rejections: Sequence[Rejection],
+    why: dict[str, str],
+) -> Planned:
+    """With and without the devices whose use costs somebody something: with them only where that is worth it."""
+    names = {device.peer: device.name for device in devices}
+    every = _among(wish, shape, mesh, devices, rejections)
+    if not any(peer in why for peer in every.plan.peers):
+        return every
+    try:
+        without = _among(wish, shape, mesh, [d for d in devices if d.peer not in why], rejections)
+    except NoPlan:
+        made = care.used_all_the_same(every.plan, why, names, "nothing fits without it")
+        return replace(every, plan=made)
+    gain = care.gain_text(wish, every.plan, without.plan)
+    if care.is_worth_it(wish, every.plan, without.plan):
+        return replace(every, plan=care.used_all_the_same(every.plan, why, names, gain))
+    numbers = {
+        "tokens_per_s": round(every.plan.prediction.tokens_per_s, 3),
+        "best_tokens_per_s": round(without.plan.prediction.tokens_per_s, 3),
+    }
+    spared = [Rejection(names[peer], f"{why[peer]}, and is spared: {gain}", numbers) for peer in why]
+    return replace(without, rejections=(*spared, *without.rejections))
+
+
+def _among(
+    wish: Wish, shape: ModelShape, mesh: Mesh, devices: Sequence[Device], rejected: Sequence[Rejection]
+) -> Planned:
+    """The best plan of these devices."""
+    rejections = list(rejected)
     builder = Builder(wish, shape, mesh)
     found: list[Plan] = []
     for mode, groups in candidates(wish, shape, mesh, devices, rejections):
@@ -55,8 +95,8 @@ def plan(wish: Wish, shape: ModelShape, mesh: Mesh) -> Planned:
             found.append(result)
     if not found:
         raise _no_plan(wish, shape, mesh, devices, rejections)
-    best = _choose(wish, found)
-    rejections += [_slower(wish, other, best) for other in found if other is not best]
+    best = _warned(_choose(wish, found), mesh)
+    rejections += [_slower(wish, other, best) for other in found if other.plan_id != best.plan_id]
     if (
         wish.devices is None
         and wish.blocks is None
@@ -65,6 +105,18 @@ def plan(wish: Wish, shape: ModelShape, mesh: Mesh) -> Planned:
     ):
         rejections += _left_out(best, shape, mesh, devices)
     return Planned(best, tuple(rejections))
+
+
+def _warned(made: Plan, mesh: Mesh) -> Plan:
+    """A plan over several versions of llama.cpp says so: somebody allowed it."""
+    head = mesh.devices[made.head]
+    others = [mesh.devices[peer] for peer in made.peers if care.is_other(head, mesh.devices[peer])]
+    said = [
+        f"{d.name} computes with llama.cpp {d.version}, {head.name} with {head.version}: "
+        "texts may differ from one device's"
+        for d in others
+    ]
+    return replace(made, reasons=(*made.reasons, *said))
 
 
 def _choose(wish: Wish, found: Sequence[Plan]) -> Plan:

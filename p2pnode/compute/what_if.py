@@ -115,6 +115,7 @@ def _added(change: AddDevice, wish: Wish, mesh: Mesh) -> Mesh:
         prefill_bytes_per_s=head.prefill_bytes_per_s * change.speed,
         can_rpc=head.can_rpc,
         build=head.build,
+        version=head.version,
     )
     rates = [link.bytes_per_s for link in mesh.links.values()]
     link = Link(change.rtt_s, max(rates, default=limits.LINK_ASSUMED_BYTES_PER_S))

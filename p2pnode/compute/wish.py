@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from p2pnode import limits
+from p2pnode.compute.care import Care, Versions, banned, other_version, too_dear
 from p2pnode.compute.cost import Device, Load, Mesh, ModelShape
 from p2pnode.errors import PlanError
 
@@ -42,6 +43,17 @@ class Wish:
     """A hand-written map, obeyed or refused."""
     engine: str = ""
     """Engine options of the model, as the plan carries them; their memory is in the model's shape already."""
+    battery: Care = "avoid"
+    """What to think of devices that run on their battery."""
+    metered: Care = "avoid"
+    """And of those whose traffic costs money."""
+    versions: Versions = "same"
+    """Whether devices with another llama.cpp may compute parts: `any` gives up that texts are equal."""
+
+    @property
+    def names_devices(self) -> bool:
+        """Somebody said which devices: then nothing is kept from them."""
+        return self.devices is not None or self.blocks is not None
 
     def allows(self, mode: str) -> bool:
         """Asked for by name, or open to the planner's choice."""
@@ -117,14 +129,22 @@ def usable_devices(wish: Wish, shape: ModelShape, mesh: Mesh) -> tuple[list[Devi
     result: list[Device] = []
     rejections: list[Rejection] = []
     for device in chosen:
-        reason = _unusable(device, excluded) or _too_dear(wish, shape, device)
+        reason = (
+            _unusable(device, excluded)
+            or other_version(wish, mesh.devices[wish.head], device)
+            or banned(wish, device)
+            or too_dear(wish, shape, device)
+        )
         if reason is None:
             result.append(device)
         else:
             rejections.append(Rejection(device.name, reason))
     if wish.devices is not None and rejections:
         first = rejections[0]
-        raise PlanError(f"{first.candidate} was asked for, but {first.reason}", hint="choose other devices")
+        hint = "choose other devices"
+        if "llama.cpp" in first.reason:
+            hint = "install the same version on both, or allow it: p2pnode set plan.versions any"
+        raise PlanError(f"{first.candidate} was asked for, but {first.reason}", hint=hint)
     rejections += [Rejection(d.name, f"more than {limits.PLAN_DEVICES_MAX} devices") for d in result[64:]]
     return result[: limits.PLAN_DEVICES_MAX], rejections
 
@@ -137,15 +157,6 @@ def _unusable(device: Device, excluded: set[str]) -> str | None:
     if device.decode_bytes_per_s <= 0:
         return "its speed is not measured yet"
     return None
-
-
-def _too_dear(wish: Wish, shape: ModelShape, device: Device) -> str | None:
-    """Nobody is made to pay for traffic unless somebody named the device."""
-    is_named = wish.devices is not None or wish.blocks is not None or device.peer == wish.head
-    missing = shape.layer_count - len(device.held_layers & frozenset(range(shape.layer_count)))
-    if is_named or not device.is_metered or not missing:
-        return None
-    return f"its traffic costs money, and it would have to fetch: it lacks {missing} of {shape.layer_count} layers"
 
 
 def capped(wish: Wish, mesh: Mesh) -> Mesh:

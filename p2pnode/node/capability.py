@@ -10,6 +10,8 @@ from typing import Any
 
 import psutil
 
+from p2pnode.compute.engine_version import engine_version
+
 
 def cores() -> int:
     """Physical cores: hyper-threads do not help llama.cpp."""
@@ -42,5 +44,6 @@ class Capability:
             "system": platform.system(),
             "on_battery": bool(battery and not battery.power_plugged),
             "is_metered": self._is_metered,
+            "llama": engine_version(),
             **self.measured,
         }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -12,10 +13,10 @@ import msgspec
 
 from p2pnode import commands as c
 from p2pnode import limits
-from p2pnode.compute.calibration import Measured
+from p2pnode.compute.calibration import Measured, comparison
 from p2pnode.compute.engine_client import EngineClient
 from p2pnode.compute.plan import Plan, Spare
-from p2pnode.errors import EngineUnavailable, P2PNodeError, StageLost
+from p2pnode.errors import EngineUnavailable, NoPlan, P2PNodeError, StageLost
 from p2pnode.events import types as facts
 from p2pnode.facade import GenerateRequest
 from p2pnode.node.active import Active
@@ -60,16 +61,13 @@ class Choosing:
         self._say = say
         self._made: dict[str, Plan] = {}
         """Predictions of the newest plans, to be held against what is measured."""
+        self._at_work: Counter[ContentId] = Counter()
         self.applied: dict[ContentId, tuple[Plan, PlanRequest]] = {}
         """Plans somebody applied: carried out again after a loss, on the same devices while they are there."""
 
-    def is_mine(self, model: KnownModel) -> bool:
-        """Whether this device leads the work on a model itself."""
-        return (
-            model.is_complete_here
-            or self._routing.of_model(model.content_id) is not None
-            or model.content_id in self.applied
-        )
+    def stands(self, model: KnownModel) -> bool:
+        """Whether a plan of this device for a model stands, or shall stand."""
+        return self._routing.of_model(model.content_id) is not None or model.content_id in self.applied
 
     def may_be_spread(self, model: KnownModel) -> bool:
         """Whether requests for a model could run elsewhere than on this device alone."""
@@ -97,7 +95,7 @@ class Choosing:
                 self._say({"kind": "fallback", "data": {"model": model.name, "reason": error.message}})
                 return await self._locally(model)
         if request.mode == "auto" and model.is_complete_here:
-            return await self._locally(model)
+            return await self._locally_if_it_fits(model)
         return await self.activate(model, PlanRequest(model=model.name, mode=request.mode))
 
     async def with_vocabulary(self, model: str, work: Callable[[EngineClient, int], Awaitable[T]]) -> T:
@@ -109,6 +107,19 @@ class Choosing:
         except EngineUnavailable:
             active = await self.choose(request)
             return await work(active.engine.client, active.vocabulary_unit)
+
+    async def _locally_if_it_fits(self, model: KnownModel) -> Active:
+        """Alone where there is memory for it, else with others; alone all the same where nothing would fit."""
+        made: Plan | None = None
+        try:
+            made = (await self._planning.make(PlanRequest(model=model.name, mode="local"), model)).plan
+        except NoPlan:
+            with contextlib.suppress(NoPlan):
+                return await self.activate(model, PlanRequest(model=model.name))
+        active = await self._locally(model)
+        if made is not None:
+            self._remember(active.plan_id, made)
+        return active
 
     async def _locally(self, model: KnownModel) -> Active:
         async def load() -> Active:
@@ -213,6 +224,14 @@ class Choosing:
             return await self.carry_out(model, made)
         return await self.activate(model, request)
 
+    def is_at_work(self, content_id: ContentId) -> bool:
+        """Whether a plan of a model is being carried out now."""
+        return self._at_work.get(content_id, 0) > 0
+
+    async def carry_out_applied(self, model: KnownModel) -> Active:
+        """The plan somebody applied, as it was where its devices are there."""
+        return await self._carry_out_again(model, *self.applied[model.content_id])
+
     async def activate(self, model: KnownModel, request: PlanRequest) -> Active:
         """Plan and carry out."""
         made = (await self._planning.make(request, model)).plan
@@ -236,16 +255,18 @@ class Choosing:
 
     async def carry_out(self, model: KnownModel, made: Plan) -> Active:
         """Record a plan, prepare its devices, probe it; what failed is said to whoever watches."""
-        if made.mode == "local":
-            return await self._locally(model)
-        return await self._for_all(f"carry out {made.plan_id}", self._carry_out(model, made))
+        self._at_work[model.content_id] += 1
+        try:
+            if made.mode == "local":
+                return await self._locally(model)
+            return await self._for_all(f"carry out {made.plan_id}", self._carry_out(model, made))
+        finally:
+            self._at_work[model.content_id] -= 1
 
     async def _carry_out(self, model: KnownModel, made: Plan) -> Active:
         started_s = time.monotonic()
         await self._propose(made, model)
-        self._made[made.plan_id] = made
-        while len(self._made) > limits.PLANS_KEPT_MAX:
-            del self._made[next(iter(self._made))]
+        self._remember(made.plan_id, made)
         try:
             active = await self._build(model, made)
         except P2PNodeError as error:
@@ -312,9 +333,17 @@ class Choosing:
             )
         )
 
+    def _remember(self, plan_id: str, made: Plan) -> None:
+        self._made[plan_id] = made
+        while len(self._made) > limits.PLANS_KEPT_MAX:
+            del self._made[next(iter(self._made))]
+
     def learn(self, running: Running) -> None:
-        """Prediction beside measurement: the next plan believes what this request showed."""
+        """Prediction beside measurement, for whoever watches: the next plan believes what this request showed."""
         made, session = self._made.get(running.active.plan_id), running.session
         if made is not None and not running.recoveries and len(session.generated) > 1:
             per_token_s = session.decode_s / (len(session.generated) - 1)
-            self._planning.learn(made, Measured(session.prefill_s, per_token_s, len(session.generated)))
+            measured = Measured(session.prefill_s, per_token_s, len(session.generated))
+            self._planning.learn(made, measured)
+            data = {"request_id": running.request_id, "plan_id": running.active.plan_id}
+            self._say({"kind": "prediction", "data": {**data, **comparison(made, measured)}})

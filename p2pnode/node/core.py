@@ -13,6 +13,9 @@ from weakref import WeakSet
 
 import structlog
 
+from p2pnode.compute.care import Policy
+from p2pnode.compute.elsewhere import SETTING as ELSEWHERE
+from p2pnode.compute.elsewhere import elsewhere_of
 from p2pnode.config import JoinOptions, parse_host_port
 from p2pnode.errors import P2PNodeError
 from p2pnode.events.folder import read_policy
@@ -59,6 +62,7 @@ from p2pnode.node.pooling import Pooling
 from p2pnode.node.presence import Presence
 from p2pnode.node.pulling import Pulling
 from p2pnode.node.reach import Reach
+from p2pnode.node.readiness import Readiness
 from p2pnode.node.receipts import Receipts
 from p2pnode.node.recording import Recording
 from p2pnode.node.reduce_streams import ReduceStreams
@@ -224,6 +228,8 @@ class Node:
             link_times=self.link_times.times,
             name=self.name,
             engine=self.engine_options.of_model,
+            policy=self.policy,
+            elsewhere=lambda: elsewhere_of(value_of(ledger.state.settings, ELSEWHERE)),
         )
         self.loads = Loads(kind="loading", name=self.name, say=self.say, clock=time.monotonic)
         self.transfers = Loads(kind="transfer", name=self.name, say=self.say, clock=time.monotonic)
@@ -311,6 +317,7 @@ class Node:
             catalog=self.catalog,
             links=self.links,
             choosing=self.choosing,
+            planning=self.planning,
             requests=self.requests,
             backends=self.backends,
             forwarding=self.forwarding,
@@ -351,6 +358,16 @@ class Node:
             mesh=self.mesh,
             transfers=self.transfers,
             came=self._model_came,
+        )
+        self.readiness = Readiness(
+            me=self.me,
+            links=self.links,
+            catalog=self.catalog,
+            routing=self.routing,
+            choosing=self.choosing,
+            running=self.requests.on_plans,
+            may_act=lambda: self.state == "active" and not self.auto_mode.is_on,
+            say=self.say,
         )
         self.hops = Hops(
             me=self.me,
@@ -437,12 +454,17 @@ class Node:
         return self.answering.is_external(name)
 
     # --- small things --------------------------------------------------------------------------------
+    def policy(self) -> Policy:
+        """What this device's operator thinks of others, when it plans."""
+        return Policy.of(lambda key: value_of(self.ledger.state.settings, key))
+
     def say(self, item: dict[str, Any]) -> None:
         """Ephemeral news for the live feed."""
         for listener in list(self.telemetry):
             listener(item)
 
     def unloaded(self, active: Active) -> None:
+        self.readiness.asleep.add(active.model.content_id)
         data = {"model": active.model.name, "plan_id": active.plan_id, "mode": active.mode}
         self.say({"kind": "unloaded", "data": data})
 

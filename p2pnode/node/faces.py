@@ -54,16 +54,11 @@ class Faces:
     # --- views ---------------------------------------------------------------------------------------
     def health(self) -> JsonObject:
         node = self._node
-        broken = [
-            a.plan_id
-            for a in node.routing.active.values()
-            if a.lost is not None and a.model.content_id in node.choosing.applied
-        ]
         return {
             "status": "ok",
             "ready": node.is_started
             and node.state == "active"
-            and not broken
+            and not node.readiness.missing()
             and node.ledger.log.failure is None,
             "peer_id": node.me,
             "name": node.name,
@@ -80,6 +75,7 @@ class Faces:
                 "members": sum(peer["state"] != "pending" for peer in self.peers()["peers"]),
             },
             "state": node.state,
+            "missing": node.readiness.missing(),
             "started_ms": node.started_ms,
             "addresses": [f"{a}/p2p/{node.me}" for a in node.addresses()],
             "capability": node.capability.view(),

@@ -4,20 +4,96 @@ from __future__ import annotations
 
 import asyncio
 import json
+import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import ExitStack, aclosing
 from dataclasses import replace
 
 from p2pnode import commands as c
-from p2pnode.errors import P2PNodeError
+from p2pnode.errors import (
+    Busy,
+    EngineUnavailable,
+    ModelIncomplete,
+    P2PNodeError,
+    StageLost,
+    TransportError,
+)
 from p2pnode.events import types as facts
-from p2pnode.facade import Finished, GenerateEvent, GenerateRequest, Loading, TextDelta
+from p2pnode.facade import Finished, GenerateEvent, GenerateRequest, Loading, PrefillProgress, TextDelta
 from p2pnode.node.ledger import Ledger
 from p2pnode.node.loading import Loads
 from p2pnode.units import PeerId
 
 Ask = Callable[[PeerId, GenerateRequest], AsyncIterator[GenerateEvent]]
+Here = Callable[[GenerateRequest], AsyncIterator[GenerateEvent]]
+
+MOVABLE = (StageLost, EngineUnavailable, TransportError, Busy, ModelIncomplete)
+"""Conditions that say something about a member, not about the request: another may do better."""
+_SEEDS = 2**31
+
+
+class Seen:
+    """What the caller has of an answer: whoever computes it again must come to the same words first."""
+
+    def __init__(self) -> None:
+        self._shown: list[str] = []
+        self._error: P2PNodeError | None = None
+
+    @property
+    def pieces(self) -> int:
+        return len(self._shown)
+
+    @property
+    def text(self) -> str:
+        return "".join(self._shown)
+
+    def moved(self, error: P2PNodeError) -> None:
+        """The answer is computed again because of this."""
+        self._error = error
+
+    async def rest(self, events: AsyncGenerator[GenerateEvent, None]) -> AsyncGenerator[GenerateEvent, None]:
+        """The events without the text that was seen; StageLost when the text is another one."""
+        ahead = self.text
+        async with aclosing(events):
+            async for event in events:
+                if isinstance(event, TextDelta) and ahead:
+                    if not (event.text.startswith(ahead) or ahead.startswith(event.text)):
+                        raise self._another()
+                    known, ahead = len(ahead), ahead[len(event.text) :]
+                    if len(event.text) <= known:
+                        continue
+                    event = replace(event, text=event.text[known:])
+                if isinstance(event, PrefillProgress) and self._shown:
+                    continue  # the caller saw that long ago
+                if isinstance(event, TextDelta):
+                    self._shown.append(event.text)
+                if isinstance(event, Finished) and ahead:
+                    raise self._another()
+                yield event
+                if isinstance(event, Finished):
+                    return
+
+    def _another(self) -> StageLost:
+        lost = self._error.message if self._error is not None else "the device went away"
+        return StageLost(f"{lost}; another device came to other words, so the answer cannot go on")
+
+
+def _repeatable(request: GenerateRequest) -> GenerateRequest:
+    """With a seed where chance decides, so that a second device can come to the same words."""
+    if request.sampling.temperature <= 0 or request.sampling.seed is not None:
+        return request
+    return replace(request, sampling=replace(request.sampling, seed=secrets.randbelow(_SEEDS)))
+
+
+async def _closable(events: AsyncIterator[GenerateEvent]) -> AsyncGenerator[GenerateEvent, None]:
+    """Ends what computes here together with its reader."""
+    try:
+        async for event in events:
+            yield event
+    finally:
+        if isinstance(events, AsyncGenerator):
+            await events.aclose()
 
 
 class Forwarding:
@@ -27,13 +103,43 @@ class Forwarding:
         self._ledger, self._ask, self._loads, self._new_id = ledger, ask, loads, new_id
 
     async def generate(
-        self, peer: PeerId, model: str, request: GenerateRequest, *, name: str
+        self,
+        peers: Sequence[PeerId],
+        model: str,
+        request: GenerateRequest,
+        *,
+        name: str,
+        here: Here | None = None,
     ) -> AsyncGenerator[GenerateEvent, None]:
-        """The member's events, the last one with the request's name in this record.
+        """A member's events, the last one with the request's name in this record.
 
-        `model` is what the record calls it, `name` what people here do.
+        A member that goes away in the middle is replaced by the next of `peers`, in the end by `here`, which compute
+        the same answer again: the caller's stream goes on after what it has seen. `model` is what the record calls
+        it, `name` what people here do.
         """
-        request_id = request.request_id or self._new_id()
+        request = _repeatable(replace(request, request_id=request.request_id or self._new_id()))
+        seen = Seen()
+        for left, peer in zip(range(len(peers) - 1, -1, -1), peers, strict=True):
+            try:
+                async with aclosing(self._by(peer, model, request, name, seen)) as events:
+                    async for event in events:
+                        yield event
+                return
+            except MOVABLE as error:
+                if not left and here is None:
+                    raise
+                seen.moved(error)
+        assert here is not None, "the last member's condition is the caller's"
+        # It is another request in this record: one that this device computes.
+        async with aclosing(seen.rest(_closable(here(replace(request, request_id=""))))) as own:
+            async for event in own:
+                yield event
+
+    async def _by(
+        self, peer: PeerId, model: str, request: GenerateRequest, name: str, seen: Seen
+    ) -> AsyncGenerator[GenerateEvent, None]:
+        """The answer of one member, as far as it was not seen before."""
+        request_id = request.request_id
         prompt = request.prompt if isinstance(request.prompt, str) else json.dumps(list(request.prompt))
         forwarded = facts.RequestForwarded(
             request_id=request_id,
@@ -45,7 +151,7 @@ class Forwarding:
             seed=request.sampling.seed,
         )
         await self._ledger.do(c.RecordFact(fact=forwarded))
-        started_s, shown = time.monotonic(), list[str]()
+        started_s = time.monotonic()
 
         def ended(reason: str, last: Finished | None = None) -> facts.ForwardedRequestEnded:
             return facts.ForwardedRequestEnded(
@@ -54,29 +160,25 @@ class Forwarding:
                 served_as="" if last is None else last.request_id[:128],
                 reason=reason[:128],
                 prompt_tokens=0 if last is None else max(0, last.prompt_tokens),
-                completion_tokens=len(shown) if last is None else max(0, last.completion_tokens),
-                answer_commitment=self._commit(request_id, request, "".join(shown)),
+                completion_tokens=seen.pieces if last is None else max(0, last.completion_tokens),
+                answer_commitment=self._commit(request_id, request, seen.text),
                 cost_microunits=0 if last is None else max(0, last.cost_microunits),
                 duration_ms=int((time.monotonic() - started_s) * 1000),
             )
 
         try:
-            async with aclosing(self._heard(name, self._ask(peer, request))) as events:
+            async with aclosing(seen.rest(self._heard(name, self._ask(peer, request)))) as events:
                 async for event in events:
-                    if isinstance(event, TextDelta):
-                        shown.append(event.text)
-                    elif isinstance(event, Finished):
+                    if isinstance(event, Finished):
                         await self._ledger.do(c.RecordFact(fact=ended(event.reason, event)))
                         event = replace(event, request_id=request_id)
                     yield event
-                    if isinstance(event, Finished):
-                        return
         except P2PNodeError as error:
             failed = facts.RequestFailed(
                 request_id=request_id,
                 code=error.code,
                 message=error.message[:500],
-                completion_tokens=len(shown),
+                completion_tokens=seen.pieces,
             )
             await self._ledger.do(c.RecordFact(fact=failed))
             raise

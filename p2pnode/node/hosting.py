@@ -11,6 +11,7 @@ import msgspec
 
 from p2pnode import limits
 from p2pnode.compute.engine_options import DeviceOptions, EngineOptions
+from p2pnode.compute.engine_version import engine_version
 from p2pnode.compute.part import real_layer_count
 from p2pnode.compute.row_tally import RowTallies, TalliedStage
 from p2pnode.compute.stage import StageServer
@@ -20,7 +21,7 @@ from p2pnode.node.catalog import Catalog
 from p2pnode.node.engines import EngineHost
 from p2pnode.node.keyed_locks import KeyedLocks
 from p2pnode.node.links import Links, ProgressCallback
-from p2pnode.node.orders import RETURN, HoldOrder, StageOrder, slot
+from p2pnode.node.orders import RETURN, HoldOrder, StageOrder, check_versions, slot
 from p2pnode.node.tensor import Lanes
 from p2pnode.node.units import UnitOptions, part_of_stage, unit_spec, wants_of
 from p2pnode.units import ContentId, PeerId
@@ -111,6 +112,7 @@ class Hosting:
         if order.head != peer:
             raise RequestError("only the head itself can ask for its stages")
         self._check_head(peer)
+        check_versions(order, engine_version(), "this device")  # before anything is fetched for nothing
         hosted = await self.prepare(order, progress)
         info = hosted.engine.infos[UNIT]
         return {
@@ -124,6 +126,7 @@ class Hosting:
             "ring_ports": hosted.ring_ports,
             "rollback": info.rollback,
             "engine": order.engine,
+            "llama": str(hosted.engine.client.hello.get("llama", "")),
         }
 
     async def prepare(self, order: StageOrder, progress: ProgressCallback) -> HostedStage:

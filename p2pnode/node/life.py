@@ -55,6 +55,7 @@ class Life:
         node.tasks.spawn("record clock", self._tick())
         node.tasks.spawn("witnesses", node.witnessing.run())
         node.tasks.spawn("hops", node.hops.run())
+        node.tasks.spawn("readiness", node.readiness.run())
         node.tasks.spawn("backends", node.backends.run())
         node.tasks.spawn("histories", node.histories.run())
         node.tasks.spawn("auto mode", node.auto_mode.run())

@@ -7,6 +7,7 @@ import asyncio
 import msgspec
 
 from p2pnode import limits
+from p2pnode.errors import EngineIncompatible
 from p2pnode.frame import Frame, encode
 from p2pnode.transport.port import Stream
 
@@ -51,8 +52,26 @@ class StageOrder(msgspec.Struct, frozen=True, kw_only=True):
     rank: int = 0
     shares: list[int] = []
     """Weights of all ranks of this stage's tensor group; empty when one device has it alone."""
+    llama: str = ""
+    """What the head's engines compute with."""
+    any_llama: bool = False
+    """The head's operator allows parts of an answer to be computed by other versions."""
     followers: list[str] = []
     """Peers of ranks 1.. for the leader."""
+
+
+def check_versions(order: StageOrder, found: str, name: str) -> None:
+    """EngineIncompatible where a device would compute with another llama.cpp than its head, and nobody allowed it.
+
+    A device or a head that does not say, of an older version, is taken as it is.
+    """
+    if order.any_llama or not order.llama or not found or found == order.llama:
+        return
+    raise EngineIncompatible(
+        f"{name} computes with llama.cpp {found}, the device that leads the answer with {order.llama}: "
+        "their texts could differ",
+        hint="install the same version on both, or allow it: p2pnode set plan.versions any",
+    )
 
 
 def slot(stage: int, rank: int) -> int:

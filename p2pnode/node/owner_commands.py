@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from p2pnode import commands as c
+from p2pnode.compute import care, elsewhere
 from p2pnode.compute.engine_options import DeviceOptions, EngineOptions
 from p2pnode.errors import NotFound, RequestError
 from p2pnode.events.types import ConsoleCommandRun
@@ -16,6 +17,8 @@ from p2pnode.node.core import Node
 from p2pnode.node.engine_settings import DEVICE, MODEL
 from p2pnode.units import PeerId
 
+_WORDS: dict[str, tuple[str, ...]] = {**care.WORDS, elsewhere.SETTING: elsewhere.WORDS}
+"""Settings that are one of some words."""
 Command = Callable[[Mapping[str, Any]], Awaitable[JsonObject]]
 
 
@@ -112,6 +115,8 @@ class OwnerCommands:
         key, value = str(a["key"]), str(a["value"])
         if key == PREFIXES:
             prefix_bytes_of(value)  # says what is wrong with it
+        if value not in _WORDS.get(key, (value,)):
+            raise RequestError(f"{key} is one of {', '.join(_WORDS[key])}, not {value!r}", param="value")
         if key == DEVICE:
             value = DeviceOptions.parse(value).text  # from the next loading on
         elif key.startswith(MODEL):

@@ -12,15 +12,18 @@ from typing import Any
 import msgspec
 
 from p2pnode import limits
-from p2pnode.compute import what_if
+from p2pnode.compute import elsewhere, what_if
 from p2pnode.compute.calibration import Calibration, Measured
+from p2pnode.compute.care import Policy
 from p2pnode.compute.cost import Device, Link, Mesh, ModelShape
+from p2pnode.compute.elsewhere import Elsewhere
 from p2pnode.compute.engine_options import EngineOptions
 from p2pnode.compute.plan import Plan
-from p2pnode.compute.planner import Planned, Wish, WishedMode, plan
+from p2pnode.compute.planner import Planned, Rejection, Wish, WishedMode, plan
 from p2pnode.compute.shape import shape_of
-from p2pnode.errors import RequestError
+from p2pnode.errors import NoPlan, RequestError
 from p2pnode.models.stored import Holdings
+from p2pnode.network import FREE_PATHS
 from p2pnode.node.active import StagePart
 from p2pnode.node.catalog import Catalog, KnownModel
 from p2pnode.node.link_times import LinkTime
@@ -33,6 +36,11 @@ RATE_ASSUMED_BYTES_PER_S = 8e9
 RATE_OF_LINK_ASSUMED = 30e6
 """Bytes a second of a home network, until the link was timed."""
 
+_WHEN: dict[Elsewhere, str] = {
+    "needed": "no plan stands here and this device cannot do it alone (serve.elsewhere is needed)",
+    "faster": "no plan stands here and that is clearly sooner (serve.elsewhere is faster)",
+    "never": "somebody sets serve.elsewhere to needed or faster",
+}
 AUTO_MODES = frozenset({"local", "pipeline", "tensor", "hybrid", "streamed"})
 """What this node carries out without being asked by name; llama.cpp's own RPC is for who wants just that."""
 
@@ -80,9 +88,13 @@ class Planning:
         link_times: Mapping[PeerId, LinkTime],
         name: str,
         engine: Callable[[ContentId], EngineOptions] = lambda _: EngineOptions(),
+        policy: Callable[[], Policy] = Policy,
+        elsewhere: Callable[[], Elsewhere] = lambda: "needed",
     ) -> None:
+        self._elsewhere = elsewhere
         self._me = me
         self._engine = engine
+        self._policy = policy
         self._catalog = catalog
         self._links = links
         self._capability = capability
@@ -157,10 +169,65 @@ class Planning:
             is_metered=bool(said.get("is_metered")),
             can_rpc=bool(said.get("can_rpc")),
             build=str(said.get("build", ""))[:80],
+            version=str(said.get("llama", ""))[:80],
         )
 
     async def make(self, request: PlanRequest, model: KnownModel) -> Planned:
         """Raises NoPlan with every reason, PlanError, LayerGap."""
+        wish, shape, mesh = await self._question(request, model)
+        planned = await asyncio.to_thread(plan, wish, shape, mesh)
+        if request.mode != "auto" or wish.names_devices:
+            return planned
+        return replace(planned, rejections=(*planned.rejections, *self._whole_by_others(wish, shape, mesh)))
+
+    async def places(self, model: KnownModel) -> list[PeerId | None]:
+        """Who is to answer a request of a model for which nothing stands here: devices whole, None for this one."""
+        policy = self._elsewhere()
+        if policy == "never" or not model.holders:
+            return [None]
+        wish, shape, mesh = await self._question(PlanRequest(model=model.name), model)
+        if wish.engine:
+            return [None]  # others would load it in their own way
+        whole, _ = elsewhere.able(wish, shape, mesh, paid=self._paid(mesh))
+        own: Plan | None
+        try:
+            own = (await asyncio.to_thread(plan, self._own(wish, model), shape, mesh)).plan
+        except NoPlan:
+            try:
+                own = (await asyncio.to_thread(plan, wish, shape, mesh)).plan
+            except NoPlan:
+                own = None
+        order = elsewhere.in_order(own, whole, policy)
+        return [None if peer is None else PeerId(peer) for peer in order]
+
+    @staticmethod
+    def _own(wish: Wish, model: KnownModel) -> Wish:
+        """Who has a model whole computes it alone, where it fits."""
+        return replace(wish, mode="local") if model.is_complete_here else wish
+
+    def _paid(self, mesh: Mesh) -> set[str]:
+        return {
+            peer
+            for peer in mesh.devices
+            if peer != self._me and self._links.path(PeerId(peer)) not in FREE_PATHS
+        }
+
+    def _whole_by_others(self, wish: Wish, shape: ModelShape, mesh: Mesh) -> list[Rejection]:
+        """What `--why` says of devices that could be asked to answer alone."""
+        whole, rejections = elsewhere.able(wish, shape, mesh, paid=self._paid(mesh))
+        policy = self._elsewhere()
+        for one in whole:
+            cost = ", for credit" if one.is_paid else ""
+            numbers = {
+                "tokens_per_s": round(one.tokens_per_s, 3),
+                "first_token_s": round(one.first_token_s, 4),
+            }
+            reason = f"{one.tokens_per_s:.1f} tokens/s expected{cost}; requests go there when {_WHEN[policy]}"
+            rejections.append(Rejection(f"whole by {one.name}", reason, numbers))
+        return rejections
+
+    async def _question(self, request: PlanRequest, model: KnownModel) -> tuple[Wish, ModelShape, Mesh]:
+        """What is asked, of which model, on which devices."""
         await self._catalog.manifest(model.content_id, name=model.name)
         index, _ = await self._catalog.index(model.content_id, vocabulary=False)
         engine = self.engine_of(request, model)
@@ -168,6 +235,7 @@ class Planning:
         shape = _kept_as(engine, shape_of(index, name=model.name, content_id=model.content_id))
         if request.strategy not in ("speed", "memory"):
             raise RequestError(f"strategy {request.strategy!r} is not speed or memory")
+        policy = self._policy()
         wish = Wish(
             head=self._me,
             mode=request.mode,
@@ -182,6 +250,9 @@ class Planning:
             auto_modes=AUTO_MODES,
             blocks=tuple(request.blocks) if request.blocks else None,
             tensor_rtt_max_s=self._rtt_max_s(request),
+            battery=policy.battery,
+            metered=policy.metered,
+            versions=policy.versions,
         )
         mesh = self.mesh(model)
         if request.anyway:
@@ -193,7 +264,7 @@ class Planning:
                 raise RequestError("a what-if question cannot be applied", hint="ask again without --what-if")
             changes = [what_if.parse(text) for text in request.what_if[: limits.WHAT_IF_CHANGES_MAX]]
             wish, shape, mesh = what_if.apply(changes, wish, shape, mesh)
-        return await asyncio.to_thread(plan, wish, shape, mesh)
+        return wish, shape, mesh
 
     def engine_of(self, request: PlanRequest, model: KnownModel) -> EngineOptions:
         """As the request says, else as they stand; RequestError for what is no option."""

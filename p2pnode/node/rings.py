@@ -11,7 +11,9 @@ from typing import Any
 import msgspec
 
 from p2pnode import limits
+from p2pnode.compute.care import Policy
 from p2pnode.compute.engine_client import EngineClient
+from p2pnode.compute.engine_version import engine_version
 from p2pnode.compute.part import Part, real_layer_count
 from p2pnode.compute.route import Feed, PipelineRoute
 from p2pnode.compute.scheduler import Cells
@@ -23,7 +25,7 @@ from p2pnode.node.catalog import KnownModel
 from p2pnode.node.engines import EngineHost, EnginePool
 from p2pnode.node.grants import OPEN, Announcement
 from p2pnode.node.links import Links
-from p2pnode.node.orders import PROBE_SESSION, RETURN, OutboundFrames, StageOrder, slot
+from p2pnode.node.orders import PROBE_SESSION, RETURN, OutboundFrames, StageOrder, check_versions, slot
 from p2pnode.node.stage_streams import StageStreams
 from p2pnode.node.tasks import Tasks
 from p2pnode.node.tensor import Lanes, hops_of, pair_up
@@ -65,7 +67,9 @@ class Rings:
         bringing: Bringing,
         engines: EnginePool,
         make_up: Callable[[PeerId], Awaitable[None]],
+        policy: Callable[[], Policy] = Policy,
     ) -> None:
+        self._policy = policy
         self._me = me
         self._make_up = make_up
         self._my_addresses = my_addresses
@@ -206,6 +210,8 @@ class Rings:
                     rank=rank,
                     shares=list(part.shares),
                     followers=list(part.followers) if rank == 0 else [],
+                    llama=engine_version(),
+                    any_llama=self._policy().versions == "any",
                 )
                 orders.append((peer, order))
         return orders
@@ -221,6 +227,7 @@ class Rings:
         )
         if answer.pop("engine", "") != order.engine:
             raise PlanError(f"{name} runs an older version, which cannot load a model with {order.engine}")
+        check_versions(order, str(answer.pop("llama", "")), name)
         view = self._view(peer, order.layer_first, order.layer_end, answer)
         if order.shares:
             view.update(rank=order.rank, shares=order.shares)

@@ -28,6 +28,7 @@ def routing_of(node: Node) -> Routing:
         bringing=node.bringing,
         engines=engines,
         make_up=lambda peer: node.receipts.make_up(peer),
+        policy=node.policy,
     )
     return Routing(
         me=node.me,

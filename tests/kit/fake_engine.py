@@ -27,6 +27,7 @@ class FakeEngine:
         self.failure: P2PNodeError | None = None
         self.eog: int | None = None
         self.alive = True
+        self.hello = {"llama": "of the test"}
         self.given_up = 0
         self.missing: set[int] = set()
         """Prefixes that it does not hold."""

@@ -12,10 +12,10 @@ import click
 import pytest
 
 from p2pnode.cli.main import COMMANDS, every_command, run_command
-from p2pnode.cli.mesh_commands import parse_blocks
 from p2pnode.cli.output import layers_text, one_line, short, size_text, units_text
+from p2pnode.cli.plan_wish import parse_blocks, parse_caps, parse_pins, read_blocks
 from p2pnode.cli.top import layer_bar
-from p2pnode.errors import RequestError
+from p2pnode.errors import P2PNodeError, RequestError
 from tests.kit.api_server import serving
 from tests.kit.fake_node import MODEL, FakeNode
 
@@ -46,6 +46,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
         ["quota", "local"], ["balance", "--earnings"],
         ["plan", MODEL, "--mode", "pipeline", "--stages", "2", "--devices", "studio,kitchen", "--why", "--apply"],
         ["plan", "--exclude", "attic", "--blocks", "studio:0-3,kitchen:4-7", "--what-if", "-kitchen", "--anyway"],
+        ["plan", "--pin", "studio:0-1", "--max-memory", "kitchen=2G", "--max-rtt", "3"],
         ["run", MODEL, "hello", "--max-tokens", "3", "--temperature", "0", "--seed", "4"], ["keys", "list"],
         ["keys", "create", "--label", "app"], ["pause"], ["resume", "--reason", "back"], ["drain"],
         ["forget", "kitchen"], ["set", "model.default", MODEL], ["rm", MODEL], ["pull", "org/model"],
@@ -291,3 +292,23 @@ def test_blocks() -> None:
     for wrong in ("", "a", "a:", "a:x-2", "a:3-1", ":"):
         with pytest.raises(RequestError):
             parse_blocks(wrong)
+
+
+def test_a_map_pins_and_caps_are_read(tmp_path: Path) -> None:
+    written = tmp_path / "blocks.toml"
+    written.write_text(
+        '[[blocks]]\ndevice = "a"\nlayers = [0, 4]\n[[blocks]]\ndevice = "b c"\nlayers = [4, 8]\n'
+    )
+    assert read_blocks(written) == [("a", 0, 4), ("b c", 4, 8)]
+    with pytest.raises(RequestError, match="cannot be read"):
+        read_blocks(tmp_path / "missing.toml")
+    assert parse_pins(["a:0-3", "b c:4"]) == {"a": (0, 4), "b c": (4, 5)}
+    assert parse_pins([]) == {}
+    with pytest.raises(RequestError, match="a is pinned twice"):
+        parse_pins(["a:0", "a:1"])
+    assert parse_caps(["a=2G", "b c=512M"]) == {"a": 2 << 30, "b c": 512 << 20}
+    for wrong in ("a", "=1G", "a="):
+        with pytest.raises(P2PNodeError):
+            parse_caps([wrong])
+    with pytest.raises(RequestError, match="is no limit of memory"):
+        parse_caps(["a=1G", "a=2G"])

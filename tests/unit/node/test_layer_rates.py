@@ -20,18 +20,25 @@ RATES = [1e9, 2e10, 0.0005]
 @pytest.mark.parametrize(
     ("model", "expected"),
     [
-        (shape(8, 100), Part(4, 6)),
-        (shape(8, 1), Part(4, 8)),
-        (shape(8, 200), Part(4, 5)),
+        (shape(8, 100), Part(2, 8)),
+        (shape(8, 1), Part(0, 8)),
+        (shape(8, 600), Part(7, 8)),
         (shape(1, 1), Part(0, 1)),
-        (shape(12, 40, boundary=4), Part(4, 8)),
+        (shape(12, 100, boundary=4), Part(4, 12)),
+        (shape(10, 100, boundary=4), Part(4, 10)),
+        (shape(8, 3000), Part(7, 8)),
         (shape(8, cut_refusal="it has loops"), None),
         (shape(8, 5000), None),
     ],
 )
-def test_layers_from_the_middle_that_no_cache_holds(model: Any, expected: Part | None) -> None:
+def test_layers_that_no_cache_helps_with(model: Any, expected: Part | None) -> None:
     assert sample_of(model, 4 * GIB) == expected
-    assert limits.MEASURE_LAYER_BYTES == 128 * MIB
+    assert limits.MEASURE_LAYER_BYTES == 512 * MIB
+
+
+def test_a_small_device_times_what_it_has_room_for() -> None:
+    assert sample_of(shape(8, 100), 250 * MIB) == Part(6, 8)
+    assert sample_of(shape(8, 100), 99 * MIB) is None
 
 
 def rates_of(path: Path, threads: int = 2) -> LayerRates:
