@@ -1,10 +1,12 @@
-"""Fifty answers whose stages are killed, frozen or leave, each at a random token: do they come out whole and equal?
+"""Fifty answers whose stages are killed, frozen, cut off, slowed or leave, each at a random token: whole and equal?
 
-    python bench/survival.py [--runs 50] [--seed 1] [--only kill|freeze|leave] [--json FILE]
+    python bench/survival.py [--runs 50] [--seed 1] [--only kill|freeze|leave|cut|slow] [--json FILE]
 
 A pipeline of three real node processes with a spare one, the demo model, greedy or seeded sampling. Every run
-asks twice: undisturbed, and with one stage hurt after a random number of pieces. Every wait is bounded, every
-process is ended. `--seed` and the number of a run say exactly what it did: `--first 17 --runs 1` does run 17 again.
+asks twice: undisturbed, and with one stage hurt after a random number of pieces. Devices that are cut off or slowed
+live on; all ways in those meshes lead through relays, so no lanes are used there, and those runs come last. Every wait
+is bounded, every process is ended.
+`--seed` and the number of a run say exactly what it did: `--first 17 --runs 1` does run 17 again.
 """
 
 from __future__ import annotations
@@ -18,14 +20,15 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import psutil
 from nodes import ROOT, Answer, BenchError, Mesh, Node, ask, machine, mesh_of
+from ways import Ways
 
 from p2pnode.errors import P2PNodeError
 
@@ -42,7 +45,10 @@ TOKENS = 120
 ANSWER_S_MAX = 60.0
 PIECES_MIN = 12
 RESUME_MS_MAX = 3000
-ACTIONS = ("kill", "freeze", "leave")
+ACTIONS = ("kill", "freeze", "leave", "cut", "slow")
+BY_WAYS = ("cut", "slow")
+LATE_S = 0.1
+"""What each datagram of a slowed device takes longer: a phone at the edge of a wireless network."""
 
 
 @dataclass
@@ -65,7 +71,7 @@ class Run:
 
     @property
     def is_good(self) -> bool:
-        return self.outcome in ("equal", "equal, finished before the loss was felt")
+        return self.outcome.startswith("equal")
 
 
 def wish_of(prompt: str, sampling: Mapping[str, float]) -> dict[str, Any]:
@@ -98,6 +104,47 @@ def ask_within(head: Node, wish: Mapping[str, Any], trouble: threading.Event, af
     return answer if is_done else None
 
 
+@dataclass
+class Field:
+    """A mesh to run on; with `ways` every device is reached through a relay."""
+
+    mesh: Mesh
+    ways: Ways | None = None
+    ports: dict[str, int] = field(default_factory=dict)
+
+    def add(self, name: str) -> None:
+        if self.ways is None:
+            self.mesh.add(name)
+            return
+        arguments, listen, self.ports[name] = self.ways.to_new_device()
+        self.mesh.add(name, *arguments, listen=listen)
+
+    def hurt(self, node: Node, action: str) -> None:
+        if self.ways is None:
+            hurt(node, action)
+        elif action == "cut":
+            self.ways.cut(self.ports[node.name])
+        else:
+            self.ways.slow(self.ports[node.name], LATE_S)
+
+
+@contextlib.contextmanager
+def field_of(*, by_ways: bool) -> Iterator[Field]:
+    if not by_ways:
+        with mesh_of(NAMES) as mesh:
+            yield Field(mesh)
+        return
+    with contextlib.ExitStack() as ending:
+        ways = Ways()
+        ending.callback(ways.close)
+        made = Field(ending.enter_context(mesh_of(())), ways)
+        for name in NAMES:
+            made.add(name)
+        for node in made.mesh.nodes:
+            node.online(len(NAMES))
+        yield made
+
+
 def hurt(node: Node, action: str) -> None:
     number = {"kill": signal.SIGKILL, "freeze": signal.SIGSTOP, "leave": signal.SIGTERM}[action]
     if action == "leave":
@@ -115,14 +162,14 @@ def family(pid: int) -> list[int]:
     return [pid, *(child.pid for child in parent.children(recursive=True))]
 
 
-def replace(mesh: Mesh, victim: Node, name: str) -> None:
+def replace(made: Field, victim: Node, name: str) -> None:
     """A fresh device takes the place of the hurt one, which is ended with its engines: frozen ones cannot notice."""
     with contextlib.suppress(psutil.NoSuchProcess):
         for pid in family(victim.process.pid):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-    mesh.drop(victim)
-    mesh.add(name)
+    made.mesh.drop(victim)
+    made.add(name)
 
 
 def recovery_times(head: Node, known: set[int]) -> dict[str, int]:
@@ -135,11 +182,17 @@ def recovery_times(head: Node, known: set[int]) -> dict[str, int]:
     return times
 
 
-def one_run(mesh: Mesh, number: int, rng: random.Random, known: set[int], only: str, *, greedy: bool) -> Run:
-    head = mesh.head
+def action_of(seed: int, number: int, only: str) -> str:
+    """By its number alone, so that runs on one kind of mesh can be made together."""
+    return only or random.Random(f"{seed}:{number}:action").choice(ACTIONS)
+
+
+def one_run(
+    made: Field, number: int, action: str, rng: random.Random, known: set[int], *, greedy: bool
+) -> Run:
+    mesh, head = made.mesh, made.mesh.head
     others = rng.sample(mesh.nodes[1:], 2)
-    action, victim = rng.choice(ACTIONS), rng.choice(others)
-    action = only or action
+    victim = rng.choice(others)
     sampling: dict[str, float] = rng.choice(
         [{"temperature": 0}, {"temperature": 0.8, "seed": rng.randrange(1, 10_000)}]
     )
@@ -162,7 +215,7 @@ def one_run(mesh: Mesh, number: int, rng: random.Random, known: set[int], only: 
 
     def make_trouble() -> None:
         trouble.wait(ANSWER_S_MAX)
-        hurt(victim, action)
+        made.hurt(victim, action)
 
     maker = threading.Thread(target=make_trouble, daemon=True)
     maker.start()
@@ -180,11 +233,14 @@ def one_run(mesh: Mesh, number: int, rng: random.Random, known: set[int], only: 
         run.differs_at = next((n for n, (mine, theirs) in pairs if mine != theirs), len(answer.text))
         run.outcome = "another text"
     else:
-        run.outcome = "equal" if times else "equal, finished before the loss was felt"
+        late = (
+            "equal, on the slowed device" if action == "slow" else "equal, finished before the loss was felt"
+        )
+        run.outcome = "equal" if times else late
     for plan in head.api.get("/plans")["plans"]:
         if plan.get("live"):
             head.release(plan["plan_id"])
-    replace(mesh, victim, f"device-{number}")
+    replace(made, victim, f"device-{number}")
     for node in mesh.nodes:
         node.online(len(NAMES))
     return run
@@ -225,22 +281,25 @@ def main() -> int:
     args = parser.parse_args()
     about, started = machine(), time.perf_counter()
     runs: list[Run] = []
-    number = args.first
-    while len(runs) < args.runs:
-        known: set[int] = set()
-        with mesh_of(NAMES) as mesh:
-            while len(runs) < args.runs:
-                run = one_run(
-                    mesh, number, random.Random(f"{args.seed}:{number}"), known, args.only, greedy=args.greedy
-                )
-                runs.append(run)
-                number += 1
-                resumed = f"{run.resumed_ms} ms" if run.resumed_ms is not None else "–"
-                print(f"{run.number:3} {run.action:7} {run.victim:6} after {run.after_pieces:3} of {run.pieces:3}: "
-                      f"{run.outcome}{'' if run.differs_at is None else f' from piece {run.differs_at}'}, "
-                      f"resumed {resumed}", flush=True)  # fmt: skip
-                if not run.is_good:
-                    break  # whatever state it left behind must not spoil the next runs
+    numbers = range(args.first, args.first + args.runs)
+    actions = {number: action_of(args.seed, number, args.only) for number in numbers}
+    for by_ways in (False, True):
+        left = [number for number in numbers if (actions[number] in BY_WAYS) == by_ways]
+        while left:
+            known: set[int] = set()
+            with field_of(by_ways=by_ways) as made:
+                while left:
+                    number = left.pop(0)
+                    rng = random.Random(f"{args.seed}:{number}")
+                    run = one_run(made, number, actions[number], rng, known, greedy=args.greedy)
+                    runs.append(run)
+                    resumed = f"{run.resumed_ms} ms" if run.resumed_ms is not None else "–"
+                    print(f"{run.number:3} {run.action:7} {run.victim:6} after {run.after_pieces:3} of {run.pieces:3}: "
+                          f"{run.outcome}{'' if run.differs_at is None else f' from piece {run.differs_at}'}, "
+                          f"resumed {resumed}", flush=True)  # fmt: skip
+                    if not run.is_good:
+                        break  # whatever state it left behind must not spoil the next runs
+    runs.sort(key=lambda run: run.number)
     report = {
         "command": " ".join(["python", "bench/survival.py", *sys.argv[1:]]),
         "machine": about,

@@ -79,7 +79,7 @@ class Seen:
         return StageLost(f"{lost}; another device came to other words, so the answer cannot go on")
 
 
-def _repeatable(request: GenerateRequest) -> GenerateRequest:
+def repeatable(request: GenerateRequest) -> GenerateRequest:
     """With a seed where chance decides, so that a second device can come to the same words."""
     if request.sampling.temperature <= 0 or request.sampling.seed is not None:
         return request
@@ -117,7 +117,7 @@ class Forwarding:
         the same answer again: the caller's stream goes on after what it has seen. `model` is what the record calls
         it, `name` what people here do.
         """
-        request = _repeatable(replace(request, request_id=request.request_id or self._new_id()))
+        request = repeatable(replace(request, request_id=request.request_id or self._new_id()))
         seen = Seen()
         for left, peer in zip(range(len(peers) - 1, -1, -1), peers, strict=True):
             try:

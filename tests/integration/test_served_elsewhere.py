@@ -15,7 +15,8 @@ from tests.kit.mesh import MeshOfProcesses, NodeProcess
 from tests.kit.node_here import node_here
 
 DEMO = "p2pnode-demo"
-ASKED = {"model": DEMO, "prompt": "Once upon a time", "max_tokens": 120}
+ASKED: dict[str, Any] = {"model": DEMO, "prompt": "Once upon a time", "max_tokens": 120}
+LONG = {"max_tokens": 300}
 
 
 @pytest.fixture
@@ -64,21 +65,38 @@ def test_it_goes_where_it_fits_and_the_plan_says_so(mesh: MeshOfProcesses) -> No
     assert "tokens/s expected; requests go there when" in told["whole by alpha"]
 
 
-@pytest.mark.parametrize(
-    "sampling", [{"temperature": 0}, {"temperature": 0.9, "seed": 7}, {"temperature": 0.9}]
-)
-def test_an_answer_goes_on_when_who_serves_it_dies(mesh: MeshOfProcesses, sampling: dict[str, Any]) -> None:
-    """The same stream: no word twice, none missing; without a seed the forwarding device chose one."""
+def long_seed(node: NodeProcess) -> int:
+    """One whose answer does not end by itself, so that its device can go away in the middle of it."""
+    for seed in range(50):
+        answer = node.infer(DEMO, ASKED["prompt"], raw=True, **LONG, temperature=0.9, seed=seed)
+        if answer["usage"]["completion_tokens"] == LONG["max_tokens"]:
+            return seed
+    raise AssertionError("every answer of this model is short")
+
+
+@pytest.mark.parametrize("temperature", [0, 0.9])
+def test_an_answer_goes_on_when_who_serves_it_dies(mesh: MeshOfProcesses, temperature: float) -> None:
+    """The same stream: no word twice, none missing."""
     alpha, beta, gamma = mesh.nodes
     by_id = {alpha.peer_id: alpha, gamma.peer_id: gamma}
-    text = stream(beta, lambda: by_id[served_by(beta)[0]].kill(), **sampling)
+    sampling = {"temperature": temperature, **({"seed": long_seed(alpha)} if temperature else {})}
+    text = stream(beta, lambda: by_id[served_by(beta)[0]].kill(), **LONG, **sampling)
     first, second = served_by(beta)
     assert {first, second} == set(by_id)
-    seed = beta.events("RequestForwarded")[-1]["data"]["seed"]
-    assert (seed is None) == (sampling["temperature"] == 0)
-    whole = by_id[second].infer(DEMO, ASKED["prompt"], raw=True, max_tokens=120, **{**sampling, "seed": seed})
+    whole = by_id[second].infer(DEMO, ASKED["prompt"], raw=True, **LONG, **sampling)
     assert text == whole["text"]
     assert verify_folder(beta.data).ok
+
+
+def test_chance_is_given_a_seed_that_a_second_device_can_use(mesh: MeshOfProcesses) -> None:
+    beta = mesh.nodes[1]
+    text = stream(beta, temperature=0.9)
+    (forwarded,) = beta.events("RequestForwarded")
+    seed = forwarded["data"]["seed"]
+    assert seed is not None
+    served = next(node for node in mesh.nodes if node.peer_id == forwarded["data"]["peer"])
+    again = served.infer(DEMO, ASKED["prompt"], raw=True, max_tokens=120, temperature=0.9, seed=seed)
+    assert text == again["text"]
 
 
 def test_nobody_is_asked_where_the_operator_says_never(mesh: MeshOfProcesses) -> None:
