@@ -466,6 +466,9 @@ SPARE_PING_S = 0.5
 STAGE_ASK_AFTER_S = 0.5
 """Rows that are so much later than usual make the head ask whether the stages' devices are still there."""
 
+FORWARD_SILENCE_S = 1.0
+"""A device that answers whole and says nothing for so long is asked whether it is there at all."""
+
 STAGE_SILENCE_S_MIN = 4.0
 """A stage that answered in milliseconds and then not for seconds sleeps or is gone."""
 

@@ -238,7 +238,7 @@ class _Fetch:
         if left:
             size = self.manifest.bytes_of(left)
             raise ModelIncomplete(
-                f"{size} bytes of this model could not be fetched from {len(self.holders)} holders",
+                f"{size / 1e6:.1f} MB of this model could not be fetched: {_asked(len(self.holders))} what is missing",
                 hint="start a device that holds the model, or add the file on this one with --model",
                 missing_bytes=size,
                 tried=[[peer, reason] for peer, reason in self.result.dropped.items()],
@@ -376,3 +376,12 @@ class _Fetch:
 
 def _has(bits: bytes, index: int) -> bool:
     return index // 8 < len(bits) and bool(bits[index // 8] >> index % 8 & 1)
+
+
+def _asked(count: int) -> str:
+    """Who could have given it, as people say it."""
+    if not count:
+        return "no device that is reachable now has"
+    return (
+        "the one device that was asked has not" if count == 1 else f"{count} devices that were asked have not"
+    )

@@ -27,7 +27,7 @@ from p2pnode.facade import (
 )
 from p2pnode.node.links import Links
 from p2pnode.transport import messages
-from p2pnode.transport.port import Stream, Transport
+from p2pnode.transport.port import Connection, Stream, Transport
 from p2pnode.units import PeerId
 
 INFER = "/p2pnode/infer/1"
@@ -75,7 +75,7 @@ class Federation:
         try:
             while True:
                 async with asyncio.timeout(limits.STAGE_ANSWER_S_MAX):
-                    message = await messages.receive_message(stream)
+                    message = await self._next(peer, link.connection, stream)
                 if isinstance(message, messages.Refused):
                     raise messages.refusal_error(message)
                 if not isinstance(message, messages.Progress):
@@ -92,6 +92,24 @@ class Federation:
             ) from None
         finally:
             stream.reset()
+
+    async def _next(self, peer: PeerId, connection: Connection, stream: Stream) -> messages.AnyMessage:
+        """The next message. A device that went without a word is noticed by the silence, long before its connection."""
+        coming = asyncio.ensure_future(messages.receive_message(stream))
+        try:
+            while not (await asyncio.wait([coming], timeout=limits.FORWARD_SILENCE_S))[0]:
+                try:
+                    await connection.ping(timeout_s=limits.SILENCE_PING_S)
+                except (P2PNodeError, TimeoutError):
+                    if not coming.done():
+                        raise PeerUnreachable(
+                            f"{self._links.name_of(peer)} does not answer any more"
+                        ) from None
+            return coming.result()
+        finally:
+            if not coming.done():
+                coming.cancel()
+                await asyncio.wait([coming])
 
     # --- serving -------------------------------------------------------------------------------------
     async def _serve(self, stream: Stream) -> None:

@@ -239,7 +239,7 @@ class Planning:
         wish = Wish(
             head=self._me,
             mode=request.mode,
-            n_ctx=min(request.context or engine.context or 2048, shape.context_length),
+            n_ctx=request.context or min(engine.context or 2048, shape.context_length),
             engine=engine.text,
             stages=request.stages,
             devices=tuple(request.devices) if request.devices else None,

@@ -16,7 +16,7 @@ from tests.kit.node_here import node_here
 
 DEMO = "p2pnode-demo"
 ASKED: dict[str, Any] = {"model": DEMO, "prompt": "Once upon a time", "max_tokens": 120}
-LONG = {"max_tokens": 300}
+LONG = {"max_tokens": 100}
 
 
 @pytest.fixture
@@ -32,11 +32,17 @@ def mesh(tmp_path: Path) -> Iterator[MeshOfProcesses]:
         for node in made.nodes[1:]:
             node.api.post("/command/pull", {"model": DEMO})
             node.until("the model", "/models", lambda v: any(m["here"] == "complete" for m in v["models"]))
-        made.nodes[1].until("both holders", "/models", lambda v: len(v["models"][0]["holders"]) >= 2)
+        others = {made.nodes[0].peer_id, made.nodes[2].peer_id}
+        made.nodes[1].until("both holders", "/models", lambda v: others <= set(holders_in(v)))
         yield made
     finally:
         for node in reversed(made.nodes):
             node.stop()
+
+
+def holders_in(view: dict[str, Any]) -> list[str]:
+    (model,) = [m for m in view["models"] if m["name"] == DEMO]
+    return list(model["holders"])
 
 
 def served_by(node: NodeProcess) -> list[str]:
@@ -49,7 +55,7 @@ def stream(node: NodeProcess, trouble: Any = None, **wish: Any) -> str:
         for event in events:
             if event["type"] == "text":
                 pieces.append(event["text"])
-                if len(pieces) == 15 and trouble is not None:
+                if len(pieces) == 5 and trouble is not None:
                     trouble()
     return "".join(pieces)
 
