@@ -778,9 +778,6 @@ FRAME_TIMEOUT_S = 10.0
 FRAME_BYTES_PER_S_MIN = 64 * 1024
 """A frame that has begun: the slowest path on which a mesh is of any use, and ten seconds for its losses."""
 
-STAGE_STREAMS_MAX = 4
-"""Streams attached to one stage at a time: a head that attaches again may not know yet that its old stream broke."""
-
 STATUS_INTERVAL_S = 5.0
 """Half of js-libp2p's 10 s idle limit, so that status alone keeps a link open."""
 

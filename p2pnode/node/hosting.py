@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,7 @@ from p2pnode.compute.engine_version import engine_version
 from p2pnode.compute.part import real_layer_count
 from p2pnode.compute.row_tally import RowTallies, TalliedStage
 from p2pnode.compute.stage import StageServer
-from p2pnode.errors import NotFound, RemoteProtocolError, RequestError
+from p2pnode.errors import NotFound, RemoteProtocolError, RequestError, StageLost
 from p2pnode.node.adapters import Adapters
 from p2pnode.node.catalog import Catalog
 from p2pnode.node.engines import EngineHost
@@ -47,6 +47,45 @@ class HostedStage:
     """Lanes from the stage before and to the one after."""
     layers_total: int = 0
     """Of the whole model."""
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    ring: asyncio.Task[None] | None = None
+    """What runs through it now, or will when the ring before has let go of it."""
+
+    async def run(self, ring: Coroutine[Any, Any, None]) -> None:
+        """Run a ring through this stage in place of the one before.
+
+        A head has one ring of a plan. Where it attaches another, the one before is broken, whether its end arrived
+        here or not; and what that one frees in the end must not be what the new one computes for.
+        """
+
+        async def in_turn() -> None:
+            try:
+                async with self.turn:
+                    await ring
+            finally:
+                ring.close()  # where it never began
+
+        self.cancel_ring()
+        self.ring = mine = asyncio.ensure_future(in_turn())
+        try:
+            await asyncio.wait([mine])
+        except asyncio.CancelledError:
+            mine.cancel()
+            await asyncio.gather(mine, return_exceptions=True)
+            raise
+        if mine.cancelled():
+            raise StageLost("another ring of its plan runs through this stage now, or none any more")
+        await mine
+
+    def cancel_ring(self) -> None:
+        if self.ring is not None:
+            self.ring.cancel()
+
+    async def end_ring(self) -> None:
+        """Until nothing runs through it."""
+        self.cancel_ring()
+        async with self.turn:
+            return
 
     @property
     def layers(self) -> tuple[int, int]:
@@ -135,6 +174,7 @@ class Hosting:
         async with self._locks.hold(key):
             hosted = self.stages.get(key)
             if hosted is not None:
+                await hosted.end_ring()  # the head prepares what it is about to attach to
                 if hosted.order == order and await hosted.engine.revived():
                     # Lanes serve once, and those of an engine that died are gone with it.
                     hosted.ports, hosted.ring_ports = await self._open_lanes(order, hosted.engine)
@@ -286,6 +326,7 @@ class Hosting:
     async def _drop(self, key: tuple[str, int]) -> None:
         hosted = self.stages.pop(key, None)
         if hosted is not None:
+            await hosted.end_ring()
             await hosted.engine.close()
 
     async def close(self) -> None:

@@ -180,10 +180,11 @@ class Requests:
         active.used_s = time.monotonic()
         try:
             prompt = await self._tokens(active, request)
-        except EngineUnavailable:
-            active = await self._choose(
-                request
-            )  # it died since the last request; this one waits for its restart
+        except P2PNodeError as error:
+            if not isinstance(error, EngineUnavailable) and active.is_usable:
+                raise
+            # It died since the last request, or gave way to another plan; this one waits for what comes instead.
+            active = await self._choose(request)
             prompt = await self._tokens(active, request)
         budget = self._budget(active, request, len(prompt))
         session = Session(self.new_session(), prompt, request.sampling, budget, stop=tuple(request.stop))
@@ -312,8 +313,11 @@ class Requests:
                         yield event
                     await self._keep(running, reuse)
                     return
-                except SURVIVABLE as error:
-                    trouble: P2PNodeError = error
+                except P2PNodeError as error:
+                    # Of a plan that is gone, a unit says that it is not there; that is no fault of the request.
+                    if not isinstance(error, SURVIVABLE) and running.active.is_usable:
+                        raise
+                    trouble = error
                 finally:
                     await generator.aclose()
                     running.count_work()  # by those who did it, before others take over

@@ -18,7 +18,6 @@ from p2pnode import limits
 from p2pnode.compute.engine_client import EngineClient
 from p2pnode.compute.stage import StageServer
 from p2pnode.errors import (
-    Busy,
     EngineUnavailable,
     Forbidden,
     NotFound,
@@ -164,12 +163,8 @@ class StageStreams:
                 raise NotFound(f"this device has no stage {stage} of plan {plan_id[:40]}")
             if stream.peer_id != hosted.order.previous_peer:
                 raise Forbidden("only the device before it in its ring attaches to a stage")
-            if hosted.servers >= limits.STAGE_STREAMS_MAX:
-                raise Busy(f"{hosted.servers} streams are attached to this stage already")
-            if hosted.order.rank > 0:
-                await self._follow(hosted, stream)
-            else:
-                await self._run(hosted, stream)
+            serve = self._follow if hosted.order.rank > 0 else self._run
+            await hosted.run(serve(hosted, stream))
         except P2PNodeError as error:
             self.refused[error.code] += 1
             await messages.send_message(stream, messages.refusal(error))

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from p2pnode import limits
-from p2pnode.errors import Busy
 from p2pnode.frame import DType, Frame, Kind, encode, pack_tokens
 from p2pnode.node.core import Node
 from p2pnode.node.faces import Faces
@@ -100,19 +99,36 @@ async def test_broken_frames_are_told_and_counted(tmp_path: Path) -> None:
 
 
 async def test_streams_do_not_pile_up_on_a_stage(tmp_path: Path) -> None:
-    """Attached and silent: the next is refused in words, and there is room once one of them ends."""
+    """A head has one ring of a plan: the newest stream has the stage, and those before it end in words."""
     async with prepared(tmp_path) as (node, head):
-        collect_returns(head)
-        held = [await attach(head.connection) for _ in range(limits.STAGE_STREAMS_MAX)]
-        with pytest.raises(Busy, match="attached to this stage already"):
-            await attach(head.connection)
-        assert attached(node) == limits.STAGE_STREAMS_MAX
-        assert node.streams.refused == {"busy": 1}
-        held[0].reset()
-        await until(lambda: attached(node) == limits.STAGE_STREAMS_MAX - 1)
-        held[0] = await attach(head.connection)
-        for stream in held:
-            stream.reset()
+        returns = collect_returns(head)
+        held = [await attach(head.connection) for _ in range(6)]
+        for before in held[:-1]:
+            assert (await refused(before)).code == "stage_lost"
+        assert attached(node) == 1
+        assert node.streams.refused == {"stage_lost": 5}
+        held[-1].reset()
+        await until(lambda: attached(node) == 0)
+        await works(head, returns)
+
+
+async def test_a_ring_that_ends_frees_nothing_of_the_next(tmp_path: Path) -> None:
+    """The end of a broken ring may come late, when the request has gone on in the next ring of the same plan."""
+    async with prepared(tmp_path) as (node, head):
+        returns = collect_returns(head)
+        forward = await attach(head.connection)
+        await until(lambda: len(returns) == 1)
+        await head.open(7)
+        assert code(await Ring(forward, returns[0]).feed(7, [1, 2, 3])) is Kind.ROWS
+        again = await attach(head.connection)
+        await until(lambda: len(returns) == 2)
+        await head.open(7)
+        ring = Ring(again, returns[1])
+        assert code(await ring.feed(7, [1, 2, 3])) is Kind.ROWS
+        forward.reset()
+        await until(lambda: attached(node) == 1)
+        assert code(await ring.feed(7, [4], position=3)) is Kind.ROWS
+        again.reset()
 
 
 async def test_half_open_streams_are_given_up_and_counted(
