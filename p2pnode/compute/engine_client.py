@@ -181,8 +181,10 @@ class EngineClient(EngineProcess):
     # rings
     async def open_ring(
         self, unit_id: int, first_unit: int | None, onward: LaneToRank, back: LaneToRank, *, stages: int = 1
-    ) -> None:
+    ) -> int:
         """Lanes out of the first layers here and back to the unit that samples; all engines of a ring call at once.
+
+        The ring's number: a unit may sample for several.
 
         `stages` that can compute at the same time share the sessions out among themselves.
 
@@ -195,7 +197,11 @@ class EngineClient(EngineProcess):
             "stages": stages,
             "lanes": [_end(onward, 1), _end(back, 0)],
         }
-        await self._call(message, onward.secret + back.secret)
+        header, _ = await self._call(message, onward.secret + back.secret)
+        return int(header["ring"])
+
+    async def close_ring(self, ring: int) -> None:
+        await self._call({"op": "ring_close", "ring": ring})
 
     def observe(self, unit_id: int, observe: Relayed) -> None:
         """Hear, some time later, what a unit received without this node and what it made of it."""
@@ -213,9 +219,9 @@ class EngineClient(EngineProcess):
         }
         await self._call(message, inbound.secret + onward.secret)
 
-    async def ring_step(self, unit_id: int, frame: Frame, *, ahead: bool = False) -> Sampled:
+    async def ring_step(self, ring: int, frame: Frame, *, ahead: bool = False) -> Sampled:
         """One token around the ring; raises StageLost when it has to take the streams."""
-        message = {"op": "ring_step", "unit": unit_id, "frame": frame_fields(frame), "ahead": ahead}
+        message = {"op": "ring_step", "ring": ring, "frame": frame_fields(frame), "ahead": ahead}
         header, _ = await self._call(message, frame.payload)
         return _sampled(header)
 

@@ -69,6 +69,7 @@ class Engine:
             "ring": self._ring,
             "relay": self._relay,
             "ring_step": self._ring_step,
+            "ring_close": self._ring_close,
         }
 
     def run(self) -> None:
@@ -222,8 +223,7 @@ class Engine:
         return {}, b""
 
     def _leave_ring(self, message: Message) -> None:
-        ring = self._rings.ring(message["unit"])
-        if ring is not None:
+        for ring in self._rings.through(message["unit"]):
             ring.forget(message["session"])
 
     def _copy_prefix(self, message: Message, _payload: memoryview) -> Answer:
@@ -300,7 +300,11 @@ class Engine:
         first = self._units[message["first"]] if message["first"] else None
         lanes = self._groups.frame_lanes(message["lanes"], bytes(payload))
         stages = max(1, int(message["stages"]))
-        self._rings.open_ring(first, self._unit(message), lanes, stages, lambda reply: self._answer([reply]))
+        answer: Callable[[Reply], None] = lambda reply: self._answer([reply])  # noqa: E731
+        return {"ring": self._rings.open_ring(first, self._unit(message), lanes, stages, answer)}, b""
+
+    def _ring_close(self, message: Message, _payload: memoryview) -> Answer:
+        self._rings.close_ring(message["ring"])
         return {}, b""
 
     def _relay(self, message: Message, payload: memoryview) -> Answer:
@@ -310,9 +314,9 @@ class Engine:
         return {}, b""
 
     def _ring_step(self, message: Message, payload: memoryview) -> None:
-        ring = self._rings.ring(message["unit"])
+        ring = self._rings.ring(message["ring"])
         if ring is None:
-            raise StageLost("no ring leads through this unit")
+            raise StageLost("this ring is not there any more")
         ring.submit(message["id"], frame_of(message["frame"], payload), ahead=bool(message["ahead"]))
 
     def _stats(self, _message: Message, _payload: memoryview) -> Answer:

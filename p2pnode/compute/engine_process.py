@@ -13,7 +13,7 @@ import signal
 import socket
 import sys
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Self
 
@@ -60,6 +60,29 @@ def kill(process: asyncio.subprocess.Process) -> None:
             os.kill(process.pid, signal.SIGKILL)
 
 
+async def start_whole(
+    starting: Coroutine[Any, Any, asyncio.subprocess.Process],
+) -> asyncio.subprocess.Process:
+    """A process, or none: whoever gives up in the middle of its start leaves neither it nor its pipes behind."""
+    start = asyncio.ensure_future(starting)
+    try:
+        return await asyncio.shield(start)
+    except asyncio.CancelledError:
+        await end_at_once(await start)
+        raise
+
+
+async def end_at_once(process: asyncio.subprocess.Process) -> None:
+    """Killed and reaped, and its pipes read to their end: the event loop closes those only then."""
+    kill(process)
+    if process.stdin is not None:
+        process.stdin.close()
+    for pipe in (process.stdout, process.stderr):
+        if pipe is not None:
+            await pipe.read()
+    await process.wait()
+
+
 class EngineProcess:
     """Many concurrent calls to one engine process; make it with `start`."""
 
@@ -101,23 +124,27 @@ class EngineProcess:
         side, their_side = socket.socketpair()
         side.setblocking(False)
         try:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "p2pnode.compute.engine",
-                str(theirs.fileno()),
-                str(their_side.fileno()),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.DEVNULL,
-                stderr=asyncio.subprocess.PIPE,
-                pass_fds=(theirs.fileno(), their_side.fileno(), *pass_fds),
-                env={**engine_environment(), **os.environ, **(environment or {})},
-                process_group=0,
+            process = await start_whole(
+                asyncio.create_subprocess_exec(
+                    sys.executable,
+                    "-m",
+                    "p2pnode.compute.engine",
+                    str(theirs.fileno()),
+                    str(their_side.fileno()),
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=asyncio.subprocess.DEVNULL,
+                    stderr=asyncio.subprocess.PIPE,
+                    pass_fds=(theirs.fileno(), their_side.fileno(), *pass_fds),
+                    env={**engine_environment(), **os.environ, **(environment or {})},
+                    process_group=0,
+                )
             )
-        except OSError as exc:
+        except BaseException as exc:
             ours.close()
             side.close()
-            raise EngineUnavailable(f"cannot start an engine process: {exc.strerror}") from exc
+            if isinstance(exc, OSError):
+                raise EngineUnavailable(f"cannot start an engine process: {exc.strerror}") from exc
+            raise
         finally:
             theirs.close()
             their_side.close()

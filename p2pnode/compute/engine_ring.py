@@ -49,10 +49,6 @@ class Relay:
         self._unit, self._inbound, self._onward, self._report = unit, inbound, onward, report
 
     @property
-    def unit_id(self) -> int:
-        return self._unit.unit_id
-
-    @property
     def lanes(self) -> tuple[FrameLane, FrameLane]:
         return (self._inbound, self._onward)
 
@@ -127,10 +123,6 @@ class Ring:
         self._rounds: dict[int, _Round] = {}
         self._sequence = 0
         self._slowest_s = 0.0
-
-    @property
-    def unit_id(self) -> int:
-        return self._output.unit_id
 
     @property
     def lanes(self) -> tuple[FrameLane, FrameLane]:

@@ -19,11 +19,15 @@ if TYPE_CHECKING:
 
 
 class EngineRings:
-    """By the unit that samples or computes; one that fell silent is ended, and its steps take the streams."""
+    """A head's rings by number, for plans may share the unit that samples; a stage's place by its unit.
+
+    One that fell silent is ended, and its steps take the streams.
+    """
 
     def __init__(self, send: Callable[[Message, Buffer], None]) -> None:
         self._send = send
         self._rings: dict[int, Ring] = {}
+        self._next_ring = 1
         self._relays: dict[int, Relay] = {}
         self._relayed: list[tuple[int, Frame, Frame]] = []
         self._tell_at = 0.0
@@ -37,15 +41,16 @@ class EngineRings:
         lanes: Sequence[FrameLane],
         stages: int,
         answer: Callable[[Reply], None],
-    ) -> None:
+    ) -> int:
         from p2pnode.compute.engine_ring import Ring
 
-        self.drop(output.unit_id)
         for unit in (first, output):
             if unit is not None:
                 unit.gather.share_among(stages)
-        self._rings[output.unit_id] = Ring(first, output, lanes[0], lanes[1], answer)
+        number, self._next_ring = self._next_ring, self._next_ring + 1
+        self._rings[number] = Ring(first, output, lanes[0], lanes[1], answer)
         self._changed()
+        return number
 
     def open_relay(self, unit: Unit, lanes: Sequence[FrameLane], stages: int) -> None:
         from p2pnode.compute.engine_ring import Relay
@@ -55,16 +60,27 @@ class EngineRings:
         self._relays[unit.unit_id] = Relay(unit, lanes[0], lanes[1], unit.relayed)
         self._changed()
 
-    def ring(self, unit_id: int) -> Ring | None:
-        return self._rings.get(unit_id)
+    def ring(self, number: int) -> Ring | None:
+        return self._rings.get(number)
 
-    def drop(self, unit_id: int, error: P2PNodeError | None = None) -> None:
-        """A unit goes, or what led through it is given up."""
-        over = error or StageLost("this ring was taken down")
-        for key, ring in list(self._rings.items()):
-            if unit_id in ring.units:
-                del self._rings[key]
-                ring.end(over)
+    def through(self, unit_id: int) -> list[Ring]:
+        """This head's rings that a unit has a part in."""
+        return [ring for ring in self._rings.values() if unit_id in ring.units]
+
+    def close_ring(self, number: int) -> None:
+        ring = self._rings.get(number)
+        if ring is not None:
+            self._end(ring, StageLost("this ring was taken down"))
+
+    def _end(self, ring: Ring, error: P2PNodeError) -> None:
+        self._rings = {number: other for number, other in self._rings.items() if other is not ring}
+        ring.end(error)
+        self._changed()
+
+    def drop(self, unit_id: int) -> None:
+        """A unit goes, and what leads through it."""
+        for ring in self.through(unit_id):
+            self._end(ring, StageLost("this ring was taken down"))
         relay = self._relays.pop(unit_id, None)
         if relay is not None:
             relay.end()
@@ -80,11 +96,16 @@ class EngineRings:
     def service(self) -> None:
         """Take what arrived on all lanes."""
         now = time.monotonic()
-        for place in self._places():
+        for ring in list(self._rings.values()):
             try:
-                place.service(now)
+                ring.service(now)
             except P2PNodeError as exc:
-                self.drop(place.unit_id, exc)
+                self._end(ring, exc)
+        for unit_id, relay in list(self._relays.items()):
+            try:
+                relay.service(now)
+            except P2PNodeError:
+                self.drop(unit_id)
 
     def wait_s(self) -> float | None:
         """How long the loop may sleep when nothing arrives."""

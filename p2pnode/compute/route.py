@@ -48,7 +48,7 @@ class HeadEngine(Protocol):
 
     async def step_sample(self, unit_id: int, frame: Frame, *, ahead: bool = False) -> Sampled: ...
 
-    async def ring_step(self, unit_id: int, frame: Frame, *, ahead: bool = False) -> Sampled: ...
+    async def ring_step(self, ring: int, frame: Frame, *, ahead: bool = False) -> Sampled: ...
 
     async def open_session(
         self, unit_id: int, session: int, params: SamplingParams, prompt_tokens: Sequence[int]
@@ -172,7 +172,7 @@ class PipelineRoute:
         send: SendFrame | None,
         stages: int = 1,
         ask: AskStages | None = None,
-        by_lanes: bool = False,
+        ring: int | None = None,
         output_has_layers: bool = False,
     ) -> None:
         self._ask = ask
@@ -184,7 +184,8 @@ class PipelineRoute:
         self._sequence = 0
         self._row_s = 0.0
         """Slowest recent time a row; the probe sets the first."""
-        self.by_lanes = by_lanes
+        self._ring = ring
+        self.by_lanes = ring is not None
         """Whether engines pass decoded tokens on by themselves; over when their lanes fall silent."""
         self._waiting: dict[int, asyncio.Future[Frame]] = {}
         self._around: set[asyncio.Future[Sampled]] = set()
@@ -294,11 +295,10 @@ class PipelineRoute:
 
     async def _feed_around(self, feed: Feed) -> Sampled:
         """Through lanes, from engine to engine."""
+        assert self._ring is not None
         self._epochs[feed.session] = feed.epoch
         started_s = time.monotonic()
-        work = asyncio.ensure_future(
-            self._engine.ring_step(self._output_unit, feed.frame(0), ahead=feed.ahead)
-        )
+        work = asyncio.ensure_future(self._engine.ring_step(self._ring, feed.frame(0), ahead=feed.ahead))
         result: asyncio.Future[Sampled] = asyncio.get_running_loop().create_future()
         self._around.add(result)
         work.add_done_callback(lambda done: _pass_on(done, result))

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from p2pnode.compute.engine_process import engine_environment, kill
+from p2pnode.compute.engine_process import engine_environment, kill, start_whole
 from p2pnode.errors import EngineIncompatible, EngineUnavailable, RequestError
 from p2pnode.limits import ENGINE_CLOSE_TIMEOUT_S, ENGINE_START_TIMEOUT_S, ENGINE_THREADS_MAX
 
@@ -58,11 +58,11 @@ class RpcServer:
         with socket.socket() as probe:
             probe.bind((LOOPBACK, 0))
             port = int(probe.getsockname()[1])
-        process = await asyncio.create_subprocess_exec(
+        process = await start_whole(asyncio.create_subprocess_exec(
             sys.executable, "-m", "p2pnode.compute.rpc_server", str(port), str(threads),
             stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
             env={**engine_environment(), **os.environ}, process_group=0,
-        )  # fmt: skip
+        ))  # fmt: skip
         server = cls(process, port, on_exit)
         try:
             async with asyncio.timeout(ENGINE_START_TIMEOUT_S):

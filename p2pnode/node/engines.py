@@ -75,7 +75,11 @@ class EngineHost:
             if self._closing:
                 raise EngineUnavailable(f"the engine for {self.purpose} was ended")
             if self._client is None:
-                self._client = await EngineClient.start(on_exit=self._exited)
+                client = await EngineClient.start(on_exit=self._exited)
+                if self._closing:
+                    await client.close()
+                    raise EngineUnavailable(f"the engine for {self.purpose} was ended")
+                self._client = client
             if self._specs.get(name) == spec and name in self.infos:
                 return self.infos[name]
             if name in self.infos:
@@ -150,6 +154,8 @@ class EngineHost:
         client, self._client = self._client, None
         if client is not None:
             await client.close()
+        async with self._starting:
+            return  # whoever was starting a process has seen that nobody wants it any more
 
 
 class EnginePool:

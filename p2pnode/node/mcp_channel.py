@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from p2pnode import limits
+from p2pnode.compute.engine_process import start_whole
 from p2pnode.errors import ToolFailed
 
 Message = dict[str, Any]
@@ -55,14 +56,16 @@ class ProcessChannel:
         """Only what programs need of this node's environment is passed on: it may hold keys."""
         passed = {key: os.environ[key] for key in _INHERITED if key in os.environ}
         try:
-            process = await asyncio.create_subprocess_exec(
-                *command,
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE,
-                env={**passed, **environment},
-                limit=limits.MCP_MESSAGE_BYTES_MAX,
-                process_group=0,
+            process = await start_whole(
+                asyncio.create_subprocess_exec(
+                    *command,
+                    stdin=asyncio.subprocess.PIPE,
+                    stdout=asyncio.subprocess.PIPE,
+                    stderr=asyncio.subprocess.PIPE,
+                    env={**passed, **environment},
+                    limit=limits.MCP_MESSAGE_BYTES_MAX,
+                    process_group=0,
+                )
             )
         except OSError as error:
             raise ToolFailed(f"the tool server {name} cannot be started: {error.strerror or error}") from None

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from p2pnode import limits
+from p2pnode.compute.engine_process import end_at_once, start_whole
 from p2pnode.models.files import write_atomic
 
 # numpy and the arrays it reads would stay in the node's memory for good; a child takes them with it.
@@ -26,13 +27,15 @@ async def machine_rates(data_dir: Path, threads: int, now_ms: Callable[[], int])
     known = _remembered(path)
     if known.get("threads") == threads and now_ms() - int(known.get("at_ms", 0)) < limits.MEASURE_FRESH_MS:
         return _rates(known)
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-c",
-        _PROGRAM,
-        str(threads),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.DEVNULL,
+    process = await start_whole(
+        asyncio.create_subprocess_exec(
+            sys.executable,
+            "-c",
+            _PROGRAM,
+            str(threads),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,
+        )
     )
     try:
         async with asyncio.timeout(limits.MEASURE_S_MAX):
@@ -41,9 +44,7 @@ async def machine_rates(data_dir: Path, threads: int, now_ms: Callable[[], int])
     except (TimeoutError, ValueError):
         return {}
     finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
+        await end_at_once(process)
     document = {**found, "threads": threads, "at_ms": now_ms()}
     await asyncio.to_thread(write_atomic, path, json.dumps(document).encode())
     return found

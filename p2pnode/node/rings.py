@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,15 @@ from p2pnode.compute.engine_version import engine_version
 from p2pnode.compute.part import Part, real_layer_count
 from p2pnode.compute.route import Feed, PipelineRoute
 from p2pnode.compute.scheduler import Cells
-from p2pnode.errors import CreditEnded, NotFound, P2PNodeError, PlanError, ReceiptOwed, StageLost
+from p2pnode.errors import (
+    CreditEnded,
+    EngineUnavailable,
+    NotFound,
+    P2PNodeError,
+    PlanError,
+    ReceiptOwed,
+    StageLost,
+)
 from p2pnode.facade import SamplingParams
 from p2pnode.node.active import Active, Announce, Say, StagePart, first_condition, mode_of, stage_view
 from p2pnode.node.bringing import Bringing
@@ -133,7 +142,7 @@ class Rings:
             stages.insert(len(stages) if mine.is_last else 0, view)
         client = engine.client
         ring = await self._attach(plan_id, remote, orders[0][1].stage) if remote else None
-        by_lanes = await self._open_ring(
+        ring_number = await self._open_ring(
             plan_id, orders, views, client, first, output, len(remote) + (mine.part is not None)
         )
         route = PipelineRoute(
@@ -144,7 +153,7 @@ class Rings:
             stages=len(remote) + (mine.part is not None),
             output_has_layers=mine.is_last,
             ask=lambda: self._ask_all({peer for peer, _ in orders}),
-            by_lanes=by_lanes,
+            ring=ring_number,
         )
         active = Active(
             plan_id=plan_id,
@@ -164,6 +173,10 @@ class Rings:
         )
         active.announce = self._announcing(plan_id, {peer for peer, _ in orders})
         active.on_lost.append(route.lost)
+        if ring_number is not None:
+            active.close.append(
+                lambda: self._tasks.spawn("close ring", self._close_ring(client, ring_number))
+            )
         if ring is not None:
             active.close.append(ring.end)
             self._tasks.spawn(f"ring {plan_id}", self._read_ring(active, route, ring.back))
@@ -265,15 +278,16 @@ class Rings:
         first: int | None,
         output: int,
         stages: int,
-    ) -> bool:
+    ) -> int | None:
         """Lanes from engine to engine, so that decoded tokens go around by themselves; without them streams do."""
         given = {key: view.pop("ring_ports", []) for key, view in views.items()}
         if not all(view.pop("rollback", False) for view in views.values()):
-            return False  # a round that nobody asks for could not be taken back
+            return None  # a round that nobody asks for could not be taken back
         orders = [(peer, order) for peer, order in orders if order.rank == 0]
         ports = [given[order.stage, 0] for _, order in orders]
         if not orders or not all(ports) or not self._lanes.are_for_rings:
-            return False
+            return None
+        opened: asyncio.Task[int] | None = None
         try:
             mine = await self._lanes.open(client, 2)
             (into, out), *others = hops_of([self._me, *(peer for peer, _ in orders)], [mine, *ports])
@@ -283,14 +297,20 @@ class Rings:
                 asyncio.timeout(limits.CONTROL_TIMEOUT_S),
                 asyncio.TaskGroup() as group,
             ):
-                group.create_task(client.open_ring(output, first, onward, back, stages=stages))
+                opened = group.create_task(client.open_ring(output, first, onward, back, stages=stages))
                 for (peer, order), ends in zip(orders, others, strict=True):
                     wish = {"plan_id": plan_id, "slot": order.stage, "in": ends[0], "out": ends[1]}
                     wish["stages"] = stages
                     group.create_task(self._links.call(peer, "stage.ring", wish))
         except (P2PNodeError, TimeoutError):
-            return False
-        return True
+            if opened is not None and not opened.cancelled() and opened.exception() is None:
+                await self._close_ring(client, opened.result())  # its other devices have no part in it
+            return None
+        return opened.result()
+
+    async def _close_ring(self, client: EngineClient, number: int) -> None:
+        with contextlib.suppress(EngineUnavailable):  # it went with its engine
+            await client.close_ring(number)
 
     async def _load_head(
         self, model: KnownModel, mine: _Own, options: UnitOptions, is_whole: bool, say: Say

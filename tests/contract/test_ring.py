@@ -73,12 +73,13 @@ class RingOfEngines:
             return LaneToRank(0, ports[n][1], "127.0.0.1", ports[before][0], secrets[before], 33000)
 
         async with asyncio.TaskGroup() as group:
-            group.create_task(self.head.open_ring(self.output, self.first, out(0), into(0)))
+            opened = group.create_task(self.head.open_ring(self.output, self.first, out(0), into(0)))
             for n, (engine, unit) in enumerate(self.stages, start=1):
                 seen = self.seen[n - 1]
                 observe = lambda got, gave, seen=seen: seen.append((got, gave))  # noqa: E731
                 engine.observe(unit, observe)
                 group.create_task(engine.open_relay(unit, into(n), out(n)))
+        self.number = opened.result()
 
     async def by_streams(self, frame: Frame) -> int:
         """As nodes would carry it."""
@@ -100,7 +101,7 @@ class RingOfEngines:
 
     async def turn(self, out: Sequence[int], *, session: int = 1, ahead: bool = True) -> int:
         frame = tokens_frame(out[-1:], len(PROMPT) + len(out) - 1, session=session)
-        return (await self.head.ring_step(self.output, frame, ahead=ahead)).token
+        return (await self.head.ring_step(self.number, frame, ahead=ahead)).token
 
     async def close(self) -> None:
         for engine in (self.head, *(engine for engine, _ in self.stages)):
@@ -214,6 +215,34 @@ async def test_a_lost_stage_is_noticed(ring: RingOfEngines, number: signal.Signa
             await ring.turn(tokens)
     if number is signal.SIGSTOP:
         os.kill(ring.stages[0][0].pid, signal.SIGCONT)
+
+
+async def test_plans_with_one_unit_that_samples_have_a_ring_each(
+    ring: RingOfEngines, model: Path, expected: Sequence[int]
+) -> None:
+    """Another cut of the model is planned while an answer runs: each goes on around its own ring."""
+    out = await ring.generate(3)
+    index, _ = open_model(model)
+    other = RingOfEngines(ring.head, None, ring.output)
+    for part in (Part(0, 1, embedding=True), Part(1, index.layer_count)):
+        engine = await EngineClient.start()
+        rows_out = "wanted" if part.layer_end == index.layer_count else "all"
+        unit = await engine.load(cut_spec(cut(index, part), model, rows_out=rows_out))
+        other.stages.append((engine, unit.unit_id))
+        other.seen.append([])
+    try:
+        await other.link()
+        assert await other.generate(COUNT, session=2) == expected
+        while len(out) < COUNT:
+            out.append(await ring.turn(out))
+        assert out == list(expected)
+        await ring.head.close_ring(other.number)
+        with pytest.raises(StageLost):
+            await other.turn(out, session=2)
+        assert await ring.generate(COUNT, session=3) == expected
+    finally:
+        for engine, _ in other.stages:
+            await engine.close()
 
 
 async def test_a_unit_that_goes_takes_its_ring_along(ring: RingOfEngines) -> None:

@@ -51,8 +51,8 @@ class FakeEngine:
         token = struct.unpack_from("<i", frame.payload, 4 * (frame.rows - 1))[0] + 1
         return sampled(token, is_eog=token == self.eog)
 
-    async def ring_step(self, unit_id: int, frame: Frame, *, ahead: bool = False) -> Sampled:
-        self.calls.append(("around", unit_id, frame.session, frame.position_first))
+    async def ring_step(self, ring: int, frame: Frame, *, ahead: bool = False) -> Sampled:
+        self.calls.append(("around", ring, frame.session, frame.position_first))
         await self._wait(frame)
         return sampled(struct.unpack_from("<i", frame.payload)[0] + 1)
 

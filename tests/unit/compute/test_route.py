@@ -32,7 +32,7 @@ class Ring:
             first_unit=first,
             output_unit=OUTPUT,
             send=self.send,
-            by_lanes=by_lanes,
+            ring=5 if by_lanes else None,
             output_has_layers=output_has_layers,
         )
 
