@@ -407,8 +407,9 @@ device of 1 GB can still take part. Not enforced; `p2pnode status` shows it and 
 KV_BYTES_DEFAULT = 48 * 1024 * 1024
 """Without a wish for more context a plan's key-value cache stays this small over all its devices."""
 
-PREFILL_CHUNK_TOKENS = 128
-"""Large enough for full speed of the matrix kernels, small enough that decoding sessions wait little."""
+PREFILL_CHUNK_TOKENS = 64
+"""Small enough that stages overlap (the last one begins, and the first one ends, a chunk late) and that decoding
+sessions wait little; chunks of 128 are about 3 % quicker on one device, and 6 % slower for 512 tokens over two."""
 
 PREFILL_CHUNKS_IN_FLIGHT = 4
 REFILL_ROWS_IN_FLIGHT = 32

@@ -288,9 +288,10 @@ async def test_a_kept_prefix_is_not_computed_again() -> None:
     engine, one = FakeEngine(), session(LONG, 1, reuse=Reuse(9, 512, 512))
     seen = [e async for e in generate(LocalRoute(engine, 1), one, clock=itertools.count().__next__)]
     assert engine.named("reuse") == [("reuse", 1, 1, 9, 512)]
-    assert positions(engine) == [512]
-    assert (one.cached, one.prefilled, one.exact) == (512, 88, 512)
-    assert seen[0] == PrefillProgress(600, 600, 512)
+    size = limits.PREFILL_CHUNK_TOKENS
+    assert positions(engine) == list(range(512, 600, size))
+    assert (one.cached, one.prefilled, one.exact) == (512, 88, 600 // size * size)
+    assert seen[0] == PrefillProgress(512 + size, 600, 512)
 
 
 async def test_what_was_not_computed_in_whole_chunks_spoils_what_follows() -> None:
@@ -307,7 +308,7 @@ async def test_a_prefix_that_is_gone_costs_a_computation_and_nothing_else() -> N
     engine.missing = {9}
     await run(LocalRoute(engine, 1), one)
     assert positions(engine) == list(range(0, 600, limits.PREFILL_CHUNK_TOKENS))
-    assert (one.cached, one.exact) == (0, 512)
+    assert (one.cached, one.exact) == (0, 600 // limits.PREFILL_CHUNK_TOKENS * limits.PREFILL_CHUNK_TOKENS)
 
 
 class ForgetfulStage(LocalRoute):
@@ -329,7 +330,8 @@ async def test_a_far_stage_without_the_prefix_is_found_out_by_its_rows() -> None
     engine, one = FakeEngine(), session(LONG, 1, reuse=Reuse(9, 512, 512))
     await run(ForgetfulStage(engine, 1), one)
     assert positions(engine) == list(range(0, 600, limits.PREFILL_CHUNK_TOKENS))
-    assert (one.cached, one.prefilled, one.exact) == (0, 600, 512)
+    exact = 600 // limits.PREFILL_CHUNK_TOKENS * limits.PREFILL_CHUNK_TOKENS
+    assert (one.cached, one.prefilled, one.exact) == (0, 600, exact)
 
 
 async def test_a_session_lost_without_a_prefix_is_an_error() -> None:
