@@ -1,4 +1,4 @@
-"""The writer's inside, without its thread: opens a log, proves that it is whole, folds it, commits batches.
+"""The writer's inside, without its thread: takes a log as `opening` found it, and commits batches.
 
 Any error while committing is final for this object: memory is ahead of the disk by an unknown amount, and
 only opening the log again tells. Source: specs/08-log.md#store
@@ -7,50 +7,35 @@ only opening the log again tells. Source: specs/08-log.md#store
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from hashlib import sha256
 from typing import Any, Generic
 
 from p2pnode.errors import CorruptRecord, IdempotencyConflict, LogFailed
-from p2pnode.events.assembler import Assembler, Draft, Position
-from p2pnode.events.block import GENESIS, Block
-from p2pnode.events.codec import Record, decode_trusted
+from p2pnode.events.assembler import Assembler, Draft
+from p2pnode.events.block import Block
+from p2pnode.events.codec import decode_trusted
 from p2pnode.events.database import (
     Connection,
     IdempotencyRow,
     SecretRow,
-    SnapshotRow,
     Tables,
     write_cosignature,
     write_draft,
 )
-from p2pnode.events.ids import IdState, state_after
-from p2pnode.events.keys import LogKeys, is_binding_valid, origin_of
+from p2pnode.events.keys import LogKeys, origin_of
 from p2pnode.events.log import LOCAL, Decide, Fold, NewEvent, Outcome, State
-from p2pnode.events.merkle import Edge, leaf_hash, root_at
-from p2pnode.events.rebuild import PartedFold, Rebuild
+from p2pnode.events.merkle import root_at
+from p2pnode.events.opening import StoredTree, bound_keys, fold_stored, position_of, record_at
+from p2pnode.events.rebuild import PartedFold
 from p2pnode.events.types import KeysBound, PeerEquivocated, SubjectForgotten, WitnessReceived
 from p2pnode.events.witness import UNKNOWN, AddCheckpoint, WitnessAnswer, Witnessed, answer_witness
 from p2pnode.identity import Identity
 from p2pnode.limits import (
-    LOG_REBUILD_EVENTS_MIN,
     LOG_SNAPSHOT_EVENTS,
     WITNESS_EVENT_MS_MIN,
     WITNESS_ORIGINS_MAX,
 )
 from p2pnode.units import EventIndex
-
-_CHUNK = 5_000
-
-
-class StoredTree:
-    """Tiles from the tables, the unfinished upper ones from the edge."""
-
-    def __init__(self, tables: Tables, edge: Edge) -> None:
-        self._tables, self._edge = tables, edge
-
-    def tile(self, level: int, index: int) -> bytes:
-        return self._tables.tile(level, index) or self._edge.partial(level, index)
 
 
 class Committer(Generic[State]):
@@ -75,20 +60,18 @@ class Committer(Generic[State]):
         self._told_ms: dict[str, int] = {}
         self._caught: dict[str, str] = {}
         """Origins whose fraud was recorded and whose they are: the same proof again is no news."""
-        self._snapshot_size = 0
         self._is_rebuilt = False
-        self.rebuild: Rebuild[State] | None = None
-        """What newer code folds beside the old state; `rebuild_step` goes on with it."""
-        self.previous_origin = ""
-        """The name this log went by before a refused rollback."""
         size = self.tables.size()
-        position = self._position(size)
-        self.replayed_count = 0
-        state = self._fold_stored(size, position, beside)
+        position = position_of(self.tables, size, now_ms())
+        folded = fold_stored(self.tables, fold, beside, size, position.edge)
+        self.replayed_count, self._snapshot_size = folded.replayed_count, folded.first
+        self.rebuild = folded.rebuild
+        """What newer code folds beside the old state; `rebuild_step` goes on with it."""
+        keys, self.previous_origin = bound_keys(self.tables, identity, size)
         chosen = fold if self.rebuild is None else self.rebuild.current
-        self.assembler = Assembler(self._bound_keys(size), chosen, state, position, rng)
+        self.assembler = Assembler(keys, chosen, folded.state, position, rng)
         for index in self.tables.frauds():
-            event = self._record(index).event
+            event = record_at(self.tables, index).event
             if isinstance(event, PeerEquivocated):
                 self._caught[event.origin] = event.peer
         if size == 0:
@@ -247,100 +230,6 @@ class Committer(Generic[State]):
         self.rebuild = None
         self._snapshot_size, self._is_rebuilt = 0, True
         return copy
-
-    # --- opening ------------------------------------------------------------------------------------
-    def _position(self, size: int) -> Position:
-        """Rebuild the right edge and check it against the newest seal, before anything is signed again."""
-        edge = Edge.load(StoredTree(self.tables, Edge()), size)
-        block = self.tables.last_block()
-        sealed = 0 if block is None else block.header.end
-        if sealed > size:
-            raise CorruptRecord(f"the log ends at {size}, but {sealed} events were sealed", index=size)
-        if block is not None and root_at(StoredTree(self.tables, edge), sealed) != block.header.log_root:
-            raise CorruptRecord(
-                f"the first {sealed} events are not those that were sealed",
-                hint="p2pnode log verify names the first one that differs",
-                index=block.header.first,
-            )
-        unsealed = []
-        for index, body, leaf in self.tables.events(sealed, size):
-            if leaf_hash(body) != leaf:
-                raise CorruptRecord(f"event {index} is not what was written", index=index)
-            unsealed.append(leaf)
-        last_id = self.tables.last_event_id()
-        return Position(
-            edge=edge,
-            ids=IdState() if last_id is None else state_after(last_id),
-            lamport=self._last_lamport(size),
-            block_number=0 if block is None else block.header.number + 1,
-            previous_hash=GENESIS if block is None else block.hash,
-            unsealed=unsealed,
-            unsealed_since_ms=self.now_ms(),
-        )
-
-    def _last_lamport(self, size: int) -> int:
-        return self._record(size - 1).lamport if size else 0
-
-    def _record(self, index: int) -> Record:
-        return decode_trusted(self.tables.bodies(index, index + 1)[0], EventIndex(index))
-
-    def _bound_keys(self, size: int) -> LogKeys:
-        """The newest keys bound in the log; they must be this node's."""
-        if size == 0:
-            return LogKeys.derive(self._identity)
-        row = self._connection.execute("SELECT max(seq) FROM bindings").fetchone()
-        index = 0 if row[0] is None else int(row[0])
-        event = self._record(index).event
-        if not isinstance(event, KeysBound) or not is_binding_valid(event):
-            raise CorruptRecord(f"event {index} does not bind this log's keys", index=index)
-        keys = LogKeys.derive(self._identity, event.generation, event.origin)
-        if keys.bound(event.previous_origin) != event:
-            raise CorruptRecord(
-                f"the log belongs to {event.peer}, the identity key to {self._identity.peer_id}",
-                hint="put the identity key and the log of one node together",
-                index=index,
-            )
-        self.previous_origin = event.previous_origin
-        return keys
-
-    def _fold_stored(self, size: int, position: Position, beside: PartedFold[State] | None) -> State:
-        """From the newest good snapshot, or from the beginning: at once, or what is much of it beside the old state."""
-        row = self._whole_snapshot(size, position.edge)
-        state, first = self._load_snapshot(row)
-        if first or beside is None or size < LOG_REBUILD_EVENTS_MIN:
-            return self._fold_on(self._fold, state, first, size)
-        self.rebuild = Rebuild(beside, row)
-        if self.rebuild.has_current:
-            self._fold_on(self.rebuild.current, self.rebuild.shown, self.rebuild.as_of, size)
-        return self.rebuild.decided_on()
-
-    def _fold_on(self, fold: Fold[State], state: State, first: int, size: int) -> State:
-        """Over what is stored from `first` on; every replayed body is checked."""
-        self._snapshot_size = first
-        while first < size:
-            end = min(first + _CHUNK, size)
-            for index, body, leaf in self.tables.events(first, end):
-                if index != first or leaf_hash(body) != leaf:
-                    raise CorruptRecord(f"event {first} is not what was written", index=first)
-                state = fold.apply(state, decode_trusted(body, EventIndex(index)))
-                first += 1
-            if first != end:
-                raise CorruptRecord(f"event {first} is missing", index=first)
-            self.replayed_count = first - self._snapshot_size
-        return state
-
-    def _whole_snapshot(self, size: int, edge: Edge) -> SnapshotRow | None:
-        """The kept snapshot, of whatever code, if log and hash agree with it; else as if there were none."""
-        row = self.tables.snapshot()
-        if row is None or not 0 < row.size <= size or sha256(row.state).digest() != row.state_hash:
-            return None
-        return row if root_at(StoredTree(self.tables, edge), row.size) == row.log_root else None
-
-    def _load_snapshot(self, row: SnapshotRow | None) -> tuple[State, int]:
-        if row is not None and row.version == self._fold.version:
-            with suppress(CorruptRecord):
-                return self._fold.load(row.state), row.size
-        return self._fold.initial(), 0
 
     def _repeat(self, row: IdempotencyRow, fingerprint: bytes) -> Outcome:
         if row.fingerprint != fingerprint:

@@ -8,9 +8,10 @@ from __future__ import annotations
 from typing import Any
 
 from p2pnode.errors import BadCheckpoint, RollbackRefused
-from p2pnode.events.committer import Committer, StoredTree
+from p2pnode.events.committer import Committer
 from p2pnode.events.merkle import root_at
 from p2pnode.events.note import parse_checkpoint, parse_note
+from p2pnode.events.opening import StoredTree
 
 _HINT = (
     "this happens after restoring a backup: put the newer log back, or run p2pnode log accept-rollback, "

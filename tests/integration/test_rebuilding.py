@@ -15,7 +15,7 @@ import pytest
 from p2pnode.bootstrap import RunningNode
 from p2pnode.config import JoinOptions
 from p2pnode.endpoint import NodeError, find_node
-from p2pnode.events import committer as committer_module
+from p2pnode.events import opening
 from p2pnode.events.database import Tables, connect_reader
 from p2pnode.events.folder import database_path
 from p2pnode.events.rebuild import Rebuild
@@ -35,7 +35,7 @@ async def test_until_the_record_is_folded_anew_it_is_shown_and_nothing_is_decide
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The faces of a real node over HTTP, before and after the swap; the last slice comes when the test says so."""
-    monkeypatch.setattr(committer_module, "LOG_REBUILD_EVENTS_MIN", 100)
+    monkeypatch.setattr(opening, "LOG_REBUILD_EVENTS_MIN", 100)
     size = write_log(
         tmp_path,
         OldFold(["billing", "usage"], unreadable=["plans"]),

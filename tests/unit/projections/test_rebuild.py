@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from p2pnode import commands as c
 from p2pnode import decide as deciding
 from p2pnode.errors import InsufficientCredit, LogFailed, StateRebuilding
-from p2pnode.events import committer as committer_module
+from p2pnode.events import opening
 from p2pnode.events import rebuild as rebuild_module
 from p2pnode.events.database import Tables, connect_reader, connect_writer
 from p2pnode.events.folder import DATABASE, LOG_DIR, database_path
@@ -37,7 +37,7 @@ ALL = tuple(sorted(MeshFold.parts))
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every log is long enough, and a slice is short."""
-    monkeypatch.setattr(committer_module, "LOG_REBUILD_EVENTS_MIN", 1)
+    monkeypatch.setattr(opening, "LOG_REBUILD_EVENTS_MIN", 1)
     monkeypatch.setattr(rebuild_module, "LOG_REBUILD_SLICE_EVENTS", 7)
 
 
@@ -238,7 +238,7 @@ async def test_without_a_snapshot_all_is_rebuilt(tmp_path: Path) -> None:
 def test_short_logs_are_folded_before_they_are_opened(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(committer_module, "LOG_REBUILD_EVENTS_MIN", 10_000)
+    monkeypatch.setattr(opening, "LOG_REBUILD_EVENTS_MIN", 10_000)
     write_log(tmp_path, OldFold(ALL), life(7))
     log = opened(tmp_path)
     assert log.rebuild is None
