@@ -302,6 +302,7 @@ def large_log(folder: Path, count: int) -> Json:
     before_mb = rss_mb()
     without = cold_start(folder)
     with_snapshot = [cold_start(folder) for _ in range(3)]
+    rebuild = asyncio.run(rebuilt_beside(folder))
     reader = LogReader(folder / LOG_DIR / DATABASE)
     size, rng = reader.size, random.Random(1)
     root = reader.root(size)
@@ -323,6 +324,7 @@ def large_log(folder: Path, count: int) -> Json:
         "write_per_s": round(count / write_s),
         "cold_start_without_snapshot_s": without,
         "cold_start_with_snapshot_s": statistics.median(with_snapshot),
+        **rebuild,
         "memory_growth_mb": round(rss_mb() - before_mb),
         "inclusion_p50_ms": percentile_ms([wall for wall, _ in inclusion], 0.5),
         "inclusion_p99_ms": percentile_ms([wall for wall, _ in inclusion], 0.99),
@@ -340,6 +342,33 @@ def cold_start(folder: Path) -> float:
     elapsed, log = timed(lambda: SqliteLog.open(folder, identity(), fold=MeshFold()))
     log.close_blocking()
     return round(elapsed, 3)
+
+
+async def rebuilt_beside(folder: Path) -> Json:
+    """After an update of every projection: until old answers are there, until all is folded anew, and how long
+    facts that one caller records all the time wait meanwhile."""
+    connection = connect_writer(folder / LOG_DIR / DATABASE)
+    connection.execute("UPDATE snapshots SET version = 'other code'")
+    connection.close()
+    fold = MeshFold()
+    opened_s, log = timed(lambda: SqliteLog.open(folder, identity(), fold=fold, beside=fold))
+    assert log.rebuild is not None
+    done = asyncio.Event()
+    log.on_rebuilt(lambda _: done.set())
+    started, waits = time.perf_counter(), []
+    while not done.is_set():
+        before = time.perf_counter()
+        await log.append([held(len(waits))])
+        waits.append(time.perf_counter() - before)
+    rebuilt_s = time.perf_counter() - started
+    await log.close()
+    return {
+        "rebuild_old_answers_s": round(opened_s, 3),
+        "rebuild_s": round(rebuilt_s, 3),
+        "rebuild_facts_recorded_meanwhile": len(waits),
+        "rebuild_append_p50_ms": percentile_ms(waits, 0.5),
+        "rebuild_append_p99_ms": percentile_ms(waits, 0.99),
+    }
 
 
 def write_fast(folder: Path, count: int) -> float:

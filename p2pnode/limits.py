@@ -179,7 +179,7 @@ LOG_PUBLISH_MS_MIN = 1_000
 LOG_SNAPSHOT_EVENTS = 100_000
 """Between two snapshots of what is folded; replaying so many takes about a second."""
 
-LOG_REBUILD_SLICE_EVENTS = 1_000
+LOG_REBUILD_SLICE_EVENTS = 500
 """Folded at once while newer code folds the record beside the old state: what others ask of the writer waits some
 milliseconds at most."""
 
