@@ -12,6 +12,7 @@ at its own door, without any mesh or relay between: what somebody has who asks t
 All nodes share the cores of this machine, which devices of their own would not. One answer keeps one engine busy at
 a time, so what is shared is what nodes and relays need for themselves; threads of an engine that waits spin shortly
 (GOMP_SPINCOUNT as below). A mesh whose engines compute side by side would be measured too slow here, never too fast.
+Answers during which other programs had more than a tenth of a core are asked again, some times.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from nodes import MODELS, ROOT, Answer, BenchError, Mesh, Node, ask, machine, model_of
+from others import undisturbed
 
 from p2pnode.errors import P2PNodeError
 
@@ -76,6 +78,8 @@ class Result:
     """Of what was chosen to the best single device; None where none holds the model."""
     refused: str = ""
     """Why nothing was chosen."""
+    others_share_max: float = 0.0
+    """Of a core, what other programs had during the answer they disturbed most."""
 
 
 def case_of(number: int, seed: int) -> Case:
@@ -149,11 +153,12 @@ def wait_for(what: str, holds: Any) -> None:
         time.sleep(0.1)
 
 
-def speed(node: Node, wish: dict[str, Any]) -> tuple[list[float], Answer]:
+def speed(node: Node, wish: dict[str, Any], result: Result) -> tuple[list[float], Answer]:
     """Tokens a second from the first to the last of some answers; one before them warms up. And the last answer."""
     ask(node, {**wish, "max_tokens": 8})
-    answers = [ask(node, wish) for _ in range(ANSWERS)]
-    return [_speed(answer) for answer in answers], answers[-1]
+    found = [undisturbed(lambda: ask(node, wish)) for _ in range(ANSWERS)]
+    result.others_share_max = max(result.others_share_max, *(round(share, 3) for _, share in found))
+    return [_speed(answer) for answer, _ in found], found[-1][0]
 
 
 def _speed(answer: Answer) -> float:
@@ -198,7 +203,7 @@ def run(case: Case, model: Path) -> Result:
         mesh.head.api.post("/command/set", {"key": "serve.elsewhere", "value": "faster"})
         predictions = expected(mesh.head, name)
         try:
-            measured, answer = speed(mesh.head, wish)
+            measured, answer = speed(mesh.head, wish, result)
         except P2PNodeError as error:
             result.refused = str(error)
             return result
@@ -206,11 +211,16 @@ def run(case: Case, model: Path) -> Result:
         result.stages = [[stage["name"], *stage["layers"]] for stage in answer.end["stages"]]
         for node in mesh.nodes:
             if fits(node, name):
-                alone, _ = speed(node, {**wish, "mode": "local"})
-                result.singles_tokens_per_s[node.name] = round(statistics.median(alone), 2)
+                alone, _ = speed(node, {**wish, "mode": "local"}, result)
+                if node is mesh.head and result.mode == "local" and result.stages[0][0] == node.name:
+                    measured += alone  # one plan, one figure
+                else:
+                    result.singles_tokens_per_s[node.name] = round(statistics.median(alone), 2)
         # Once more after the others: the machine may have become quicker or slower meanwhile.
-        measured += speed(mesh.head, wish)[0]
+        measured += speed(mesh.head, wish, result)[0]
     found = statistics.median(measured)
+    if result.mode == "local" and result.stages[0][0] == mesh.head.name:
+        result.singles_tokens_per_s[mesh.head.name] = round(found, 2)
     # A tensor group is one stage in a plan and one for each rank in an answer; what is no device alone is the plan.
     predicted = predictions.get(str(result.stages)) or next(iter(predictions.values()))
     result.predicted_tokens_per_s = round(predicted, 2)

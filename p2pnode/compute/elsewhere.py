@@ -73,7 +73,7 @@ def in_order(own: Plan | None, whole: Sequence[Whole], policy: Elsewhere) -> lis
     soonest = next((one for one in whole if not one.is_paid), None)
     if soonest is None or (can_alone and policy == "needed"):
         return [None]
-    gain = limits.AUTO_SPEED_GAIN_MIN
+    gain = limits.PLAN_GAIN_MIN
     if can_alone and soonest.answer_s * gain > _answer_s(own):
         return [None]
     if not can_alone and _answer_s(own) * gain < soonest.answer_s:

@@ -74,7 +74,7 @@ def test_a_loaded_model_is_no_reason_against_it() -> None:
 @pytest.mark.parametrize(
     ("policy", "speed", "expected"),
     [("never", 100.0, [None]), ("needed", 100.0, [None]), ("faster", 100.0, ["peer-n1", None]),
-     ("faster", 11.0, [None])],
+     ("faster", 10.9, [None]), ("faster", 11.5, ["peer-n1", None])],
 )  # fmt: skip
 def test_who_can_do_it_alone_does_it_unless_somebody_wants_what_is_sooner(
     policy: Elsewhere, speed: float, expected: list[str | None]
