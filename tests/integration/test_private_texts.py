@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -58,6 +60,32 @@ def test_no_event_holds_a_text_an_address_or_a_command(mesh: MeshOfProcesses) ->
         for address in ("127.0.0.1", *(f"/udp/{port}" for port in ports)):
             assert address.encode() not in events, address
     assert alpha.events("PeerSeen"), "an address was seen and committed to"
+
+
+def test_a_kept_request_is_asked_again(mesh: MeshOfProcesses) -> None:
+    """Greedy and seeded answers come again, over both devices; what was chance or another prompt's is refused."""
+    alpha = mesh.nodes[0]
+    alpha.api.post("/command/set", {"key": "keep_texts", "value": "true"})
+    for wish in ({}, {"temperature": 0.9, "seed": 7}):
+        answer = alpha.infer(DEMO, PROMPT, mode="pipeline", **wish)
+        again = alpha.cli("log", "replay", answer["request_id"])
+        assert (again["same"], again["text"]) == (True, answer["text"]), wish
+    chance = alpha.infer(DEMO, PROMPT, mode="pipeline", temperature=0.9)["request_id"]
+    other = alpha.data / "prompt.txt"
+    other.write_text("another prompt")
+    for arguments, what in (
+        ([chance], "neither greedy nor seeded"),
+        ([answer["request_id"], "--prompt-file", str(other)], "is not the prompt"),
+    ):
+        found = subprocess.run(
+            [sys.executable, "-m", "p2pnode", "log", "replay", *arguments, "--data", str(alpha.data)],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+        assert found.returncode == 1, found
+        assert what in found.stderr
 
 
 def test_what_was_kept_is_gone_when_it_is_forgotten(mesh: MeshOfProcesses) -> None:

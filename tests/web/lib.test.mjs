@@ -87,6 +87,9 @@ test("home says how things are and what needs you", () => {
   assert.match(attention({ ...calm, peers: [{ peer: "c", name: "phone", state: "pending" }, ...calm.peers] }).text, /phone waits/);
   assert.match(attention({ ...calm, models: [] }).text, /no model/);
   assert.match(attention({ ...calm, peers: calm.peers.slice(0, 1) }).text, /only device/);
+  const rebuilding = { folded: 500, size: 2000, decides: false };
+  assert.match(attention({ ...calm, status: { ...calm.status, log: { rebuilding } } }).text, /25 % so far/);
+  assert.equal(attention({ ...calm, status: { ...calm.status, log: { rebuilding: { ...rebuilding, decides: true } } } }), null);
 });
 
 test("without an active plan the newest answer is shown", () => {
