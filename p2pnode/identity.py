@@ -21,11 +21,16 @@ from p2pnode.multiformats import DecodeError
 from p2pnode.units import PeerId
 
 KEY_FILE = "identity.key"
+RECORD_FILE = "log/log.db"
+"""Beside it from the first start on; a new key could not go on with an old record."""
 KEY_FILE_BYTES_MAX = 256
 """The protobuf has 68 bytes; an old form has 100."""
 
 _DERIVE_SALT = b"p2pnode/identity/1"
-_HINT = "restore it from a copy, or move it away to start as a new node (other devices must admit it again)"
+_HINT = (
+    "restore it from a copy, or choose another folder with --data to start as a new node "
+    "(other devices must admit it again)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +115,12 @@ def load_or_create(data_dir: Path) -> Identity:
     path = data_dir / KEY_FILE
     if path.exists() or path.is_symlink():
         return load(path)
+    if (data_dir / RECORD_FILE).exists():
+        raise DataDirError(
+            f"the node's key {path} is missing, and {data_dir} holds the record of the node it belongs to",
+            hint=_HINT,
+            path=str(path),
+        )
     identity = Identity.generate()
     try:
         data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -106,4 +106,8 @@ def _write(path: Path, bound: str) -> None:
         temporary.write_text(json.dumps({"machine": bound, "host": host_name()}) + "\n", encoding="utf-8")
         temporary.replace(path)
     except OSError as error:
-        raise DataDirError(f"{path} cannot be written: {error.strerror or error}", path=str(path)) from error
+        raise DataDirError(
+            f"{path} cannot be written: {error.strerror or error}",
+            hint="move it away, it is written again; or make the folder writable",
+            path=str(path),
+        ) from error

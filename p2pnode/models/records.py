@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 
 from p2pnode.errors import BadModelFile
+from p2pnode.models import cid as content
 from p2pnode.models.files import data_errors, write_atomic
 from p2pnode.units import ContentId
 
@@ -65,7 +66,9 @@ class StoreRecords:
             data = path.read_bytes()
         try:
             found = msgspec.json.decode(data, type=_Content)
-        except (msgspec.DecodeError, msgspec.ValidationError):
+            for value in (*found.names.values(), *found.imports, *found.used):
+                content.to_digest(ContentId(value))
+        except (msgspec.DecodeError, msgspec.ValidationError, BadModelFile):
             with data_errors(path):
                 path.replace(path.with_name(path.name + ".damaged"))
             return records
@@ -75,12 +78,12 @@ class StoreRecords:
         return records
 
     def save(self) -> None:
-        content = _Content(
+        document = _Content(
             names=dict(self.names),
             imports={str(key): value for key, value in self.imports.items()},
             used=[c for c in self.used if c in self.names.values()],
         )
-        write_atomic(self.path, msgspec.json.format(msgspec.json.encode(content), indent=1))
+        write_atomic(self.path, msgspec.json.format(msgspec.json.encode(document), indent=1))
 
     def touch(self, content_id: ContentId) -> None:
         """Mark as used now."""

@@ -59,16 +59,21 @@ class ModelStore:
     def get(self, name: str) -> StoredModel:
         """By name or content id; ModelUnknown."""
         with self._lock:
-            content_id = self._records.names.get(name)
-            if content_id is None and name in self._records.names.values():
-                content_id = ContentId(name)
-                name = next(label for label, value in self._records.names.items() if value == content_id)
-            if content_id is None:
-                raise ModelUnknown(f"no model named {name!r} on this device", model=name)
+            content_id, name = self._named(name)
             manifest = self.manifest(content_id)
             imported = self.imported_paths(content_id) is not None
             have = manifest.size if imported else self._cache(content_id).have_bytes
             return StoredModel(name, content_id, manifest, imported, have)
+
+    def _named(self, name: str) -> tuple[ContentId, str]:
+        """Content id and name, by one of them; ModelUnknown."""
+        names = self._records.names
+        if name in names:
+            return names[name], name
+        for label, content_id in names.items():
+            if content_id == name:
+                return content_id, label
+        raise ModelUnknown(f"no model named {name!r} on this device", model=name)
 
     def manifest(self, content_id: ContentId) -> Manifest:
         """The manifest of a content id; checked against it, so a damaged file is never believed."""
@@ -82,7 +87,8 @@ class ModelStore:
                     data = path.read_bytes()
                 if content.of(data) != content_id:
                     raise BadModelFile(
-                        f"manifest {content_id} is damaged on this disk", hint="remove and fetch it again"
+                        f"manifest {content_id} is damaged on this disk",
+                        hint="remove the model and add or fetch it again: p2pnode rm",
                     )
                 known = self._manifests[content_id] = manifests.decode(data)
             return known
@@ -95,7 +101,7 @@ class ModelStore:
         stamps = [ImportedFile.of(part) for part in paths]
         with self._lock:
             known = self._records.import_of(stamps)
-        if known is None:
+        if known is None or not self._has_manifest(known):
             manifest = importer.read_manifest(paths, progress)
             if [ImportedFile.of(part) for part in paths] != stamps:
                 raise BadModelFile(
@@ -126,18 +132,27 @@ class ModelStore:
             return self.get(label)
 
     def _keep_manifest(self, manifest: Manifest) -> None:
-        path = self.root / "manifests" / manifest.content_id
-        if not path.is_file() or path.stat().st_size != len(manifest.encoded):
+        if not self._has_manifest(manifest.content_id):
+            path = self.root / "manifests" / manifest.content_id
             self._check_disk(len(manifest.encoded))
+            if path.is_dir():
+                delete(path)
             write_atomic(path, manifest.encoded)
         self._manifests[manifest.content_id] = manifest
+
+    def _has_manifest(self, content_id: ContentId) -> bool:
+        """Whether it is here and whole."""
+        try:
+            self.manifest(content_id)
+        except (BadModelFile, ModelUnknown):
+            return False
+        return True
 
     # --- removing ----------------------------------------------------------------------------------
     def remove(self, name: str) -> int:
         """Forget a name; bytes freed. Imported files are never deleted."""
         with self._lock:
-            content_id = self.get(name).content_id
-            label = name if name in self._records.names else self.get(name).name
+            content_id, label = self._named(name)
             del self._records.names[label]
             freed = 0
             if content_id not in self._records.names.values():
@@ -322,7 +337,7 @@ class ModelStore:
             if used + size <= quota:
                 return
             if candidate != content_id and candidate not in self._pinned:
-                used -= self._cache(candidate).have_bytes
+                used -= self._cache(candidate).have_bytes if self._has_manifest(candidate) else 0
                 for name in [label for label, value in self._records.names.items() if value == candidate]:
                     del self._records.names[name]
                 self._drop(candidate)
@@ -369,7 +384,8 @@ class ModelStore:
     def cached_bytes(self) -> int:
         """Bytes fetched into this store, all models together."""
         with self._lock:
-            return sum(self._cache(value).have_bytes for value in set(self._records.names.values()))
+            names = set(self._records.names.values())
+            return sum(self._cache(value).have_bytes for value in names if self._has_manifest(value))
 
     def stored_bytes(self) -> int:
         """Bytes on this disk that belong to the store: fetched chunks and files pulled from a hub."""

@@ -74,6 +74,15 @@ def test_key_that_is_a_folder_cannot_be_read(tmp_path: Path) -> None:
         identities.load_or_create(tmp_path)
 
 
+def test_a_key_that_went_missing_is_not_made_anew(tmp_path: Path) -> None:
+    """The record beside it goes on under its own key or not at all."""
+    (tmp_path / "log").mkdir()
+    (tmp_path / "log" / "log.db").touch()
+    with pytest.raises(DataDirError, match="is missing"):
+        identities.load_or_create(tmp_path)
+    assert not (tmp_path / identities.KEY_FILE).exists()
+
+
 def test_folder_that_cannot_be_made_says_so(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(DataDirError, match="cannot be written") as caught:

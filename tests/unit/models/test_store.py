@@ -404,9 +404,14 @@ def test_a_folder_that_cannot_be_used_is_said(tmp_path: Path) -> None:
         ModelStore(tmp_path / "file" / "store")
 
 
-def test_damaged_records_are_put_aside(tmp_path: Path, origin: ModelStore) -> None:
+@pytest.mark.parametrize("damage", ["not JSON", "a content id that is none"])
+def test_damaged_records_are_put_aside(tmp_path: Path, origin: ModelStore, damage: str) -> None:
     model = origin.get("toy")
-    (tmp_path / "origin" / "store.json").write_text("{broken")
+    records = tmp_path / "origin" / "store.json"
+    whole = records.read_text()
+    records.write_text(
+        "{broken" if damage == "not JSON" else whole.replace(model.content_id[-9:], "&&&&&&&&&")
+    )
     again = ModelStore(tmp_path / "origin")
     assert again.models() == []
     assert (tmp_path / "origin" / "store.json.damaged").exists()
@@ -421,6 +426,29 @@ def test_a_damaged_manifest_is_not_believed(tmp_path: Path, origin: ModelStore) 
     with pytest.raises(BadModelFile, match="damaged"):
         again.get("toy")
     assert again.models() == []
+
+
+@pytest.mark.parametrize("damage", ["flip", "empty", "missing", "a folder"])
+def test_a_damaged_manifest_is_made_again(tmp_path: Path, origin: ModelStore, damage: str) -> None:
+    """From the file that it was made of; a name without one can be removed, and keeps no other model from room."""
+    model = origin.get("toy")
+    path = tmp_path / "origin" / "manifests" / model.content_id
+    data = path.read_bytes()
+    path.unlink()
+    if damage == "a folder":
+        path.mkdir()
+    elif damage != "missing":
+        path.write_bytes(b"" if damage == "empty" else data[:-1] + b"x")
+    again = ModelStore(tmp_path / "origin")
+    assert again.cached_bytes() == 0
+    assert again.add_file(tmp_path / "toy.gguf").manifest == model.manifest
+    assert path.read_bytes() == data
+    path.write_bytes(b"x")
+    last = ModelStore(tmp_path / "origin")
+    last.remove("toy")
+    with pytest.raises(ModelUnknown):
+        last.get("toy")
+    assert not path.exists()
 
 
 def test_a_cache_without_its_files_is_empty(tmp_path: Path, origin: ModelStore) -> None:
