@@ -60,11 +60,15 @@ class Committer(Generic[State]):
         self._told_ms: dict[str, int] = {}
         self._caught: dict[str, str] = {}
         """Origins whose fraud was recorded and whose they are: the same proof again is no news."""
-        self._is_rebuilt = False
         size = self.tables.size()
         position = position_of(self.tables, size, now_ms())
         folded = fold_stored(self.tables, fold, beside, size, position.edge)
         self.replayed_count, self._snapshot_size = folded.replayed_count, folded.first
+        self._wants_snapshot = folded.rebuild is None and folded.replayed_count >= LOG_SNAPSHOT_EVENTS
+        """Much was folded since the last one. It waits for a seal and never causes one: after a start nothing is signed
+        before a witness was asked."""
+        if self._wants_snapshot:
+            self._snapshot_size = size
         self.rebuild = folded.rebuild
         """What newer code folds beside the old state; `rebuild_step` goes on with it."""
         keys, self.previous_origin = bound_keys(self.tables, identity, size)
@@ -204,9 +208,10 @@ class Committer(Generic[State]):
     def snapshot(self) -> None:
         """Keep the folded state, if everything it holds is sealed; the old one until a rebuild is through."""
         size = self.assembler.size
-        if self.assembler.unsealed_count or size == self._snapshot_size or self.rebuild is not None:
+        is_news = size != self._snapshot_size or self._wants_snapshot
+        if self.assembler.unsealed_count or not is_news or self.rebuild is not None:
             return
-        self._is_rebuilt = False
+        self._wants_snapshot = False
         state = self._fold.dump(self.state)
         row = ("state", size, self.assembler.edge.root(), self._fold.version, sha256(state).digest(), state)
         self._also.append(lambda c: c.execute("INSERT OR REPLACE INTO snapshots VALUES (?,?,?,?,?,?)", row))
@@ -228,7 +233,7 @@ class Committer(Generic[State]):
             raise LogFailed(f"the record could not be folded: {error.message}") from error
         self.assembler.fold_by(self._fold)
         self.rebuild = None
-        self._snapshot_size, self._is_rebuilt = 0, True
+        self._snapshot_size, self._wants_snapshot = size, True
         return copy
 
     def _repeat(self, row: IdempotencyRow, fingerprint: bytes) -> Outcome:
@@ -249,12 +254,9 @@ class Committer(Generic[State]):
         now_ms = self.now_ms()
         if self.assembler.is_held(now_ms):
             return
-        is_snapshot_due = self._is_rebuilt or self._is_snapshot_due()
+        since = self.assembler.size - self._snapshot_size
+        is_snapshot_due = self.rebuild is None and since >= LOG_SNAPSHOT_EVENTS
         if is_snapshot_due or self.assembler.is_seal_due(now_ms):
             self.assembler.seal(now_ms)
-        if is_snapshot_due:
+        if is_snapshot_due or self._wants_snapshot:
             self.snapshot()
-
-    def _is_snapshot_due(self) -> bool:
-        is_whole = self.rebuild is None
-        return is_whole and self.assembler.size - self._snapshot_size >= LOG_SNAPSHOT_EVENTS

@@ -133,7 +133,7 @@ class Writer(Generic[State]):
         with self._wake:
             self._queue.extendleft(reversed(self._waiting))
             self._waiting.clear()
-        self._commit([])  # seals and keeps a snapshot of the new state
+        self._commit([])  # keeps a snapshot of the new state, when all is sealed
 
     def _next_batch(self) -> list[_Queued[State]] | None:
         """Jobs to commit together; none at all when only the clock is to be looked at; None at the end."""

@@ -41,9 +41,15 @@ class OldFold(MeshFold):
 
 
 def write_log(
-    folder: Path, fold: MeshFold, events: Iterable[Any], identity: Identity | None = None, *, each: int = 500
+    folder: Path,
+    fold: MeshFold,
+    events: Iterable[Any],
+    identity: Identity | None = None,
+    *,
+    each: int = 500,
+    tail: int = 0,
 ) -> int:
-    """A sealed log with a snapshot by `fold`; `events` are facts, or records whose times count too."""
+    """A log sealed but for its `tail`, with a snapshot by `fold`; `events` are facts, or records with their times."""
     (folder / LOG_DIR).mkdir(parents=True, exist_ok=True)
     connection = connect_writer(folder / LOG_DIR / DATABASE)
     create_schema(connection)
@@ -56,6 +62,9 @@ def write_log(
             committer.flush()
     committer.seal()
     committer.snapshot()
+    committer.flush()
+    for fact in billing_events(tail, first=3_000_000):
+        _add(committer, clock, fact)
     committer.flush()
     size = committer.assembler.size
     connection.close()

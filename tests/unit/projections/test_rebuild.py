@@ -16,10 +16,12 @@ from hypothesis import strategies as st
 from p2pnode import commands as c
 from p2pnode import decide as deciding
 from p2pnode.errors import InsufficientCredit, LogFailed, StateRebuilding
+from p2pnode.events import committer as committer_module
 from p2pnode.events import opening
 from p2pnode.events import rebuild as rebuild_module
 from p2pnode.events.database import Tables, connect_reader, connect_writer
 from p2pnode.events.folder import DATABASE, LOG_DIR, database_path
+from p2pnode.events.log import NewEvent
 from p2pnode.events.replay import check_snapshot, replay
 from p2pnode.events.store import SqliteLog
 from p2pnode.events.verify import verify_folder
@@ -161,7 +163,7 @@ async def test_a_decision_that_looks_at_what_is_rebuilt_does_not_happen(tmp_path
     log = opened(tmp_path)
     gate = hold_back(log)
     with pytest.raises(StateRebuilding, match="usage is being rebuilt"):
-        await log.submit(lambda state: [started(str(state.usage.total))])
+        await log.submit(lambda state: [NewEvent(started(str(state.usage.total)))])
     gate.set()
     await log.close()
 
@@ -192,7 +194,7 @@ async def test_a_stop_in_the_middle_starts_over(tmp_path: Path) -> None:
     write_log(tmp_path, OldFold(["billing"]), billing_events(200))
     log = opened(tmp_path)
     hold_back(log)
-    waiting = asyncio.ensure_future(log.submit(lambda _: [started()]))
+    waiting = asyncio.ensure_future(log.submit(lambda _: [NewEvent(started())]))
     await log.append([started()])
     await log.close()
     with pytest.raises(LogFailed, match="closed"):
@@ -207,6 +209,38 @@ async def test_a_stop_in_the_middle_starts_over(tmp_path: Path) -> None:
     assert check_current(tmp_path) == replayed_hash(tmp_path)
 
 
+async def test_nothing_is_sealed_because_something_was_folded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a start a witness is asked before anything is signed: no rebuild and no long replay hastens a seal."""
+    monkeypatch.setattr(committer_module, "LOG_SNAPSHOT_EVENTS", 100)
+    write_log(tmp_path, OldFold(["billing"]), billing_events(300), tail=6)
+    for beside in (True, False):
+        if not beside:
+            writer = connect_writer(tmp_path / LOG_DIR / DATABASE)
+            writer.execute("DELETE FROM snapshots")
+            writer.close()
+            monkeypatch.setattr(opening, "LOG_REBUILD_EVENTS_MIN", 10_000)
+        log = opened(tmp_path)
+        sealed = log.block_count
+        if beside:
+            await through(log)
+        await log.submit(lambda _: [NewEvent(started())])
+        assert log.block_count == sealed
+        assert stored_version(tmp_path) != MeshFold.version
+        await log.seal()
+        await log.tick()
+        assert log.block_count == sealed + 1
+        assert stored_version(tmp_path) == MeshFold.version
+        await log.append([started()])
+        await log.close()
+
+
+def stored_version(folder: Path) -> str:
+    row = Tables(connect_reader(database_path(folder))).snapshot()
+    return "" if row is None else row.version
+
+
 async def test_a_record_that_is_not_what_was_written_ends_it(tmp_path: Path) -> None:
     write_log(tmp_path, OldFold(["billing"]), billing_events(200))
     writer = connect_writer(tmp_path / LOG_DIR / DATABASE)
@@ -216,7 +250,7 @@ async def test_a_record_that_is_not_what_was_written_ends_it(tmp_path: Path) -> 
     log = opened(tmp_path)
     failed: asyncio.Future[LogFailed] = asyncio.get_running_loop().create_future()
     log.on_failure(failed.set_result)
-    waiting = asyncio.ensure_future(log.submit(lambda _: [started()]))
+    waiting = asyncio.ensure_future(log.submit(lambda _: [NewEvent(started())]))
     assert "event 61 is not what was written" in (await failed).message
     with pytest.raises(LogFailed):
         await waiting
