@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from p2pnode.cli.device_commands import say
-from p2pnode.cli.output import connect, node_options, print_json, print_table, short, size_text
+from p2pnode.cli.output import Number, connect, node_options, print_json, print_table, short, size_text
 
 
 @click.group()
@@ -19,7 +19,7 @@ def adapters() -> None:
 @click.argument("model")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option(
-    "--scale", type=float, default=1.0, show_default=True, metavar="S", help="How strongly it acts."
+    "--scale", type=Number(), default=1.0, show_default=True, metavar="S", help="How strongly it acts."
 )
 @node_options
 def add(model: str, file: Path, scale: float, data: Path | None, api: str | None, as_json: bool) -> None:

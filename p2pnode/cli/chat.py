@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from p2pnode.cli.chat_session import ChatSession, Leave
-from p2pnode.cli.output import connect, node_options, one_line
+from p2pnode.cli.output import Number, connect, node_options, one_line
 from p2pnode.cli.progress import ProgressLine
 from p2pnode.cli.run import MODES, summary
 from p2pnode.config import default_data_dir
@@ -30,7 +30,7 @@ _END = object()
 @click.argument("model", required=False)
 @click.option("--system", default="", metavar="TEXT", help="Instruction before the conversation.")
 @click.option("--mode", type=click.Choice(MODES), default="auto", show_default=True, help="How to compute.")
-@click.option("--temperature", type=click.FloatRange(0, 10), metavar="T", help="0 is greedy.")
+@click.option("--temperature", type=Number(0, 10), metavar="T", help="0 is greedy.")
 @click.option("--max-tokens", type=click.IntRange(1), metavar="N", help="Longest answer.")
 @click.option("--stop", multiple=True, metavar="TEXT", help="End answers before this text.")
 @node_options

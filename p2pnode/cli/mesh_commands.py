@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from p2pnode.cli.output import (
+    Number,
     connect,
     layers_text,
     node_options,
@@ -212,7 +213,7 @@ def ps(everything: bool, data: Path | None, api: str | None, as_json: bool) -> N
 )
 @click.option(
     "--max-rtt",
-    type=click.FloatRange(0, min_open=True),
+    type=Number(0, min_open=True),
     metavar="MS",
     help="Round trip within a tensor group.",
 )

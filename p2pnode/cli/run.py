@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from p2pnode.cli.output import connect, layers_text, node_options, print_json, units_text
+from p2pnode.cli.output import Number, connect, layers_text, node_options, print_json, units_text
 from p2pnode.cli.progress import ProgressLine
 from p2pnode.errors import RequestError
 
@@ -21,8 +21,8 @@ _STDIN_CHARS_MAX = 4 * 1024 * 1024
 @click.argument("model", required=False)
 @click.argument("prompt", required=False)
 @click.option("--max-tokens", type=click.IntRange(1), metavar="N", help="Longest answer.")
-@click.option("--temperature", type=click.FloatRange(0, 10), metavar="T", help="0 is greedy.")
-@click.option("--top-p", type=click.FloatRange(0, 1), metavar="P", help="Nucleus sampling.")
+@click.option("--temperature", type=Number(0, 10), metavar="T", help="0 is greedy.")
+@click.option("--top-p", type=Number(0, 1), metavar="P", help="Nucleus sampling.")
 @click.option("--top-k", type=click.IntRange(-1), metavar="K", help="Most likely K tokens only.")
 @click.option("--seed", type=int, metavar="S", help="Same seed, same answer.")
 @click.option("--stop", multiple=True, metavar="TEXT", help="End the answer before this text.")

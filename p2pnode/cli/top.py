@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from p2pnode.cli.mesh_commands import since
-from p2pnode.cli.output import connect, layers_text, node_options, one_line, print_json, short, size_text
+from p2pnode.cli.output import (
+    Number,
+    connect,
+    layers_text,
+    node_options,
+    one_line,
+    print_json,
+    short,
+    size_text,
+)
 from p2pnode.endpoint import Endpoint
 
 if TYPE_CHECKING:
@@ -106,7 +115,7 @@ def picture(view: dict[str, Any]) -> Group:
 @click.command()
 @click.option(
     "--interval",
-    type=click.FloatRange(0.2, 60),
+    type=Number(0.2, 60),
     default=1.0,
     show_default=True,
     help="Seconds between pictures.",

@@ -195,6 +195,11 @@ class ModelStore:
             return tuple(Path(stamp.path) for stamp in stamps)
         return None
 
+    def lost_file(self, content_id: ContentId) -> Path | None:
+        """An original file that is not there any more as it was imported."""
+        stamps = self._records.imports.get(content_id, [])
+        return next((Path(stamp.path) for stamp in stamps if not stamp.is_unchanged()), None)
+
     def paths(self, content_id: ContentId) -> tuple[Path, ...]:
         """One path per file of the manifest; offsets in them equal the original's. Valid GGUF headers, slim unless
         the vocabulary was fetched; tensors that were not fetched are holes."""

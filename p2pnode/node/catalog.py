@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from typing import Any
 
 from p2pnode import limits
 from p2pnode.compute.gguf import ModelIndex, open_model
-from p2pnode.errors import BadModelFile, ModelUnknown, P2PNodeError
+from p2pnode.errors import BadModelFile, ModelIncomplete, ModelUnknown, P2PNodeError
 from p2pnode.models import cid
 from p2pnode.models.exchange import FetchResult, Holder, fetch_manifest, fetch_part
 from p2pnode.models.manifest import Manifest, Want
@@ -115,6 +116,9 @@ class Catalog:
         for model in models:
             if name in (model.name, model.content_id):
                 return model
+        with contextlib.suppress(ModelUnknown):  # another name here for a file that has one already
+            same = self.store.get(name).content_id
+            return next(model for model in models if model.content_id == same)
         raise ModelUnknown(f"no device of this mesh has a model named {name!r}")
 
     async def resolve_or_add(self, name: str | None) -> KnownModel:
@@ -175,15 +179,24 @@ class Catalog:
         holders += [
             Holder(p, functools.partial(self._open, PeerId(p))) for p in extra_holders if p not in known
         ]
-        result = await fetch_part(
-            manifest,
-            list(wants),
-            holders,
-            self.store,
-            vocabulary=vocabulary,
-            progress=on_progress,
-            report=self._report,
-        )
+        try:
+            result = await fetch_part(
+                manifest,
+                list(wants),
+                holders,
+                self.store,
+                vocabulary=vocabulary,
+                progress=on_progress,
+                report=self._report,
+            )
+        except ModelIncomplete as error:
+            if (lost := self.store.lost_file(content_id)) is None:
+                raise
+            raise ModelIncomplete(
+                f"{lost} was changed or removed since it was added here, and {error.message}",
+                hint="put the file back, or add it where it is now with --model",
+                **error.details,
+            ) from error
         self.bytes_fetched[content_id] = self.bytes_fetched.get(content_id, 0) + result.bytes_on_wire
         return result
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from p2pnode.node.life import demo_model_path
 from p2pnode.transport.invite import Ticket, decode_ticket, encode_ticket
 from p2pnode.units import UnixMs
 from tests.kit.mesh import NodeProcess
+from tests.kit.toy_models import Toy, write_model
 
 LISTEN = ["--listen", "/ip4/127.0.0.1/udp/0/quic-v1", "--no-mdns"]
 
@@ -246,3 +248,26 @@ def test_a_member_starts_with_the_ticket_of_long_ago(tmp_path: Path) -> None:
     elsewhere = p2pnode("join", old, "--data", str(tmp_path / "new"), "--api", "127.0.0.1:0", *LISTEN)
     refused(elsewhere, "expired")
     assert not (tmp_path / "new").exists()
+
+
+def test_a_model_file_that_changes_or_goes(tmp_path: Path) -> None:
+    """Nothing else than what was added is computed; the error names the file, and it can be added anew."""
+    path, moved = tmp_path / "toy.gguf", tmp_path / "moved.gguf"
+    write_model(path, Toy("llama", text=True, vocabulary=300))
+    ask = ("run", "toy", "hello", "--max-tokens", "2", "--raw")
+    node = NodeProcess(tmp_path, "n", "--model", str(path))
+    node.cli(*ask)
+    node.stop()
+    path.rename(moved)
+    node = NodeProcess(tmp_path, "n")
+    refused(p2pnode(*ask, "--data", str(node.data)), f"{path} was changed or removed", "--model")
+    shutil.copy(moved, path)
+    with path.open("r+b") as file:
+        file.seek(-64, 2)
+        file.write(b"another!")
+    refused(p2pnode(*ask, "--data", str(node.data)), f"{path} was changed or removed")
+    assert node.errors().count("Traceback") == 0
+    node.stop()
+    node = NodeProcess(tmp_path, "n", "--model", str(moved))
+    node.cli("run", "moved", *ask[2:])
+    node.stop()

@@ -159,6 +159,8 @@ def test_api_address(capsys: pytest.CaptureFixture[str], data: str) -> None:
         (["peeers"], 2, "did you mean 'peers'"),
         (["peers", "--nope"], 2, "No such option"),
         (["run", "--max-tokens", "0", "x", "y"], 2, "max-tokens"),
+        (["run", "--temperature", "nan", "x", "y"], 2, "'nan' is not a number"),
+        (["plan", "--max-rtt", "inf", "x"], 2, "'inf' is not a number"),
         (["invite", "--expires", "soon"], 1, "not a duration"),
         (["topup", "much"], 1, "not a number"),
         (["topup", "0.0000001"], 1, "not an amount"),

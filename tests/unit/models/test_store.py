@@ -246,8 +246,10 @@ def test_writing_a_chunk_twice_changes_nothing(tmp_path: Path, origin: ModelStor
 
 def test_an_imported_file_that_vanished_is_missing(tmp_path: Path, origin: ModelStore) -> None:
     model = origin.get("toy")
+    assert origin.lost_file(model.content_id) is None
     (tmp_path / "toy.gguf").unlink()
     assert not origin.get("toy").is_complete
+    assert origin.lost_file(model.content_id) == tmp_path / "toy.gguf"
     assert origin.missing(model.content_id, [BODY]) == [BODY]
     with pytest.raises(ModelIncomplete):
         origin.read_chunk(model.content_id, BODY)
