@@ -1,6 +1,6 @@
 """Bulk rate, round trips and processor time of the transport, beside TCP, TLS and aioquic's own API.
 
-    python -m bench.transport [--rounds N] [--only TEXT] [--out bench/results/transport.json]
+    python -m bench.transport [--rounds N] [--only TEXT] [--parts 8192,bulk] [--out bench/results/transport.json]
 
 Two processes on loopback; each variant runs once per round, rounds are interleaved and medians reported, so
 that ratios within one run can be compared on a busy machine.
@@ -21,8 +21,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ from p2pnode.transport.tls import make_certificate
 
 BULK_S = 1.0
 ROUND_TRIPS = {100: 300, 8192: 300, 262_144: 25}
+PARTS = ("bulk", *map(str, ROUND_TRIPS), "new")
 CHUNK = 262_144
 LISTEN = ("/ip4/127.0.0.1/udp/0/quic-v1",)
 Queue = Any
@@ -56,6 +57,7 @@ class Variant:
     kind: str
     datagram: int = 0
     core: str = "fast"
+    parts: tuple[str, ...] = PARTS
 
 
 VARIANTS = [
@@ -101,7 +103,7 @@ async def answer(write: Write, read: Read) -> None:
         await write(struct.pack(">d", time.process_time()))
 
 
-async def measure(open_channel: Open) -> dict[str, Any]:
+async def measure(open_channel: Open, parts: Sequence[str]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     write, read, close = await open_channel()
     body = os.urandom(CHUNK)
@@ -112,15 +114,16 @@ async def measure(open_channel: Open) -> dict[str, Any]:
             await write(body)
         return float(struct.unpack(">d", await read(8))[0])
 
-    started = time.perf_counter()
-    await bulk(8)
-    chunks = max(8, min(1200, int(8 * BULK_S / (time.perf_counter() - started))))
-    far, near, started = await bulk(1), time.process_time(), time.perf_counter()
-    far = await bulk(chunks) - far
-    elapsed, near = time.perf_counter() - started, time.process_time() - near
-    megabytes = chunks * CHUNK / 1e6
-    result["bulk_mb_s"] = megabytes / elapsed
-    result["cpu_ms_per_mb"] = {"send": near / megabytes * 1e3, "receive": far / megabytes * 1e3}
+    if "bulk" in parts:
+        started = time.perf_counter()
+        await bulk(8)
+        chunks = max(8, min(1200, int(8 * BULK_S / (time.perf_counter() - started))))
+        far, near, started = await bulk(1), time.process_time(), time.perf_counter()
+        far = await bulk(chunks) - far
+        elapsed, near = time.perf_counter() - started, time.process_time() - near
+        megabytes = chunks * CHUNK / 1e6
+        result["bulk_mb_s"] = megabytes / elapsed
+        result["cpu_ms_per_mb"] = {"send": near / megabytes * 1e3, "receive": far / megabytes * 1e3}
 
     async def trip(size: int, write: Write, read: Read) -> float:
         message = HEADER.pack(b"r", size) + body[:size]
@@ -130,11 +133,15 @@ async def measure(open_channel: Open) -> dict[str, Any]:
         return (time.perf_counter() - started) * 1e3
 
     for size, count in ROUND_TRIPS.items():
+        if str(size) not in parts:
+            continue
         for _ in range(count // 10):
             await trip(size, write, read)
         times = sorted([await trip(size, write, read) for _ in range(count)])
         result[f"rtt_ms_{size}"] = {"p50": times[count // 2], "p99": times[int(count * 0.99)]}
     await close()
+    if "new" not in parts:
+        return result
     times = []
     for _ in range(60):
         started = time.perf_counter()
@@ -201,7 +208,7 @@ async def tcp_client(variant: Variant, port: int) -> dict[str, Any]:
     async def open_channel() -> tuple[Write, Read, Callable[[], Awaitable[None]]]:
         return _channel(*await asyncio.open_connection("127.0.0.1", port, limit=1 << 20, ssl=context))
 
-    return await measure(open_channel)
+    return await measure(open_channel, variant.parts)
 
 
 # --- aioquic's own asyncio API (server authentication only) ----------------------------------------
@@ -269,7 +276,7 @@ async def stock_client(variant: Variant, port: int) -> dict[str, Any]:
         async def open_channel() -> tuple[Write, Read, Callable[[], Awaitable[None]]]:
             return _stock_channel(protocol, *await protocol.create_stream())
 
-        return await measure(open_channel)
+        return await measure(open_channel, variant.parts)
 
 
 # --- p2pnode ---------------------------------------------------------------------------------------
@@ -308,7 +315,7 @@ async def p2pnode_client(variant: Variant, where: tuple[list[str], Any]) -> dict
         stream = await connection.open_stream(PROTOCOL)
         return stream.write, stream.read_exactly, stream.close_write
 
-    result = await measure(open_channel)
+    result = await measure(open_channel, variant.parts)
     await node.close()
     return result
 
@@ -397,21 +404,43 @@ def ratios(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
     def against(name: str) -> dict[str, float]:
         one = results[name]
-        return {
-            "bulk": round(one["bulk_mb_s"] / base["bulk_mb_s"], 2),
-            "rtt_8192": round(one["rtt_ms_8192"]["p50"] / base["rtt_ms_8192"]["p50"], 3),
-        }
+        found = {}
+        if "bulk_mb_s" in one:
+            found["bulk"] = round(one["bulk_mb_s"] / base["bulk_mb_s"], 2)
+        if "rtt_ms_8192" in one:
+            found["rtt_8192"] = round(one["rtt_ms_8192"]["p50"] / base["rtt_ms_8192"]["p50"], 3)
+        return found
 
     return {name: against(name) for name in results if "core" in name}
+
+
+def line(one: dict[str, Any]) -> str:
+    """What was measured of one variant."""
+    found = []
+    if "bulk_mb_s" in one:
+        cpu = one["cpu_ms_per_mb"]
+        found.append(f"{one['bulk_mb_s']:8.1f} MB/s, cpu ms/MB {cpu['send']:.1f}+{cpu['receive']:.1f}")
+    trips = [(size, one.get(f"rtt_ms_{size}")) for size in ROUND_TRIPS]
+    if any(times for _, times in trips):
+        found.append("rtt ms " + "  ".join(f"{size}: {times['p50']:7.3f}" for size, times in trips if times))
+    if "new_stream_rtt_ms_8192" in one:
+        found.append(f"new stream {one['new_stream_rtt_ms_8192']['p50']:.3f}")
+    return "   ".join(found)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", default="", help="variants whose name contains this")
+    parser.add_argument("--only", default="", help="variants whose name contains one of these (comma)")
+    parser.add_argument("--parts", default=",".join(PARTS), help="what to measure of each (comma)")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    variants = [variant for variant in VARIANTS if options.only in variant.name]
+    parts, wanted = tuple(options.parts.split(",")), options.only.split(",")
+    if unknown := set(parts) - set(PARTS):
+        parser.error(f"no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+    variants = [
+        replace(variant, parts=parts) for variant in VARIANTS if any(text in variant.name for text in wanted)
+    ]
     rounds: dict[str, list[dict[str, Any]]] = {variant.name: [] for variant in variants}
     started = time.perf_counter()
     for _ in range(options.rounds):
@@ -426,13 +455,7 @@ def main() -> None:
                 f"engines add {one['engines_add_ms']:.3f} ms"
             )
             continue
-        trips = "  ".join(f"{size}: {one[f'rtt_ms_{size}']['p50']:7.3f}" for size in ROUND_TRIPS)
-        cpu = one["cpu_ms_per_mb"]
-        new_stream = one["new_stream_rtt_ms_8192"]["p50"]
-        print(
-            f"{name:40} {one['bulk_mb_s']:8.1f} MB/s   rtt ms {trips}   new stream {new_stream:.3f}"
-            f"   cpu ms/MB {cpu['send']:.1f}+{cpu['receive']:.1f}"
-        )
+        print(f"{name:40}{line(one)}")
     report: dict[str, Any] = {
         "command": "python -m bench.transport " + " ".join(sys.argv[1:]),
         "machine": machine(),

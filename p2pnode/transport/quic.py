@@ -227,7 +227,7 @@ class QuicTransport:
         touched, self._touched = self._touched, {}
         for connection in touched:
             connection.process()
-            connection.flush_soon()
+            connection.flush_after_batch()
 
     def _on_datagram(self, udp: UdpSocket, data: bytes, address: NetworkAddress) -> None:
         if len(data) < 21:

@@ -87,6 +87,7 @@ class QuicPeerConnection:
         self._flushed_now = False
         self._ping_uid = 0
         core.on_connection_id = lambda connection_id: host.add_route(connection_id, self)
+        core.send_early = self.send
         if isinstance(core, FastQuicCore):
             core.sink = self._feed
         self._handshake_timer: asyncio.TimerHandle | None = None
@@ -293,6 +294,12 @@ class QuicPeerConnection:
         self._flushed_now = True
         self._schedule()
         self.flush()
+
+    def flush_after_batch(self) -> None:
+        if self.core.can_wait(self.loop.time()):
+            self.arm_timer()
+        else:
+            self.flush_soon()
 
     def flush_soon(self) -> None:
         """After the tasks that were just woken had their turn, so that answers ride with acknowledgements."""

@@ -17,7 +17,6 @@ from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import (
     MAX_STREAM_DATA_FRAME_CAPACITY,
     NetworkAddress,
-    QuicConnection,
     QuicConnectionState,
 )
 from aioquic.quic.packet import (
@@ -31,8 +30,8 @@ from aioquic.quic.recovery import QuicPacketSpace
 from aioquic.quic.stream import QuicStream
 
 from p2pnode import limits
-from p2pnode.transport import quic_congestion
 from p2pnode.transport.credentials import Credentials
+from p2pnode.transport.quic_flights import FlightCore
 from p2pnode.transport.tls import CertificateError, PeerCertificate, verify_certificates
 from p2pnode.units import PeerId
 
@@ -41,8 +40,6 @@ PRIVATE_NAMES = {
         "_initialize",
         "_parse_transport_parameters",
         "_replenish_connection_ids",
-        "_spaces",
-        "_streams_queue",
         "_write_connection_limits",
         "_write_stream_limits",
         "_on_max_stream_data_delivery",
@@ -76,7 +73,7 @@ PRIVATE_NAMES = {
         "_server_handle_certificate",
         "_set_peer_certificate",
     ),
-    "aioquic.quic.recovery.QuicPacketRecovery": ("_cc", "_pacer", "_rtt_smoothed", "_rtt_initialized"),
+    "aioquic.quic.recovery.QuicPacketRecovery": ("_rtt_initialized", "_rtt_smoothed"),
     "aioquic.quic.stream.QuicStreamSender": ("_buffer_start", "_buffer_stop"),
     "aioquic.quic.packet_builder.QuicPacketBuilder": ("_packet",),
 }
@@ -90,7 +87,7 @@ class _CertificateRequired(tls.Alert):
     description = tls.AlertDescription.certificate_required
 
 
-class QuicCore(QuicConnection):
+class QuicCore(FlightCore):
     """aioquic's connection with mutual libp2p TLS, consumption-driven windows and probed datagram sizes."""
 
     def __init__(
@@ -123,8 +120,6 @@ class QuicCore(QuicConnection):
         self._local_max_streams_bidi.sent = limits.STREAMS_PER_CONNECTION_MAX
         # libp2p uses bidirectional streams only.
         self._local_max_streams_uni.value = self._local_max_streams_uni.sent = 0
-        self._pacer = quic_congestion.BurstPacer(max_datagram_size=self._max_datagram_size)
-        self._loss._pacer = self._pacer
 
     # --- handshake ---------------------------------------------------------------------------------
     def _initialize(self, peer_cid: bytes) -> None:
@@ -235,21 +230,6 @@ class QuicCore(QuicConnection):
         if stream is not None and not stream.receiver.is_finished:
             self.stop_stream(stream_id, code)
 
-    # --- sending -----------------------------------------------------------------------------------
-    def datagrams_to_send(self, now: float) -> list[tuple[bytes, NetworkAddress]]:
-        """aioquic lets an acknowledgement wait for its time even when data leaves before; here it goes along.
-
-        Without that each message on an open stream costs both sides a packet and a timer of its own.
-        """
-        space = self._spaces[tls.Epoch.ONE_RTT]
-        at = space.ack_at
-        if at is not None and at > now and self._handshake_confirmed and self._has_data():
-            space.ack_at = now
-        return super().datagrams_to_send(now)
-
-    def _has_data(self) -> bool:
-        return any(not stream.sender.buffer_is_empty for stream in self._streams_queue)
-
     # --- receive windows: grown when bytes are read ------------------------------------------------
     def consume(self, stream_id: int, size: int) -> bool:
         """`size` bytes were read; True when the peer should be told soon."""
@@ -273,9 +253,13 @@ class QuicCore(QuicConnection):
             self._consumed_bytes += max(0, stream.receiver.highest_offset - offset)
 
     def _write_connection_limits(self, builder: QuicPacketBuilder, space: QuicPacketSpace) -> None:
+        self._send_what_is_ready(builder)
         limit = self._local_max_data
         if limit.value - self._consumed_bytes <= limits.CONNECTION_WINDOW_BYTES // 2:
             limit.value = self._consumed_bytes + limits.CONNECTION_WINDOW_BYTES
+        streams = self._local_max_streams_bidi
+        if limit.value == limit.sent and streams.value == streams.sent:
+            return
         # aioquic doubles the limit once half of it was received; hiding the count switches that off.
         received, limit.used = limit.used, 0
         try:
@@ -317,14 +301,11 @@ class QuicCore(QuicConnection):
         )
         self._max_datagram_size = size
         self._pacer.set_datagram_size(size)
-        assert isinstance(self._loss._cc, quic_congestion.CappedReno)
-        self._loss._cc.set_datagram_size(size)
+        self._control.set_datagram_size(size)
 
     @property
     def path_swallows_datagrams(self) -> bool:
-        control = self._loss._cc
-        assert isinstance(control, quic_congestion.CappedReno)
-        return self._max_datagram_size > limits.DATAGRAM_BYTES_MIN and control.black_hole
+        return self._max_datagram_size > limits.DATAGRAM_BYTES_MIN and self._control.black_hole
 
     def probe_datagram(self, size: int, now: float) -> list[tuple[bytes, NetworkAddress]]:
         """A padded PING of `size` bytes; `probe_results` later tells whether it arrived (RFC 8899)."""

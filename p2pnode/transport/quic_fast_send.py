@@ -16,7 +16,6 @@ from aioquic.quic.recovery import QuicPacketSpace
 from aioquic.quic.stream import QuicStream
 
 from p2pnode import limits
-from p2pnode.transport.quic_congestion import CappedReno
 from p2pnode.transport.quic_core import QuicCore
 from p2pnode.transport.quic_fast_packet import SentPacket, encode_varint
 
@@ -34,9 +33,6 @@ class FastSendCore(QuicCore):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        control = self._loss._cc
-        assert isinstance(control, CappedReno)
-        self._control = control
         self._quiet = False
         self._short_space = QuicPacketSpace(is_application_data=True)
         self._short_crypto = CryptoPair()

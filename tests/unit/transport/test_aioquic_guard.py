@@ -17,7 +17,7 @@ from aioquic.quic.recovery import QuicPacketNumberWindow, QuicPacketPacer, QuicP
 from aioquic.quic.stream import QuicStream, QuicStreamReceiver, QuicStreamSender
 
 from p2pnode import transport
-from p2pnode.transport import quic_congestion, quic_core, quic_fast_packet
+from p2pnode.transport import quic_congestion, quic_core, quic_fast_packet, quic_flights
 
 CLASSES = {
     f"{cls.__module__}.{cls.__name__}": cls
@@ -37,9 +37,15 @@ CLASSES = {
     )
 }
 
-SUBCLASSING = ("quic_core.py", "quic_congestion.py", "quic_fast.py", "quic_fast_send.py")
+SUBCLASSING = (
+    "quic_core.py",
+    "quic_congestion.py",
+    "quic_fast.py",
+    "quic_fast_send.py",
+    "quic_flights.py",
+)
 
-LISTS = (quic_core.PRIVATE_NAMES, quic_fast_packet.PRIVATE_NAMES)
+LISTS = (quic_core.PRIVATE_NAMES, quic_flights.PRIVATE_NAMES, quic_fast_packet.PRIVATE_NAMES)
 
 NAMES = [(owner, name) for listed in LISTS for owner, names in listed.items() for name in names]
 
