@@ -15,7 +15,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from p2pnode.compute.engine_protocol import (
     Buffer,
@@ -39,6 +39,9 @@ OnExit = Callable[[int], None]
 Progress = Callable[[float], None]
 Relayed = Callable[[Frame, Frame], None]
 """What came in by a lane and what it became."""
+T = TypeVar("T")
+Shape = Callable[[Message, memoryview], T]
+"""Makes an answer of a message; KeyError, TypeError or ValueError for one that makes no sense."""
 _SPINS = "3000"
 
 
@@ -97,7 +100,7 @@ class EngineProcess:
         self._stream = stream
         self._side = side
         self._on_exit = on_exit
-        self._calls: dict[int, asyncio.Future[tuple[Message, memoryview]]] = {}
+        self._calls: dict[int, tuple[asyncio.Future[Any], Shape[Any]]] = {}
         self._progress: dict[int, Progress] = {}
         self._relayed: dict[int, Relayed] = {}
         self._next_call = 1
@@ -180,6 +183,16 @@ class EngineProcess:
     async def _call(
         self, message: Message, payload: Buffer = b"", *, progress: Progress | None = None
     ) -> tuple[Message, memoryview]:
+        call, future = self._begin(message, payload, lambda header, payload: (header, payload), progress)
+        try:
+            return await future
+        finally:
+            self._forget(call)
+
+    def _begin(
+        self, message: Message, payload: Buffer, shape: Shape[T], progress: Progress | None = None
+    ) -> tuple[int, asyncio.Future[T]]:
+        """Asked when this returns; the caller forgets the call once its answer, in that shape, is there."""
         if self._lost is not None:
             raise self._lost
         if len(self._calls) >= ENGINE_CALLS_MAX:
@@ -187,16 +200,16 @@ class EngineProcess:
         call = self._next_call
         self._next_call += 1
         message["id"] = call
-        future: asyncio.Future[tuple[Message, memoryview]] = asyncio.get_running_loop().create_future()
-        self._calls[call] = future
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._calls[call] = (future, shape)
         if progress is not None:
             self._progress[call] = progress
-        try:
-            self._stream.send(encode_message(message, payload))
-            return await future
-        finally:
-            self._calls.pop(call, None)
-            self._progress.pop(call, None)
+        self._stream.send(encode_message(message, payload))
+        return call, future
+
+    def _forget(self, call: int) -> None:
+        self._calls.pop(call, None)
+        self._progress.pop(call, None)
 
     def _send_side(self, streams: Sequence[socket.socket]) -> None:
         if self._lost is not None:
@@ -222,13 +235,19 @@ class EngineProcess:
             if listener is not None:
                 listener(header["progress"])
             return
-        future = self._calls.get(call) if isinstance(call, int) else None
-        if future is None or future.done():
+        waiting = self._calls.get(call) if isinstance(call, int) else None
+        if waiting is None or waiting[0].done():
             return
+        future, shape = waiting
         if "error" in header:
             future.set_exception(error_of(header["error"]))
+            return
+        try:
+            answer = shape(header, payload)
+        except (KeyError, TypeError, ValueError) as exc:
+            future.set_exception(EngineUnavailable(f"the engine's answer makes no sense: {exc!r}"))
         else:
-            future.set_result((header, payload))
+            future.set_result(answer)
 
     def _hear_relayed(self, fields: Sequence[Sequence[Any]], payload: memoryview) -> None:
         used = 0
@@ -253,7 +272,7 @@ class EngineProcess:
             self._lost = EngineUnavailable(f"the engine process is gone: {reason}")
             self._stream.close()
             self._side.close()
-        waiting: list[asyncio.Future[Any]] = [*self._calls.values(), self._ready]
+        waiting: list[asyncio.Future[Any]] = [*(future for future, _ in self._calls.values()), self._ready]
         for future in waiting:
             if not future.done():
                 future.set_exception(EngineUnavailable(self._lost.message, last_words=self.log[-1000:]))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from p2pnode import limits
 from p2pnode.compute.notices import error_frame
@@ -33,6 +33,13 @@ class UnitEngine(Protocol):
     async def reuse_prefix(self, unit_id: int, session: int, prefix: int, count: int) -> None: ...
 
     async def forget_prefix(self, unit_id: int, prefix: int) -> None: ...
+
+
+@runtime_checkable
+class QuickEngine(Protocol):
+    """An engine that is asked by a plain call."""
+
+    def begin_step(self, unit_id: int, frame: Frame) -> asyncio.Future[Frame]: ...
 
 
 class Gate(Protocol):
@@ -64,6 +71,7 @@ class StageServer:
         gate: Gate | None = None,
     ) -> None:
         self._engine = engine
+        self._begin_step = engine.begin_step if isinstance(engine, QuickEngine) else self._begin_task
         self._unit_id = unit_id
         self._send = send
         self._observe = observe
@@ -118,8 +126,11 @@ class StageServer:
             refused.set_exception(gate.refusal(frame))
             return refused
         self.sessions.add(frame.session)
-        step = self._steps[frame.session] = asyncio.ensure_future(self._engine.step(self._unit_id, frame))
+        step = self._steps[frame.session] = self._begin_step(self._unit_id, frame)
         return step
+
+    def _begin_task(self, unit_id: int, frame: Frame) -> asyncio.Future[Frame]:
+        return asyncio.ensure_future(self._engine.step(unit_id, frame))
 
     def _is_computed(self, session: int) -> bool:
         step = self._steps.get(session)

@@ -439,6 +439,19 @@ async def test_cancelled_steps_are_answered(engine: EngineClient, unit: int) -> 
     assert any(isinstance(result, Cancelled) for result in results)
 
 
+async def test_a_step_can_be_begun_without_a_task(engine: EngineClient, unit: int) -> None:
+    """Answers, refusals and steps that nobody waits for any more are as with `step`; nothing is left behind."""
+    await engine.open_session(unit, 1, GREEDY)
+    begun = engine.begin_step(unit, tokens_frame([1, 2]))
+    given_up = engine.begin_step(unit, tokens_frame([3], 2))
+    given_up.cancel()
+    assert (await begun).meta["t"] is not None
+    with pytest.raises(P2PNodeError):
+        await engine.begin_step(unit + 1000, tokens_frame([1]))
+    assert (await engine.step(unit, tokens_frame([4], 3))).kind is (await begun).kind
+    assert engine._calls == {}
+
+
 async def test_a_full_context_is_told(engine: EngineClient, model: Path) -> None:
     """A session too long, and sessions too many for the shared cells: conditions, and the others go on."""
     info = await engine.load(UnitSpec(model_path=str(model), **{**SMALL, "context_tokens": 64}))

@@ -19,8 +19,8 @@ from tests.unit.compute.test_scheduler import settle
 class Stage:
     """A stage between two queues."""
 
-    def __init__(self) -> None:
-        self.engine = FakeEngine()
+    def __init__(self, engine: FakeEngine | None = None) -> None:
+        self.engine = engine or FakeEngine()
         self.sent: list[Frame] = []
         self.observed: list[int] = []
         self.send_gate: asyncio.Event | None = None
@@ -80,6 +80,38 @@ async def test_frames_of_a_session_stay_in_order_and_are_observed_so() -> None:
     assert [frame.sequence for frame in stage.sent] == [3, 1, 2]
     assert stage.observed == [3, 1, 2]
     await stage.end()
+
+
+async def test_an_engine_that_can_be_asked_by_a_call_is_asked_at_once() -> None:
+    """In the turn of the loop that read the frame; its answers leave in order as those of others do."""
+    answers: list[asyncio.Future[Frame]] = []
+    asked: list[int] = []
+
+    class Quick(FakeEngine):
+        def begin_step(self, unit_id: int, frame: Frame) -> asyncio.Future[Frame]:
+            assert unit_id == 1
+            assert asyncio.current_task() is stage.serving
+            asked.append(frame.sequence)
+            answers.append(asyncio.get_running_loop().create_future())
+            return answers[-1]
+
+    stage = Stage(Quick())
+    stage.put(*(tokens_frame([1], n, session=1, sequence=n) for n in range(3)))
+    await settle()
+    assert asked == [0, 1, 2]
+    answers[1].set_exception(ComputeError("no memory"))
+    answers[2].set_result(tokens_frame([1], 2, session=1))
+    await settle()
+    assert stage.sent == []
+    answers[0].set_result(tokens_frame([1], 0, session=1))
+    await settle()
+    assert [(frame.sequence, frame.kind) for frame in stage.sent] == [
+        (0, Kind.TOKENS), (1, Kind.ERROR), (2, Kind.TOKENS),
+    ]  # fmt: skip
+    stage.put(tokens_frame([1], 3, session=1, sequence=3))
+    await settle()
+    await stage.end()
+    assert answers[3].cancelled(), "nobody is left to be told"
 
 
 async def test_what_cannot_be_computed_travels_as_an_error() -> None:
