@@ -454,6 +454,7 @@ BACKEND_BODY_BYTES_MAX = 4 * 1024 * 1024
 BACKEND_HEADERS_MAX = 100
 
 RECOVERIES_MAX = 8
+"""Without a token between them; a person who tries plans one after another moves a long answer more often."""
 REPLAN_TRIES_MAX = 3
 """Devices that go while the plan that was to replace a broken one is being built."""
 

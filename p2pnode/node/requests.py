@@ -64,6 +64,9 @@ class Served:
     """Who earned what of them."""
     is_counted: bool = False
     """Whether a device computes no further than receipts were signed for."""
+    generated_before: int = 0
+    fruitless: int = 0
+    """Recoveries since then that gave no token: so many are tried, while an answer that goes on may move for ever."""
     rows_before: int = 0
     rows_counted: int = 0
 
@@ -343,8 +346,11 @@ class Requests:
 
     async def _move(self, running: Running, error: P2PNodeError, taken: list[Cells]) -> None:
         """Another plan under the same session; the sampler stays where it is when its engine lives."""
-        if running.recoveries >= limits.RECOVERIES_MAX:
+        if running.generated_before < len(running.session.generated):
+            running.generated_before, running.fruitless = len(running.session.generated), 0
+        if running.fruitless >= limits.RECOVERIES_MAX:
             raise error
+        running.fruitless += 1
         running.recoveries += 1
         running.session.epoch += 1
         await self._book.lost(running, error)

@@ -284,3 +284,12 @@ async def test_recoveries_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(StageLost, match="p2 broke"):
         await world.answer()
     assert world.is_as_before
+
+
+async def test_an_answer_that_goes_on_may_move_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of these plans gives a token before another takes its place."""
+    monkeypatch.setattr("p2pnode.limits.RECOVERIES_MAX", 2)
+    world = World(3, 3, 3, 3, -1)
+    undisturbed = await World(-1).answer()
+    assert await world.answer() == undisturbed
+    assert world.is_as_before
