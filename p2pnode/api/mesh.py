@@ -61,6 +61,15 @@ def view_routes(context: ApiContext) -> Blueprint:
                 return json_response(openai_model(model))
         return json_response(openai_model({"name": full}))
 
+    @routes.get("/models/<path:name>")
+    async def model_one(name: str) -> Response:
+        caller("use")
+        full = node.resolve_model(name)
+        row = next(
+            (model for model in node.models().get("models", []) if model["name"] == full), {"name": full}
+        )
+        return json_response({**node.model_metadata(full), **row})
+
     def view(path: str, method: str) -> None:
         async def answer() -> Response:
             caller("use")

@@ -69,6 +69,7 @@ SUMMARIES: dict[str, str] = {
     "GET /status": "This node in one document",
     "GET /peers": "Devices of the mesh, their links and addresses",
     "GET /models": "Models, who holds them and how much",
+    "GET /models/<path:name>": "One model: what its header says, chat template and licence included, and who holds it",
     "GET /plans": "Plans, newest first",
     "GET /sessions": "Requests that run and that ran",
     "GET /sessions/<request_id>/trace": "The way of one request, for Perfetto or Chrome's tracing",

@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "ps": ("mesh_commands", "ps", "Sessions that run now."),
     "top": ("top", "top", "The mesh while it works."),
     "models": ("mesh_commands", "models", "Models of the mesh and who holds them."),
+    "show": ("show", "show", "What a model is: architecture, sizes, licence, chat template."),
     "pull": ("device_commands", "pull", "Add a model to this device."),
     "rm": ("device_commands", "rm", "Remove a model from this device."),
     "adapters": ("adapter_commands", "adapters", "LoRA adapters and control vectors of models."),

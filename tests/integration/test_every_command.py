@@ -23,6 +23,7 @@ DONE: dict[str, tuple[str, ...]] = {
     "ps": ("--all",),
     "top": ("--once",),
     "models": (),
+    "show": (DEMO,),
     "pull": ("{file}",),
     "rm": ("small",),
     "balance": (),

@@ -50,6 +50,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
         ["run", MODEL, "hello", "--max-tokens", "3", "--temperature", "0", "--seed", "4"], ["keys", "list"],
         ["keys", "create", "--label", "app"], ["pause"], ["resume", "--reason", "back"], ["drain"],
         ["forget", "kitchen"], ["set", "model.default", MODEL], ["rm", MODEL], ["pull", "org/model"],
+        ["show", MODEL],
     ],
 )  # fmt: skip
 def test_json_and_table(capsys: pytest.CaptureFixture[str], data: str, command: list[str]) -> None:
@@ -314,3 +315,21 @@ def test_a_map_pins_and_caps_are_read(tmp_path: Path) -> None:
             parse_caps([wrong])
     with pytest.raises(RequestError, match="is no limit of memory"):
         parse_caps(["a=1G", "a=2G"])
+
+
+def test_show_says_what_a_model_is(capsys: pytest.CaptureFixture[str], node: FakeNode, data: str) -> None:
+    """Everything a person asks before running one; the template whole on request, an unknown name in words."""
+    node.metadata.update(license="apache-2.0", chat_template="{{ messages }}" + "x" * 400)
+    code, out, _ = run(capsys, "show", MODEL, "--data", data)
+    lines = dict(line.split("  ", 1) for line in out.splitlines())
+    assert code == 0
+    assert {"name", "architecture", "quantisation", "layers", "size", "licence", "chat template"} <= {
+        name.strip() for name in lines
+    }
+    assert "apache-2.0" in out
+    assert " \N{HORIZONTAL ELLIPSIS}" in out
+    _, out, _ = run(capsys, "show", MODEL, "--template", "--data", data)
+    assert out.strip() == node.metadata["chat_template"]
+    code, _, err = run(capsys, "show", "nobody-has-it", "--data", data)
+    assert code == 1
+    assert "nobody-has-it" in err
