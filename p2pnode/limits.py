@@ -668,6 +668,8 @@ TRACE_SAMPLES_MAX = 1200
 """Ten minutes of one answer."""
 LOAD_STALLED_S = 5.0
 """A step that says nothing for so long has no pace any more."""
+COUNT_TIMEOUT_S = 1.0
+"""An engine in the middle of a long step is not waited for by whoever reads metrics."""
 WAIT_TOLD_EVERY_S = 5.0
 """A member whose request waits hears something this often, also that there is nothing new: two lost of them are within
 the time that a caller waits for a control message."""

@@ -88,6 +88,7 @@ def create_app(
     @app.get("/metrics")
     async def scrape() -> Response:
         caller("use")
+        await node.count()
         return Response(metrics.text(), content_type=CONTENT_TYPE)
 
     @app.before_request

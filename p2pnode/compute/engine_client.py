@@ -279,7 +279,7 @@ class EngineClient(EngineProcess):
         return list(header["pieces"])
 
     async def stats(self) -> Message:
-        """{"units": {id: counters}, "rss_bytes", "anonymous_bytes"}"""
+        """{"units": {id: counters}, "lane_bytes": [received, sent], "rss_bytes", "anonymous_bytes"}"""
         header, _ = await self._call({"op": "stats"})
         return {key: value for key, value in header.items() if key != "id"}
 

@@ -28,6 +28,8 @@ class GroupLinks:
         side.setblocking(False)
         self._side = side
         self._lanes: dict[int, socket.socket] = {}
+        self.moved = [0, 0]
+        """Bytes received and sent by all lanes there were."""
 
     def open_lanes(self, host: str, count: int) -> list[int]:
         """Bind `count` datagram sockets; their ports go to the other ranks."""
@@ -79,7 +81,7 @@ class GroupLinks:
         from p2pnode.compute.reduce_lane import LaneLink  # its ciphers are 6 MB that few engines need
 
         peer, _, ours, host, port, datagram_bytes = link
-        return LaneLink(self._connected(ours, host, port), secret, rank, peer, datagram_bytes)
+        return LaneLink(self._connected(ours, host, port), secret, rank, peer, datagram_bytes, self.moved)
 
     def frame_lanes(self, ends: Sequence[Sequence[Any]], secrets: bytes) -> list[FrameLane]:
         """Lanes of a ring, greeted in this order: [out, our port, host, port, datagram bytes] and a secret each."""
@@ -90,7 +92,8 @@ class GroupLinks:
             for number, (out, ours, host, port, datagram_bytes) in enumerate(ends):
                 secret = secrets[32 * number : 32 * number + 32]
                 me, peer = (0, 1) if out else (1, 0)
-                lanes.append(FrameLane(self._connected(ours, host, port), secret, me, peer, datagram_bytes))
+                way = self._connected(ours, host, port)
+                lanes.append(FrameLane(way, secret, me, peer, datagram_bytes, self.moved))
             for lane in lanes:
                 lane.greet()
         except P2PNodeError:

@@ -321,7 +321,7 @@ class Engine:
 
     def _stats(self, _message: Message, _payload: memoryview) -> Answer:
         units = {unit_id: unit.stats() for unit_id, unit in self._units.items()}
-        return {"units": units, **_memory()}, b""
+        return {"units": units, "lane_bytes": self._groups.moved, **_memory()}, b""
 
 
 def _give_back_memory() -> None:

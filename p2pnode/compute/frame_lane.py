@@ -41,8 +41,16 @@ class _Partial:
 class FrameLane:
     """Messages go one way, requests for what got lost the other; the same class is both ends."""
 
-    def __init__(self, sock: socket.socket, secret: bytes, me: int, peer: int, datagram_bytes: int) -> None:
-        self._lane = LaneSocket(sock, secret, me, peer, datagram_bytes, self._take)
+    def __init__(
+        self,
+        sock: socket.socket,
+        secret: bytes,
+        me: int,
+        peer: int,
+        datagram_bytes: int,
+        moved: list[int] | None = None,
+    ) -> None:
+        self._lane = LaneSocket(sock, secret, me, peer, datagram_bytes, self._take, moved)
         self._number = 0
         self._sent: dict[int, _Sent] = {}
         self._partial: dict[int, _Partial] = {}

@@ -45,7 +45,9 @@ class LaneSocket:
         peer: int,
         datagram_bytes: int,
         take: Callable[[Datagram], None],
+        moved: list[int] | None = None,
     ) -> None:
+        """`moved`: bytes received and sent by all lanes of this process, to which this one adds."""
         sock.setblocking(False)
         for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
             sock.setsockopt(socket.SOL_SOCKET, option, _SOCKET_BUFFER_BYTES)
@@ -56,6 +58,7 @@ class LaneSocket:
         self._opener = Opener(secret, peer, me)
         self._buffer = memoryview(bytearray(_RECEIVE_BYTES))
         self._take = take
+        self._moved = [0, 0] if moved is None else moved
         self._heard = self._was_heard = False
         self.dropped = 0
 
@@ -84,6 +87,7 @@ class LaneSocket:
                 continue  # the other side is not there yet, or not any more: silence will tell
             except OSError as exc:
                 raise StageLost(f"the lane broke: {exc.strerror}") from exc
+            self._moved[0] += size
             step = size
             for level, kind, data in ancillary:
                 if (level, kind) == (_SOL_UDP, _UDP_GRO):
@@ -128,7 +132,7 @@ class LaneSocket:
             return False
         try:
             for start in range(0, len(sealed), row):
-                self._socket.sendmsg(sealed[start : start + row], control)
+                self._moved[1] += self._socket.sendmsg(sealed[start : start + row], control)
         except (BlockingIOError, ConnectionRefusedError):
             return True  # as good as lost on the way
         except OSError:
@@ -143,7 +147,7 @@ class LaneSocket:
 
     def _put(self, datagram: bytes) -> None:
         try:
-            self._socket.send(datagram)
+            self._moved[1] += self._socket.send(datagram)
         except (BlockingIOError, ConnectionRefusedError):
             return  # as good as lost on the way: it will be asked for
         except OSError as exc:

@@ -20,8 +20,16 @@ class LaneLink:
 
     served_between_steps = True
 
-    def __init__(self, sock: socket.socket, secret: bytes, rank: int, peer: int, datagram_bytes: int) -> None:
-        self._lane = LaneSocket(sock, secret, rank, peer, datagram_bytes, self._take)
+    def __init__(
+        self,
+        sock: socket.socket,
+        secret: bytes,
+        rank: int,
+        peer: int,
+        datagram_bytes: int,
+        moved: list[int] | None = None,
+    ) -> None:
+        self._lane = LaneSocket(sock, secret, rank, peer, datagram_bytes, self._take, moved)
         self._exchange = 0
         self._sent: dict[int, tuple[bytes, int]] = {}
         """Messages that may be asked for again: this one and the one before."""

@@ -20,6 +20,7 @@ from p2pnode.node import wire_counts
 from p2pnode.node.adapter_commands import AdapterCommands
 from p2pnode.node.core import Node
 from p2pnode.node.hops import chrome_trace
+from p2pnode.node.lane_bytes import LaneBytes
 from p2pnode.node.memory_use import memory_use
 from p2pnode.node.mode_commands import ModeCommands
 from p2pnode.node.owner_commands import OwnerCommands
@@ -36,6 +37,7 @@ class Faces:
     def __init__(self, node: Node) -> None:
         self._node = node
         self._queries = LogQueries(node.ledger, self._witnesses)
+        self._lane_bytes = LaneBytes()
         self.modes = ModeCommands(node)
         self._commands: dict[str, Command] = {
             **self.modes.table(),
@@ -200,9 +202,15 @@ class Faces:
     def settings(self) -> JsonObject:
         return self._node.ledger.view("settings")
 
+    async def count(self) -> None:
+        await self._lane_bytes.look(self._node.engine_hosts)
+
     def metrics(self) -> JsonObject:
         view = self._node.ledger.view("metrics")
-        counted = wire_counts.families(self._node.transport.counters(), self._node.streams.refused)
+        node = self._node
+        counted = wire_counts.families(
+            node.transport.counters(), node.streams.refused, self._lane_bytes.total()
+        )
         return {**view, "metrics": [*view["metrics"], *counted, self._node.ledger.append_metric()]}
 
     def options(self) -> JsonObject:

@@ -127,7 +127,10 @@ class Transport(Protocol):
         ...
 
     def counters(self) -> Mapping[str, int]:
-        """What came, went and was refused so far: `refused_<reason>`, `gate_refused` and others, for metrics."""
+        """What came, went and was refused so far: `refused_<reason>`, `gate_refused` and others, for metrics.
+
+        `received <protocol>` and `sent <protocol>` are bytes of its streams, after negotiation.
+        """
         ...
 
     async def start(self) -> None:

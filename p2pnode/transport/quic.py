@@ -152,6 +152,7 @@ class QuicTransport:
             "handshakes": self.acceptor.half_open,
             "gate_refused": self.router.refused_count,
             "resets_sent": self.resets.sent_count,
+            **self.router.moved_counters(),
             **counted,
         }
 
@@ -328,6 +329,9 @@ class QuicTransport:
 
     def accepts(self, peer_id: PeerId, protocol: str) -> bool:
         return self.router.accepts(peer_id, protocol)
+
+    def moved(self, protocol: str) -> list[int]:
+        return self.router.moved_by(protocol)
 
     def serve(self, connection: QuicPeerConnection, stream: QuicPeerStream) -> None:
         self._spawn(self._serve(connection, stream))

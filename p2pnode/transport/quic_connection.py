@@ -39,6 +39,7 @@ class Host(Protocol):
     def add_route(self, connection_id: bytes, connection: QuicPeerConnection) -> None: ...
     def drop_route(self, connection_id: bytes) -> None: ...
     def accepts(self, peer_id: PeerId, protocol: str) -> bool: ...
+    def moved(self, protocol: str) -> list[int]: ...
     def serve(self, connection: QuicPeerConnection, stream: QuicPeerStream) -> None: ...
     def established(self, connection: QuicPeerConnection) -> None: ...
     def ended(self, connection: QuicPeerConnection) -> None: ...
@@ -129,6 +130,7 @@ class QuicPeerConnection:
             async with asyncio.timeout(timeout_s):
                 stream = await self._new_stream()
                 await agree_outbound(stream, protocol)
+                stream.moved = self._host.moved(protocol)
                 return stream
         except TimeoutError as error:
             if stream is not None:
@@ -175,7 +177,10 @@ class QuicPeerConnection:
 
     async def negotiate_inbound(self, stream: QuicPeerStream) -> bool:
         """Agree on a protocol; False when the peer gave up first."""
-        return await agree_inbound(stream, lambda protocol: self._host.accepts(self.peer_id, protocol))
+        if not await agree_inbound(stream, lambda protocol: self._host.accepts(self.peer_id, protocol)):
+            return False
+        stream.moved = self._host.moved(stream.protocol)
+        return True
 
     def consumed(self, stream_id: int, size: int) -> None:
         if self.core.consume(stream_id, size):

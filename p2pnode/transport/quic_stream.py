@@ -39,6 +39,7 @@ class QuicPeerStream:
         "_stopped",
         "_unread",
         "_writer",
+        "moved",
         "protocol",
         "stream_id",
     )
@@ -47,6 +48,8 @@ class QuicPeerStream:
         self._connection = connection
         self.stream_id = stream_id
         self.protocol = ""
+        self.moved = [0, 0]
+        """Bytes received and sent, shared by all streams of its protocol once that is agreed."""
         self._chunks: deque[bytes] = deque()
         self._unread = 0
         self._fin_received = False
@@ -159,6 +162,7 @@ class QuicPeerStream:
                 missing -= len(part)
             first = b"".join(parts)
         self._unread -= size
+        self.moved[0] += size
         self._connection.consumed(self.stream_id, size)
         return first
 
@@ -211,6 +215,7 @@ class QuicPeerStream:
         for chunk in chunks:
             if not isinstance(chunk, bytes):
                 chunk = memoryview(chunk).cast("B")
+            self.moved[1] += len(chunk)
             if len(chunk) <= _WRITE_STEP_BYTES:
                 core.send_stream_data(stream_id, chunk)  # type: ignore[arg-type]
                 continue

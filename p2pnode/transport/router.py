@@ -36,6 +36,7 @@ class Router:
         self._gate: Gate = _admit_all
         self._observers: list[ConnectionObserver] = []
         self.refused_count = 0
+        self._moved: dict[str, list[int]] = {}
         self.on_protocols_changed: Callable[[], None] | None = None
 
     def handle(self, protocol: str, handler: StreamHandler) -> None:
@@ -62,6 +63,14 @@ class Router:
             return True
         self.refused_count += 1
         return False
+
+    def moved_by(self, protocol: str) -> list[int]:
+        """Bytes received and sent by all streams of a protocol, which add to it themselves."""
+        return self._moved.setdefault(protocol, [0, 0])
+
+    def moved_counters(self) -> dict[str, int]:
+        ways = (("received", 0), ("sent", 1))
+        return {f"{way} {p}": moved[i] for p, moved in self._moved.items() for way, i in ways}
 
     def notify(self, connection: Connection, is_up: bool) -> None:
         for observer in self._observers:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,9 +12,11 @@ from typing import Any
 import pytest
 
 from p2pnode.errors import P2PNodeError
-from tests.kit.mesh import MeshOfProcesses, mesh_of
+from tests.kit.mesh import MeshOfProcesses, NodeProcess, mesh_of
 
 MODEL = "p2pnode-demo"
+WIDTH = 128
+"""Bytes of a row are at least as many as the model has columns."""
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +76,29 @@ def test_an_answer_is_seen_hop_by_hop(mesh: MeshOfProcesses, tmp_path: Path) -> 
         lambda found: len({e["name"] for e in found["traceEvents"] if e["ph"] == "C"}) >= 8,
     )
     json.dumps(trace)
+
+
+def test_bytes_of_tensors_are_counted(mesh: MeshOfProcesses) -> None:
+    """Decoded rows pass by lanes, prompts by streams; both ends count them, an idle device none."""
+
+    def moved(node: NodeProcess) -> dict[tuple[str, str], float]:
+        found = re.findall(
+            r'^p2pnode_tensor_bytes_total\{direction="(\w+)",way="(\w+)"\} (\S+)$',
+            node.api.get("/metrics"),
+            re.MULTILINE,
+        )
+        return {(direction, way): float(value) for direction, way, value in found}
+
+    before = [moved(node) for node in mesh.nodes]
+    head = mesh.nodes[0]
+    tokens = head.infer(MODEL, "Tell me a long story.", max_tokens=100)["usage"]["completion_tokens"]
+    assert tokens > 10
+    for node, was in zip(mesh.nodes, before, strict=True):
+        grown = {key: value - was[key] for key, value in moved(node).items()}
+        assert set(grown) == {(d, w) for d in ("received", "sent") for w in ("lane", "stream")}
+        assert sum(v for (d, _), v in grown.items() if d == "sent") > tokens * WIDTH, node.name
+        assert sum(v for (d, _), v in grown.items() if d == "received") > tokens * WIDTH, node.name
+        assert all(grown[direction, "lane"] > 0 for direction in ("received", "sent")), node.name
 
 
 def test_only_the_head_is_told(mesh: MeshOfProcesses) -> None:

@@ -184,6 +184,9 @@ class FakeNode:
         }
         return {"settings": [row]}
 
+    async def count(self) -> None:
+        """Everything is counted already."""
+
     def metrics(self) -> JsonObject:
         sample = {"labels": {"type": "NodeStarted"}, "value": 3}
         return {
