@@ -40,7 +40,8 @@ class ApiServer:
             found = await loop.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
         except OSError as error:
             raise ConfigError(
-                f"cannot find the address {self._address}: {error}", hint="check --api"
+                f"cannot find the address {self._address}: {error.strerror or error}",
+                hint="--api takes HOST:PORT or a port, for example 127.0.0.1:9480",
             ) from error
         family, kind, protocol, _, target = found[0]
         listener = socket.socket(family, kind, protocol)

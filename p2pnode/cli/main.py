@@ -49,6 +49,12 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "version": ("mesh_commands", "version", "Versions of p2pnode and what it runs on."),
 }
 """Name: module in p2pnode.cli, attribute, one line of help."""
+_SAID_ELSEWHERE = {
+    "help": "--help", "ls": "models", "list": "models", "show": "models", "serve": "join", "up": "join",
+    "start": "join", "worker": "join", "download": "pull", "get": "pull", "remove": "rm", "delete": "rm",
+    "nodes": "peers", "devices": "peers", "token": "invite", "usage": "statement", "verify": "log verify",
+}  # fmt: skip
+"""What other programs call it: hands that know them are shown the way."""
 
 
 class LazyGroup(click.Group):
@@ -73,8 +79,8 @@ class LazyGroup(click.Group):
         if name and not name.startswith("-") and name not in COMMANDS:
             from difflib import get_close_matches
 
-            near = get_close_matches(name, COMMANDS, n=1)
-            meant = f"; did you mean {near[0]!r}?" if near else ""
+            near = _SAID_ELSEWHERE.get(name) or next(iter(get_close_matches(name, COMMANDS, n=1)), "")
+            meant = f"; did you mean {near!r}?" if near else ""
             raise click.UsageError(f"there is no command {name!r}{meant}", ctx)
         return super().resolve_command(ctx, args)
 
@@ -126,10 +132,23 @@ def run_command(arguments: list[str]) -> int:
         return _failed(_UnexpectedError(f"{type(error).__name__}: {error}"), as_json="--json" in arguments)
 
 
+_PLAINER = (
+    ("is not a valid integer range", "is not a whole number"),
+    ("is not a valid float range", "is not a number"),
+    ("is not a valid integer", "is not a whole number"),
+)
+"""The library names its types here, people do not."""
+
+
 def _usage(error: click.ClickException, *, as_json: bool) -> int:
     from p2pnode.cli.output import one_line, print_json
 
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        click.echo(error.format_message(), err=True)  # a page of help, not a line that says what is wrong
+        return error.exit_code
     message = one_line(error.format_message())
+    for words, plainer in _PLAINER:
+        message = message.replace(words, plainer)
     context = getattr(error, "ctx", None)
     hint = "" if context is None else f"{context.command_path} --help"
     click.secho(f"error: {message}", fg="red", err=True)

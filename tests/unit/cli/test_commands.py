@@ -158,7 +158,12 @@ def test_api_address(capsys: pytest.CaptureFixture[str], data: str) -> None:
     [
         (["nonsense"], 2, "there is no command"),
         (["peeers"], 2, "did you mean 'peers'"),
+        (["ls"], 2, "did you mean 'models'"),
+        (["serve"], 2, "did you mean 'join'"),
+        (["help"], 2, "did you mean '--help'"),
         (["peers", "--nope"], 2, "No such option"),
+        (["plan", "--stages", "three"], 2, "'three' is not a whole number"),
+        (["run", "--temperature", "hot", "x", "y"], 2, "'hot' is not a number"),
         (["run", "--max-tokens", "0", "x", "y"], 2, "max-tokens"),
         (["run", "--temperature", "nan", "x", "y"], 2, "'nan' is not a number"),
         (["plan", "--max-rtt", "inf", "x"], 2, "'inf' is not a number"),
@@ -183,6 +188,16 @@ def test_errors(capsys: pytest.CaptureFixture[str], arguments: list[str], code: 
     assert words in err
     assert "Traceback" not in err
     assert len(err.strip().splitlines()) <= 2
+
+
+@pytest.mark.parametrize("arguments", [[], ["log"], ["keys"], ["adapters"]])
+def test_nothing_said_is_answered_with_help(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
+    """A page that can be read, on stderr, because nothing was done."""
+    code, out, err = run(capsys, *arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith("Usage: p2pnode")
+    assert len(err.splitlines()) > 5
+    assert "error" not in err.split("Commands:")[0]
 
 
 def test_error_as_json(capsys: pytest.CaptureFixture[str], data: str) -> None:
