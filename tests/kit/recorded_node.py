@@ -78,6 +78,16 @@ class RecordedNode(FakeNode):
                 **{key: arguments[key] for key in ("account", "amount_microunits", "idempotency_key")},
             )
             answer = await self.ledger.do(wanted, idempotency_key=arguments["idempotency_key"])
+        elif name == "quota":
+            limit, period = arguments.get("limit_microunits"), arguments.get("period_ms")
+            answer = await self.ledger.do(
+                c.SetQuota(
+                    account=arguments["account"],
+                    limit_microunits=limit or 0,
+                    period_ms=period or 0,
+                    unlimited=limit is None,
+                )
+            )
         elif name == "set":
             answer = await self.ledger.do(c.ChangeSetting(key=arguments["key"], value=arguments["value"]))
         await self.ledger.log.seal()

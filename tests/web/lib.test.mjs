@@ -8,6 +8,7 @@ import { decode, readEntry } from "../../web/lib/msgpack.js";
 import { BadProof, fromHex } from "../../web/lib/tlog.js";
 import { toCsv } from "../../web/lib/widgets.js";
 import { microUnits } from "../../web/pages/billing.js";
+import { told } from "../../web/pages/chat.js";
 import { recall } from "../../web/pages/launch.js";
 import { attention, pulse, shownPlan } from "../../web/pages/home.js";
 
@@ -17,6 +18,16 @@ test("events split anywhere are the same events", () => {
   assert.deepEqual(whole, [{ id: "7", event: "message", data: '{"a":1}' }, { id: null, event: "error", data: "x\ny" }]);
   const parser = new SseParser();
   assert.deepEqual([...text].flatMap((char) => parser.feed(char)), whole);
+});
+
+test("a model is told whole turns only", () => {
+  const turn = (role, content, more = {}) => ({ role, content, tokens: 3, ...more });
+  const talk = [
+    turn("user", "one"), turn("assistant", "first"), turn("user", "two"), turn("assistant", "half", { error: { message: "gone" } }),
+    turn("user", "three"), turn("assistant", "", { stopped: true }), turn("user", "four"),
+  ];
+  assert.deepEqual(told(talk), [{ role: "user", content: "one" }, { role: "assistant", content: "first" }, { role: "user", content: "four" }]);
+  assert.deepEqual(told([]), []);
 });
 
 test("entries say in the browser what they say at the node", () => {

@@ -180,6 +180,53 @@ def test_chat(page: Page, url: str, node: RecordedNode) -> None:
     expect(page.locator(".markdown strong")).to_have_text("mesh")
 
 
+def test_an_answer_goes_on_behind_other_pages(page: Page, url: str, node: RecordedNode) -> None:
+    """Whoever looks at the devices meanwhile finds the whole answer when they come back; Stop still stops it."""
+    page.goto(f"{url}/#/chat")
+    node.hold.clear()
+    page.get_by_label("Your message").fill("hello")
+    page.keyboard.press("Enter")
+    expect(page.locator(".markdown")).to_contain_text("The")
+    page.get_by_role("link", name="Home").click()
+    expect(page.locator(".pulse")).to_be_visible()
+    assert (node.running, node.cancelled) == (1, 0)
+    page.get_by_role("link", name="Chat").click()
+    expect(page.get_by_role("button", name="Stop")).to_be_visible()
+    node.loop.call_soon_threadsafe(node.hold.set)
+    expect(page.locator(".markdown li")).to_have_count(2)
+    expect(page.get_by_role("button", name="Stop")).to_have_count(0)
+
+
+def test_a_second_tab_follows(page: Page, browser: BrowserContext, url: str) -> None:
+    """Two tabs show one conversation, and neither overwrites what the other asked."""
+    page.goto(f"{url}/#/chat")
+    other = browser.new_page()
+    other.goto(f"{url}/#/chat")
+    for number, tab in enumerate((page, other, page)):
+        tab.get_by_label("Your message").fill(f"question {number}")
+        tab.keyboard.press("Enter")
+        for each in (page, other):
+            expect(each.locator(".message.assistant")).to_have_count(number + 1)
+            expect(each.get_by_text(f"question {number}")).to_be_visible()
+    other.close()
+
+
+def test_a_failed_answer_is_not_told_again(page: Page, url: str, node: RecordedNode) -> None:
+    """The next question goes out without the one that failed: templates want two sides that take turns."""
+    page.goto(f"{url}/#/chat")
+    node.fail_after = (0, StageLost("the device with layers 4-7 is gone"))
+    page.get_by_label("Your message").fill("lost")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("alert")).to_contain_text("layers 4-7")
+    node.fail_after = None
+    page.get_by_label("Your message").fill("found")
+    page.keyboard.press("Enter")
+    expect(page.locator(".markdown strong")).to_have_text("mesh")
+    prompt = str(node.requests[-1].prompt)
+    assert "found" in prompt
+    assert "lost" not in prompt
+
+
 def test_stop(page: Page, url: str, node: RecordedNode) -> None:
     """Stop ends the answer and the work behind it."""
     node.hold.clear()
@@ -280,10 +327,18 @@ def test_billing(page: Page, url: str) -> None:
     """A top up changes the balance, and its booking leads to the event."""
     page.goto(f"{url}/#/billing")
     expect(page.locator(".figure").first).to_contain_text("5 units")
-    page.get_by_label("Units").fill("0.25")
-    page.get_by_role("button", name="Add").click()
+    top_up = page.locator("form").filter(has_text="Top up")
+    top_up.get_by_label("Units").fill("0.25")
+    top_up.get_by_role("button", name="Add").click()
     expect(page.locator(".figure").first).to_contain_text("5.25 units")
+    limit = page.locator("form").filter(has_text="Quota of local")
+    limit.get_by_label("Units").fill("0.5")
+    limit.get_by_label("each").select_option("week")
+    limit.get_by_role("button", name="Limit").click()
+    expect(page.get_by_text("of 0.5 left")).to_be_visible()
     picture(page, "billing")
+    limit.get_by_role("button", name="Lift").click()
+    expect(page.get_by_text("of 0.5 left")).to_have_count(0)
     page.locator("td a[href^='#/audit/']").last.click()
     expect(page.get_by_role("heading", name=re.compile("Entry .* CreditToppedUp"))).to_be_visible()
 

@@ -28,27 +28,51 @@ const load = (key, fallback) => {
 // What is left after a reply that cost something; a panel whose key may not see accounts says nothing.
 const balance = () => get("/billing").then((view) => view.accounts.find((item) => item.account === view.own_account || item.account === "local")?.available_microunits, () => undefined);
 
+// The conversation outlives this page: an answer goes on while somebody looks at the devices that compute it.
+const talk = { messages: load(HISTORY_KEY, []), live: null, abort: null, seen: new Set() };
+
+function change(part) {
+  Object.assign(talk, part);
+  if (part.messages) localStorage.setItem(HISTORY_KEY, JSON.stringify(talk.messages.slice(-100)));
+  talk.seen.forEach((look) => look({}));
+}
+
+// Another tab said something: this one follows, unless it is in the middle of an answer itself.
+globalThis.addEventListener?.("storage", (event) => {
+  if (event.key !== HISTORY_KEY || talk.live) return;
+  talk.messages = load(HISTORY_KEY, []);
+  talk.seen.forEach((look) => look({}));
+});
+
+// What a model is told of a conversation: without answers that failed, and without the questions they were for,
+// because many templates want the two sides to take turns.
+export function told(history) {
+  const failed = (message) => message?.role === "assistant" && (message.error || !message.content);
+  return history.filter((message, index) => !failed(message) && !failed(history[index + 1])).map(({ role, content }) => ({ role, content }));
+}
+
 export function Chat({ state }) {
-  const [messages, setMessages] = useState(() => load(HISTORY_KEY, []));
   const [draft, setDraft] = useState("");
   const [mode, setMode] = useState(() => load(MODE_KEY, "auto"));
   const [model, setModel] = useState("");
-  const [live, setLive] = useState(null);
-  const abort = useRef(null);
+  const [, look] = useState({});
   const log = useRef(null);
+  const { messages, live } = talk;
+  const setMessages = (said) => change({ messages: said });
+  const setLive = (answer) => change({ live: answer });
 
-  useEffect(() => localStorage.setItem(HISTORY_KEY, JSON.stringify(messages.slice(-100))), [messages]);
+  useEffect(() => {
+    talk.seen.add(look);
+    return () => talk.seen.delete(look);
+  }, []);
   useEffect(() => log.current?.scrollTo({ top: log.current.scrollHeight }), [messages, live]);
-  useEffect(() => () => abort.current?.abort(), []);
 
   async function ask(history) {
     const controller = new AbortController();
-    abort.current = controller;
     const answer = { role: "assistant", content: "", prefill: null, tokens: 0, started: performance.now() };
-    setMessages(history);
-    setLive({ ...answer });
+    change({ abort: controller, messages: history, live: { ...answer } });
     const body = {
-      messages: history.filter((m) => !m.error).map(({ role, content }) => ({ role, content })),
+      messages: told(history),
       stream: true,
       stream_options: { include_usage: true },
       return_progress: true,
@@ -76,9 +100,7 @@ export function Chat({ state }) {
       else answer.error = { message: error.message, hint: error.hint };
     }
     if (answer.by?.cost_microunits) answer.balance = await balance();
-    abort.current = null;
-    setLive(null);
-    setMessages([...history, answer]);
+    change({ abort: null, live: null, messages: [...history, answer] });
   }
 
   function submit(event) {
@@ -121,7 +143,7 @@ export function Chat({ state }) {
         onInput=${(event) => setDraft(event.target.value)}
         onKeyDown=${(event) => event.key === "Enter" && !event.shiftKey && !event.isComposing && submit(event)}></textarea>
       ${live
-        ? html`<button type="button" class="stop" onClick=${() => abort.current?.abort()}>Stop</button>`
+        ? html`<button type="button" class="stop" onClick=${() => talk.abort?.abort()}>Stop</button>`
         : html`<button type="submit" class="primary" disabled=${!draft.trim()}>Send</button>`}
       ${!live && messages.length > 0 && html`<button type="button" onClick=${regenerate}>Regenerate</button>`}
     </form>

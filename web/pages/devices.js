@@ -17,7 +17,7 @@ export function Devices({ state, at }) {
       <h2>${peer.name || "unnamed"} <span class=${`chip ${isUp(peer) ? "active" : ""}`}>${peer.self ? "this device" : peer.state}</span>${peer.self && working !== "active" && html` <span class="chip">${working}</span>`}</h2>
       <dl>
         <dt>Role</dt><dd>${peer.role ?? "–"}</dd>
-        <dt>Link</dt><dd>${peer.self ? "–" : `${rtt(peer.rtt_ms)}, ${peer.path || "no path"}`}</dd>
+        <dt>Link</dt><dd>${peer.self ? "–" : [rtt(peer.rtt_ms), peer.path || "no path", ...(peer.link?.bytes_per_s ? [`${bytes(peer.link.bytes_per_s)}/s measured`] : [])].join(", ")}</dd>
         <dt>Last seen</dt><dd>${peer.self ? "now" : ago(peer.last_seen_ms)}</dd>
         ${power(peer, state) && html`<dt>Memory</dt><dd>${bytes(power(peer, state).memory_free_bytes)} of ${bytes(power(peer, state).memory_total_bytes)} free, read at ${bytes(power(peer, state).memory_bytes_per_s)}/s</dd>
           <dt>Cores</dt><dd>${power(peer, state).cores ?? "–"} ${power(peer, state).on_battery ? "(on battery)" : ""}</dd>`}
