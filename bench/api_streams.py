@@ -1,8 +1,9 @@
 """How the API bears many chats at once: nothing lost or mixed, and how long /health takes meanwhile.
 
-    python bench/api_streams.py [--streams 200] [--tokens 40] [--api HOST:PORT]
+    python bench/api_streams.py [--streams 200] [--tokens 40] [--out FILE] [--api HOST:PORT]
 
-Without --api a fake node answers at once, so that only the HTTP side is measured.
+Twice: with a node that answers at once, so that only the HTTP side is measured, and with a node process that computes
+the demo model. There each answer is made to begin with its own number by a grammar, so a mixed one is seen.
 """
 
 from __future__ import annotations
@@ -13,11 +14,14 @@ import json
 import platform
 import statistics
 import sys
+import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from bench.nodes import Node
 from p2pnode.api.app import create_app
 from p2pnode.api.server import ApiServer
 from p2pnode.config import parse_host_port
@@ -44,13 +48,22 @@ async def request(host: str, port: int, head: str, body: bytes = b"") -> tuple[b
     return first + rest, waited
 
 
-async def chat(host: str, port: int, number: int, tokens: int) -> tuple[bool, float]:
-    """Whether one stream came whole and with nobody else's chunks, and the wait for its first byte."""
-    message = {"role": "user", "content": f"number {number}"}
-    body = {"stream": True, "max_tokens": tokens, "seed": number, "temperature": 0, "messages": [message]}
+async def chat(host: str, port: int, number: int, tokens: int, *, computed: bool) -> tuple[bool, int, float]:
+    """Whether one stream came whole and with nobody else's words, its tokens, and the wait for its first byte."""
+    message = {"role": "user", "content": f"Tell me story number {number}."}
+    body = {
+        "stream": True, "stream_options": {"include_usage": True}, "max_tokens": tokens, "seed": number,
+        "temperature": 0, "messages": [message],
+        **({"grammar": f'root ::= "{number}: " [a-z ]+'} if computed else {}),
+    }  # fmt: skip
     raw, waited = await request(host, port, "POST /v1/chat/completions", json.dumps(body).encode())
     chunks = [json.loads(line[6:]) for line in raw.decode().splitlines() if line.startswith("data: {")]
-    return b"[DONE]" in raw and len({chunk["id"] for chunk in chunks}) == 1, waited
+    text = "".join(
+        choice["delta"].get("content") or "" for chunk in chunks for choice in chunk.get("choices", [])
+    )
+    whole = b"data: [DONE]" in raw and len({chunk["id"] for chunk in chunks}) == 1
+    counted = chunks[-1].get("usage", {}).get("completion_tokens", 0) if whole else 0
+    return whole and (not computed or text.startswith(f"{number}: ")), counted, waited
 
 
 async def watch(host: str, port: int, stop: asyncio.Event, waits: list[float]) -> None:
@@ -59,44 +72,76 @@ async def watch(host: str, port: int, stop: asyncio.Event, waits: list[float]) -
         await asyncio.sleep(0.01)
 
 
-async def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--streams", type=int, default=200)
-    parser.add_argument("--tokens", type=int, default=40)
-    parser.add_argument("--api")
-    options = parser.parse_args()
-    closing = asyncio.Event()
-    server = None
-    if options.api:
-        host, port = parse_host_port(options.api)
-    else:
-        server = ApiServer("127.0.0.1:0", closing)
-        await server.start(create_app(FakeNode("word " * 200), closing=closing), await server.bind())
-        host, port = server.host, server.port
+async def measure(host: str, port: int, options: argparse.Namespace, *, computed: bool) -> dict[str, Any]:
+    await chat(host, port, 0, options.tokens, computed=computed)  # the model is in memory from here on
     stop, waits = asyncio.Event(), []
     watcher = asyncio.ensure_future(watch(host, port, stop, waits))
     begun = time.perf_counter()
-    results = await asyncio.gather(*(chat(host, port, n, options.tokens) for n in range(options.streams)))
+    chats = [chat(host, port, n, options.tokens, computed=computed) for n in range(options.streams)]
+    results = await asyncio.gather(*chats)
     seconds = time.perf_counter() - begun
     stop.set()
     await watcher
-    if server is not None:
-        await server.stop()
-    whole = sum(ok for ok, _ in results)
-    report = {
+    waits.sort()
+    return {
         "streams": options.streams,
-        "whole_and_unmixed": whole,
+        "whole_and_unmixed": sum(ok for ok, _, _ in results),
         "seconds": round(seconds, 2),
-        "tokens_per_s": round(options.streams * options.tokens / seconds),
-        "first_byte_p50_ms": round(statistics.median(wait for _, wait in results) * 1000, 1),
-        "health_p99_ms": round(sorted(waits)[int(len(waits) * 0.99)] * 1000, 1),
+        "tokens_per_s": round(sum(tokens for _, tokens, _ in results) / seconds),
+        "first_byte_p50_ms": round(statistics.median(wait for _, _, wait in results) * 1000, 1),
+        "health_p50_ms": round(statistics.median(waits) * 1000, 1),
+        "health_p99_ms": round(waits[int(len(waits) * 0.99)] * 1000, 1),
         "health_asked": len(waits),
+    }
+
+
+async def http_alone(options: argparse.Namespace) -> dict[str, Any]:
+    closing = asyncio.Event()
+    server = ApiServer("127.0.0.1:0", closing)
+    await server.start(create_app(FakeNode("word " * 200), closing=closing), await server.bind())
+    try:
+        return await measure(server.host, server.port, options, computed=False)
+    finally:
+        await server.stop()
+
+
+def demo_model(options: argparse.Namespace) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory(prefix="p2pnode-bench-") as folder:
+        node = Node(Path(folder), "alpha", threads=options.threads)
+        try:
+            host, port = parse_host_port(node.api.url)
+            return asyncio.run(measure(host, port, options, computed=True))
+        finally:
+            node.stop()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--streams", type=int, default=200)
+    parser.add_argument("--tokens", type=int, default=40)
+    parser.add_argument("--threads", type=int, default=1, help="of the node that computes the demo model")
+    parser.add_argument("--api", help="measure this running node instead")
+    parser.add_argument("--out", type=Path, help="keep the report there")
+    options = parser.parse_args()
+    if options.api:
+        host, port = parse_host_port(options.api)
+        parts = {"given_node": asyncio.run(measure(host, port, options, computed=True))}
+    else:
+        parts = {"http_alone": asyncio.run(http_alone(options)), "demo_model": demo_model(options)}
+    report = {
+        **parts,
+        "tokens_each": options.tokens,
         "machine": f"{platform.machine()}, Python {platform.python_version()}",
         "command": " ".join(["python", *sys.argv]),
     }
-    print(json.dumps(report, indent=1))
-    return 0 if whole == options.streams else 1
+    text = json.dumps(report, indent=1)
+    print(text)
+    if options.out:
+        options.out.write_text(text + "\n")
+    return 0 if all(part["whole_and_unmixed"] == options.streams for part in parts.values()) else 1
 
 
 if __name__ == "__main__":
-    sys.exit(asyncio.run(main()))
+    sys.exit(main())
