@@ -634,6 +634,9 @@ API_STREAM_HEARTBEAT_S = 10.0
 API_STREAM_QUEUE_MAX = 256
 """Events waiting for one reader; a reader that is further behind is dropped."""
 
+OLLAMA_TOKENS_DEFAULT = 2048
+"""Longest answer of a request in Ollama's form that names no length: there it is the end of the context, here what is
+set aside for one answer is not there for others."""
 API_CHOICES_MAX = 16
 API_STOP_SEQUENCES_MAX = 16
 API_STOP_CHARS_MAX = 256

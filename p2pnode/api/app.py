@@ -23,6 +23,7 @@ from p2pnode.api.log_routes import log_routes
 from p2pnode.api.mesh import mesh_routes, view_routes
 from p2pnode.api.metrics import CONTENT_TYPE, ApiMetrics
 from p2pnode.api.modes import mode_routes
+from p2pnode.api.ollama import ollama_routes
 from p2pnode.api.openapi import document
 from p2pnode.api.panel import POLICY, find_panel, panel_routes
 from p2pnode.api.responses import responses_routes
@@ -68,6 +69,7 @@ def create_app(
         chat_routes(context),
         embedding_routes(context),
         responses_routes(context),
+        ollama_routes(context),
         infer_routes(context),
         agent_routes(context),
         mesh_routes(context),

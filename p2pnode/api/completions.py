@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from dataclasses import dataclass
 from typing import Any
 
 from quart import Blueprint, Response
@@ -33,6 +34,24 @@ from p2pnode.limits import API_CHOICES_MAX
 Render = Callable[[int, GenerateEvent], list[dict[str, Any]]]
 
 
+@dataclass(frozen=True, slots=True)
+class Form:
+    """How a stream is written: one event (with the name `error` when it is one), a sign of life, the end."""
+
+    event: Callable[[dict[str, Any], str | None], bytes]
+    silence: bytes
+    done: bytes
+
+
+SSE = Form(lambda document, _: sse_data(json_bytes(document)), HEARTBEAT, DONE)
+NAMED = Form(
+    lambda document, name: sse_data(json_bytes(document), event=name or document["type"]), HEARTBEAT, b""
+)
+"""The Responses API names its events."""
+LINES = Form(lambda document, _: json_bytes(document) + b"\n", b"", b"")
+"""Ollama's lines of JSON, which have no place for a comment."""
+
+
 class StreamBody:
     """Chunks of one answer; closing it at any moment ends the work and gives the slot back."""
 
@@ -44,14 +63,14 @@ class StreamBody:
         tail: Callable[[list[Finished]], list[dict[str, Any]]],
         *,
         begin: Callable[[], list[dict[str, Any]]] = list,
-        named: bool = False,
+        form: Form = SSE,
     ) -> None:
         self._context = context
         self._events = events
         self._render = render
         self._tail = tail
         self._begin = begin
-        self._named = named
+        self._form = form
         self._chunks = self._run()
         self._open = True
 
@@ -76,8 +95,13 @@ class StreamBody:
             self._context.generating -= 1
 
     def _event(self, document: dict[str, Any]) -> bytes:
-        """One event; the Responses API names its events, the older ones do not."""
-        return sse_data(json_bytes(document), event=document["type"] if self._named else None)
+        return self._form.event(document, None)
+
+    def _check_whole(self, ends: list[Finished]) -> None:
+        if self._context.closing.is_set():
+            raise EngineUnavailable("the node is stopping", hint="try again when it is back")
+        if not ends:
+            raise EngineUnavailable("the generation ended without a result", hint="try again")
 
     async def _run(self) -> AsyncGenerator[bytes, None]:
         ends: list[Finished] = []
@@ -87,23 +111,21 @@ class StreamBody:
                 yield self._event(document)
             async for item in items:
                 if item is None:
-                    yield HEARTBEAT
+                    if self._form.silence:
+                        yield self._form.silence
                     continue
                 index, event = item
                 if isinstance(event, Finished):
                     ends.append(event)
                 for chunk in self._render(index, event):
                     yield self._event(chunk)
-            if self._context.closing.is_set():
-                raise EngineUnavailable("the node is stopping", hint="try again when it is back")
-            if not ends:
-                raise EngineUnavailable("the generation ended without a result", hint="try again")
+            self._check_whole(ends)
             for chunk in self._tail(ends):
                 yield self._event(chunk)
-            if not self._named:
-                yield DONE
+            if self._form.done:
+                yield self._form.done
         except Exception as error:
-            yield sse_data(json_bytes(envelope(condition_of(error))), event="error" if self._named else None)
+            yield self._form.event(envelope(condition_of(error)), "error")
         finally:
             await items.aclose()
 

@@ -9,9 +9,11 @@ import msgspec
 from quart import Quart
 
 from p2pnode import __version__
+from p2pnode.api import ollama_schemas as ollama
 from p2pnode.api.agent import AgentRequest
 from p2pnode.api.console import ConsoleRequest
 from p2pnode.api.modes import FRAME_TYPE
+from p2pnode.api.ollama import NDJSON
 from p2pnode.api.schemas import (
     ChatRequest,
     CompletionRequest,
@@ -32,6 +34,11 @@ BODIES: dict[str, type[msgspec.Struct]] = {
     "/v1/embeddings": EmbeddingRequest,
     "/v1/rerank": RerankRequest,
     "/v1/responses": ResponsesRequest,
+    "/api/chat": ollama.OllamaChatRequest,
+    "/api/generate": ollama.OllamaGenerateRequest,
+    "/api/embed": ollama.OllamaEmbedRequest,
+    "/api/embeddings": ollama.OllamaEmbeddingsRequest,
+    "/api/show": ollama.OllamaModelRequest,
     "/tokenize": TokenizeRequest,
     "/detokenize": DetokenizeRequest,
     "/infer": InferRequest,
@@ -84,6 +91,14 @@ SUMMARIES: dict[str, str] = {
     "POST /v1/embeddings": "OpenAI embeddings",
     "POST /v1/rerank": "Documents in the order in which they answer a query, as Jina, Cohere and llama-server have it",
     "POST /v1/responses": "OpenAI responses, stateless",
+    "POST /api/chat": "Ollama's chat, lines of JSON unless `stream` is false",
+    "POST /api/generate": "Ollama's generate, for one prompt",
+    "POST /api/embed": "Ollama's embeddings",
+    "POST /api/embeddings": "Ollama's older embeddings, of one prompt",
+    "POST /api/show": "Ollama's document about a model",
+    "GET /api/tags": "Models, Ollama's list",
+    "GET /api/ps": "Models in memory, Ollama's list",
+    "GET /api/version": "Version, as Ollama says it",
     "GET /status": "This node in one document",
     "GET /peers": "Devices of the mesh, their links and addresses",
     "GET /models": "Models, who holds them and how much",
@@ -180,6 +195,8 @@ def document(app: Quart) -> dict[str, Any]:
 
 def _operation(method: str, rule: str, names: dict[type[msgspec.Struct], str]) -> dict[str, Any]:
     content = dict(_OTHER.get(rule, {"application/json": {"schema": {"type": "object"}}}))
+    if rule in ("/api/chat", "/api/generate"):
+        content[NDJSON] = _TEXT
     if rule in _STREAMS:
         content["text/event-stream"] = {}
     status = "201" if method == "POST" and rule in ("/invites", "/keys") else "200"

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 from quart import Blueprint, Response
 
-from p2pnode.api.completions import StreamBody
+from p2pnode.api.completions import NAMED, StreamBody
 from p2pnode.api.context import ApiContext, body, caller
 from p2pnode.api.conversation import chat_prompt
 from p2pnode.api.envelope import json_response
@@ -285,7 +285,7 @@ def responses_routes(context: ApiContext) -> Blueprint:
         except BaseException:
             context.generating -= 1
             raise
-        stream = StreamBody(context, source, events, lambda _: [], begin=events.started, named=True)
+        stream = StreamBody(context, source, events, lambda _: [], begin=events.started, form=NAMED)
         response = stream_response(stream)
         response.headers.extend(headers)
         return response
