@@ -10,6 +10,7 @@ from quart import Blueprint, Response
 
 from p2pnode.api.context import ApiContext, body, caller
 from p2pnode.api.envelope import json_response
+from p2pnode.api.generation import new_id
 from p2pnode.api.schemas import (
     DetokenizeRequest,
     EmbeddingRequest,
@@ -44,6 +45,10 @@ def encoded(vector: list[float], form: str) -> list[float] | str:
     return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
 
 
+def _headers(ignored: list[str]) -> dict[str, str]:
+    return {"x-request-id": new_id("embd"), **({"X-P2PNode-Ignored": ", ".join(ignored)} if ignored else {})}
+
+
 def embedding_routes(context: ApiContext) -> Blueprint:
     routes = Blueprint("embeddings", __name__)
     node = context.node
@@ -73,7 +78,7 @@ def embedding_routes(context: ApiContext) -> Blueprint:
             ],
             "usage": {"prompt_tokens": count, "total_tokens": count},
         }
-        return json_response(document, headers={"X-P2PNode-Ignored": ", ".join(ignored)} if ignored else None)
+        return json_response(document, headers=_headers(ignored))
 
     @routes.post("/v1/rerank")
     async def rerank() -> Response:
@@ -99,7 +104,7 @@ def embedding_routes(context: ApiContext) -> Blueprint:
             "usage": {"prompt_tokens": ranking.tokens, "total_tokens": ranking.tokens},
             "p2pnode": {"method": ranking.method},
         }
-        return json_response(document, headers={"X-P2PNode-Ignored": ", ".join(ignored)} if ignored else None)
+        return json_response(document, headers=_headers(ignored))
 
     @routes.post("/tokenize")
     async def tokenize() -> Response:

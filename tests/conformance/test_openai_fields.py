@@ -286,9 +286,5 @@ def test_errors(served: tuple[FakeNode, str], node: FakeNode, kind: str, client:
     if kind == "embedding":
         return
     node.fail_after = (2, StageLost("the device with layers 4-7 is gone"))
-    if kind == "responses" and stream:
-        seen = ask(served, client, kind, {}, stream=True)
-        assert "layers 4-7" in seen.json
-        return
     with pytest.raises(openai.APIError, match="layers 4-7"):
         ask(served, client, kind, {}, stream=stream)
