@@ -6,6 +6,7 @@ its name.
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -185,25 +186,32 @@ def resource(client: Any, kind: str) -> Any:
     }[kind]
 
 
+@functools.cache
+def arguments_of(kind: str) -> frozenset[str]:
+    """What the client itself knows of this request."""
+    with OpenAI(api_key="none", http_client=openai.DefaultHttpxClient(verify=False)) as client:
+        return frozenset(inspect.signature(resource(client, kind).create).parameters)
+
+
 def ask(
     served: tuple[FakeNode, str], client: str, kind: str, fields: dict[str, Any], *, stream: bool
 ) -> Seen:
     """Through the client's own arguments where it has them, else as its `extra_body`."""
     node, url = served
     given = {"model": MODEL} | KINDS[kind][1] | fields | ({"stream": True} if stream else {})
-    known = inspect.signature(resource(openai.OpenAI(api_key="x"), kind).create).parameters
+    known = arguments_of(kind)
     own = {name: value for name, value in given.items() if name in known}
     extra = {name: value for name, value in given.items() if name not in known}
     about = {"base_url": f"{url}/v1", "api_key": "none", "max_retries": 0}
 
     def with_sync() -> tuple[list[Any], dict[str, str]]:
-        with OpenAI(**about) as made:
+        with OpenAI(**about, http_client=openai.DefaultHttpxClient(verify=False)) as made:
             raw = resource(made, kind).with_raw_response.create(**own, extra_body=extra)
             answer = raw.parse()
             return list(answer) if stream else [answer], dict(raw.headers)
 
     async def with_async() -> tuple[list[Any], dict[str, str]]:
-        async with AsyncOpenAI(**about) as made:
+        async with AsyncOpenAI(**about, http_client=openai.DefaultAsyncHttpxClient(verify=False)) as made:
             raw = await resource(made, kind).with_raw_response.create(**own, extra_body=extra)
             answer = raw.parse()
             return [event async for event in answer] if stream else [answer], dict(raw.headers)
