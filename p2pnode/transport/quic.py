@@ -243,7 +243,7 @@ class QuicTransport:
                 return
         connection.socket = udp
         connection.receive(data, address, now)
-        if connection.core.is_fresh and not connection.is_outbound:
+        if not connection.is_established and not connection.is_outbound and connection.core.is_fresh:
             # Nothing in the first datagram could be decrypted: garbage keeps no memory.
             self.acceptor.count("undecryptable")
             connection.abandon()

@@ -11,6 +11,8 @@ from tests.kit.net import identity
 
 
 class TestMemoryTransport(TransportContract):
+    path = "memory"
+
     @pytest.fixture(autouse=True)
     def network(self) -> MemoryNetwork:
         self.net = MemoryNetwork(seed=1)

@@ -7,6 +7,7 @@ import socket
 import pytest
 
 from p2pnode.transport.port import Transport
+from p2pnode.transport.quic_core import QuicCore
 from tests.contract.transport_contract import TransportContract
 from tests.kit.net import quic
 
@@ -25,3 +26,10 @@ class TestQuicTransport(TransportContract):
 
     def unreachable_address(self) -> str:
         return f"/ip4/127.0.0.1/udp/{self.silent.getsockname()[1]}/quic-v1"
+
+
+class TestPlainCore(TestQuicTransport):
+    """aioquic's own code under the same endpoint, without the short way."""
+
+    def make(self, name: str) -> Transport:
+        return quic(name, core=QuicCore)

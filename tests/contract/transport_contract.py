@@ -29,6 +29,9 @@ ECHO = "/test/echo/1"
 class TransportContract:
     """`make` builds one transport of the given name; names are deterministic identities."""
 
+    path = "direct"
+    """How every peer is reached, until there are relays."""
+
     def make(self, name: str) -> Transport:
         raise NotImplementedError
 
@@ -415,3 +418,4 @@ class TransportContract:
             assert stats.streams_open >= 1
             assert stats.rtt_s >= 0
             assert stats.datagram_bytes >= limits.DATAGRAM_BYTES_MIN
+            assert stats.path == self.path
