@@ -127,7 +127,7 @@ def table(found: Sequence[Found], report: dict[str, Any]) -> list[str]:
         "",
         f"`streamed` with a limit of {mb['limit_bytes']} MB, a quarter of the model: the engine had at most "
         f"{mb['serving_resident_peak_bytes']} MB resident (allowed {mb['resident_bytes_max']}; "
-        f"{mb['loading_resident_peak_bytes']} for a moment while loading), {slow['decode']:.2f} tokens/s; its tokens "
+        f"{mb['loading_resident_peak_bytes']} while loading), {slow['decode']:.2f} tokens/s; its tokens "
         f"{word} those of all weights in memory.",
     ]
     lines += ["", "| promised | at least | found | |", "|---|---:|---:|---|"]

@@ -1,6 +1,12 @@
 /* Which nodes of llama.cpp's graph a tap wants (compute/taps.py). llama.cpp asks for each of them, hundreds of times
  * a token; asked in Python that is 1 to 2 % of a decoded token. Built with the package where there is a C compiler,
  * loaded with ctypes; where it is missing, taps.py asks in Python, with the same answers. */
+#if defined(__linux__)
+#define _GNU_SOURCE
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #include <stdbool.h>
 #include <stddef.h>
 #include <string.h>
@@ -44,3 +50,11 @@ EXPORT bool p2pnode_watch(void *tensor, bool ask, void *data) {
         return false;
     return is_among(source + watched->name_at, watched->weights, watched->weight_count);
 }
+
+#if defined(__linux__) && defined(__LP64__)
+/* Preloaded into engines that stream a model (compute/engine_process.py): llama.cpp maps files with MAP_POPULATE, which
+ * makes all of a model resident at once, however small the part of it that may stay. Pages come when they are read. */
+EXPORT void *mmap(void *address, size_t length, int protection, int flags, int file, off_t offset) {
+    return (void *)syscall(SYS_mmap, address, length, protection, flags & ~MAP_POPULATE, file, offset);
+}
+#endif

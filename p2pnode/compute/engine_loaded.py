@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -63,8 +62,11 @@ class LoadedUnit:
         if spec.resident_bytes_max:
             self._stream = _stream_of(spec)
             spec = self.spec = replace(spec, load_mode="mmap", repack=False)
-        with self._stream.loading() if self._stream else nullcontext():
+        if self._stream is None:
             self.model = Model(spec, progress)
+        else:
+            with self._stream.loading() as trimmer:
+                self.model = Model(spec, trimmer.told(progress))
         try:
             result_tap = spec.tap if spec.output == "rows" else None
             self._taps = Taps(result_tap, spec.reduce, stop_after_reduce=spec.output == "none")

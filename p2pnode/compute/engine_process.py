@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib.util
 import os
 import signal
 import socket
@@ -54,6 +55,15 @@ def engine_environment() -> dict[str, str]:
     cost a lone engine nothing that could be measured (docs/performance.md).
     """
     return {"OPENBLAS_NUM_THREADS": "1", "GOMP_SPINCOUNT": _SPINS, "PYTHONUNBUFFERED": "1"}
+
+
+def streaming_environment() -> dict[str, str]:
+    """For an engine that may keep a part of a model only: mapping a file makes none of it resident (`_watch.c`)."""
+    found = importlib.util.find_spec("p2pnode.compute._watch")
+    if sys.platform != "linux" or found is None or found.origin is None:
+        return {}
+    before = os.environ.get("LD_PRELOAD", "")
+    return {"LD_PRELOAD": f"{found.origin}:{before}" if before else found.origin}
 
 
 def kill(process: asyncio.subprocess.Process) -> None:

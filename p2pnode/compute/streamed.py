@@ -12,7 +12,7 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -25,7 +25,9 @@ from p2pnode.errors import OutOfMemory, RequestError
 _LAYER = re.compile(r"blk\.(\d+)\.")
 _MADV_WILLNEED, _MADV_DONTNEED, _MADV_PAGEOUT = 3, 4, 21
 _PAGE = os.sysconf("SC_PAGE_SIZE")
-_TRIM_EVERY_S = 0.002
+_TRIM_EVERY_S = 0.001
+_INNER_PARTS = 64
+"""Of a mapping all but one part at each end is let go while it fills."""
 LAYERS_IN_FLIGHT = 2
 """The layer that computes and the one being read ahead."""
 
@@ -93,10 +95,16 @@ def mapped_at(path: Path) -> list[tuple[int, int, int]]:
 
 
 class LoadTrimmer:
-    """While llama.cpp loads it touches the whole file; this lets the pages go again as they come."""
+    """While llama.cpp loads it touches the whole file; this lets the pages go again as they come.
+
+    `mmap` with MAP_POPULATE brings all of it in one call, at some GB/s: only dropping the pages keeps up with that. It
+    is done in the inner part of the mapping, which llama.cpp keeps, and until its first word about progress: later
+    it gives back both ends, and an address could mean something else by the time it is named.
+    """
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self._paths = paths
+        self._filling = True
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._libc = _libc()
@@ -105,11 +113,24 @@ class LoadTrimmer:
         while not self._stop.wait(_TRIM_EVERY_S):
             self.trim()
 
+    def told(self, progress: Callable[[float], bool] | None) -> Callable[[float], bool]:
+        """llama.cpp speaks of progress when everything is mapped."""
+
+        def tell(done: float) -> bool:
+            self._filling = False
+            return progress is None or progress(done)
+
+        return tell
+
     def trim(self) -> None:
-        """Page out, not drop: should an address mean something else by now, nothing is lost."""
+        """Page out, not drop, once the mapping changes: nothing is lost should an address mean something else."""
         for path in self._paths:
             for first, end, _ in mapped_at(path):
-                self._libc.madvise(first, end - first, _MADV_PAGEOUT)
+                inner = (end - first) // _INNER_PARTS // _PAGE * _PAGE
+                if self._filling:
+                    self._libc.madvise(first + inner, end - first - 2 * inner, _MADV_DONTNEED)
+                else:
+                    self._libc.madvise(first, end - first, _MADV_PAGEOUT)
 
     def __enter__(self) -> LoadTrimmer:
         self._thread.start()
@@ -143,8 +164,9 @@ class LayerStream:
         self.callback = watch(self._names, (), self._passed)
 
     def loading(self) -> LoadTrimmer:
-        """Context manager for the time in which llama.cpp loads."""
-        return LoadTrimmer(self.paths)
+        """Context manager for the time in which llama.cpp loads; nothing to trim where files are mapped empty."""
+        mapped_empty = hasattr(ctypes.CDLL(None), "p2pnode_watch")
+        return LoadTrimmer([] if mapped_empty else self.paths)
 
     def start(self) -> None:
         """After loading: find the mappings, and let go of everything but what stays."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from tests.kit.mesh import MeshOfProcesses, mesh_of
+from tests.kit.mesh import MeshOfProcesses, children_of, mesh_of
 
 DEMO = "p2pnode-demo"
 PROMPT = "What is a mesh?"
@@ -44,6 +45,8 @@ def test_streamed(mesh: MeshOfProcesses) -> None:
     plan = alpha.api.post("/plan", {"model": DEMO, "mode": "streamed", "apply": True})
     answer = alpha.infer(DEMO, PROMPT)
     assert (answer["mode"], answer["text"]) == ("streamed", local)
+    maps = [Path(f"/proc/{pid}/maps").read_text() for pid in children_of(alpha.process.pid)]
+    assert any("_watch" in text and f"{DEMO}.gguf" in text for text in maps), "mapped without filling memory"
     alpha.api.post("/command/release_plan", {"plan_id": plan["plan_id"]})
 
 
