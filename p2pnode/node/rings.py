@@ -267,7 +267,7 @@ class Rings:
     async def _ask_ranks(self, method: str, wishes: Sequence[tuple[PeerId, dict[str, Any]]]) -> None:
         async with first_condition(), asyncio.TaskGroup() as group:
             for peer, wish in wishes:
-                group.create_task(self._links.call(peer, method, wish))
+                group.create_task(self._call_watched(peer, method, wish))
 
     async def _open_ring(
         self,
@@ -432,15 +432,26 @@ class Rings:
     async def _announce_to(self, peer: PeerId, asked: dict[str, Any]) -> int:
         try:
             try:
-                answer = await self._links.call(peer, OPEN, asked)
+                answer = await self._call_watched(peer, OPEN, asked)
             except ReceiptOwed:
                 await self._make_up(peer)
-                answer = await self._links.call(peer, OPEN, asked)
+                answer = await self._call_watched(peer, OPEN, asked)
             return int(answer.get("positions", 0))
         except (NotFound, CreditEnded) as error:
             raise StageLost(
                 f"{self._name_of(peer)} does not work for this device: {error.message}", peer=peer
             ) from None
+
+    async def _call_watched(self, peer: PeerId, method: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        """A device that is gone does not answer a ping either: known long before the call's own patience ends."""
+        call = asyncio.ensure_future(self._links.call(peer, method, arguments))
+        try:
+            while not (await asyncio.wait([call], timeout=limits.STAGE_ASK_AFTER_S))[0]:
+                await self._ask_all({peer})
+            return call.result()
+        finally:
+            call.cancel()
+            await asyncio.gather(call, return_exceptions=True)
 
     async def _ask_all(self, peers: set[PeerId]) -> None:
         """Devices that do not answer are hung up on, so that whoever plans next knows at once."""
@@ -458,15 +469,17 @@ class Rings:
             raise StageLost(f"{self._name_of(peer)} does not answer", peer=peer) from None
 
     # --- ending --------------------------------------------------------------------------------------
-    async def release(self, plan_id: str, peers: set[PeerId]) -> None:
-        """Devices give back what they hold for a plan; those that do not answer have nothing to give."""
-        await asyncio.gather(*(self._release_one(plan_id, peer) for peer in sorted(peers)))
+    async def release(self, plan_id: str, peers: set[PeerId], *, keep: bool = False) -> None:
+        """Devices give back what they hold for a plan; those that do not answer have nothing to give.
 
-    async def _release_one(self, plan_id: str, peer: PeerId) -> None:
+        With `keep` the weights stay loaded for a moment, for a plan that differs in adapters alone.
+        """
+        wish = {"plan_id": plan_id, **({"keep": True} if keep else {})}
+        await asyncio.gather(*(self._release_one(wish, peer) for peer in sorted(peers)))
+
+    async def _release_one(self, wish: dict[str, Any], peer: PeerId) -> None:
         try:
-            await self._links.call(
-                peer, "stage.release", {"plan_id": plan_id}, timeout_s=limits.GOODBYE_S_MAX
-            )
+            await self._links.call(peer, "stage.release", wish, timeout_s=limits.GOODBYE_S_MAX)
         except P2PNodeError:
             return  # it is gone, and with it what it held
 
