@@ -23,6 +23,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import socket
 import statistics
 import subprocess
@@ -259,6 +260,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results" / "meshes.json")
     args = parser.parse_args()
     os.environ["GOMP_SPINCOUNT"] = SPINS
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # its nodes end with it
     MODELS.mkdir(parents=True, exist_ok=True)
     about, started_s = machine(), time.perf_counter()
     results = []
