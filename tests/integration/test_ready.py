@@ -11,8 +11,13 @@ from typing import Any
 
 import pytest
 
+from p2pnode.compute.wish import WishedMode
+from p2pnode.node.core import Node
+from p2pnode.node.planning import PlanRequest
 from tests.integration.test_survival import sleep, wake
 from tests.kit.mesh import MeshOfProcesses, NodeProcess, kill_now, mesh_of
+from tests.kit.net import until
+from tests.kit.node_here import node_here
 
 DEMO = "p2pnode-demo"
 PLAN: dict[str, Any] = {"model": DEMO, "mode": "pipeline", "devices": ["alpha", "beta"], "apply": True}
@@ -100,3 +105,29 @@ def test_a_device_that_is_gone_for_good(mesh: MeshOfProcesses) -> None:
     not_ready(alpha, "beta", f"the plan for {DEMO} does not stand")
     alpha.api.post("/command/release_plan", {"plan_id": plan["plan_id"]})
     ready(alpha)
+
+
+@pytest.mark.parametrize(
+    "mode", ["local", "pipeline", "tensor", "hybrid", "streamed", "tensor_rpc", "disaggregated"]
+)
+async def test_a_plan_of_any_mode_answers_when_it_is_asked(tmp_path: Path, mode: WishedMode) -> None:
+    """The question goes to whoever computes in that mode, and to nobody else."""
+    async with node_here(tmp_path / "head", "head") as head:
+        invite = await head.mesh.invite(uses=1, expires_s=600, role="worker", label="")
+        async with node_here(tmp_path / "other", "other", ticket=invite["ticket"]) as other:
+            await until(lambda: bool(head.capability.measured.get("build")))
+            await until(lambda: _is_told(head, other))
+            model = head.catalog.resolve(DEMO)
+            several = ["head", "other"] if mode in ("pipeline", "tensor", "hybrid") else None
+            wish = PlanRequest(model=DEMO, mode=mode, devices=several)
+            made = (await head.planning.make(wish, model)).plan
+            assert head.readiness.missing() == []
+            active = await head.choosing.apply(model, made, wish)
+            await head.readiness.look()
+            assert head.readiness.missing() == []
+            assert active.is_usable
+
+
+def _is_told(head: Node, other: Node) -> bool:
+    link = head.links.links.get(other.me)
+    return link is not None and link.status is not None and bool(link.status.capability.get("build"))
