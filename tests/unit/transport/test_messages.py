@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
+from pathlib import Path
+from typing import Any
 
 import msgpack
 import pytest
@@ -11,6 +14,9 @@ from hypothesis import strategies as st
 
 from p2pnode import errors, limits
 from p2pnode.transport import messages as m
+from tests.kit.message_vectors import SENT, shown
+
+VECTORS = json.loads((Path(__file__).parents[3] / "specs/vectors/messages.json").read_text())
 
 
 class Pipe:
@@ -49,6 +55,27 @@ async def test_round_trip(message: m.AnyMessage) -> None:
     await m.send_message(pipe, message)
     assert await m.receive_message(pipe) == message
     assert not pipe.data
+
+
+@pytest.mark.parametrize("case", VECTORS, ids=lambda case: case["name"])
+async def test_vectors(case: dict[str, Any]) -> None:
+    """Of specs/05-messages.md: each message whole, as it lies on a stream."""
+    pipe = Pipe(bytes.fromhex(case["input"]["frame"]))
+    if case["expect"] != "ok":
+        with pytest.raises(errors.RemoteProtocolError) as refused:
+            await m.receive_message(pipe)
+        assert refused.value.code == case["expect"]
+        return
+    message = await m.receive_message(pipe)
+    frame = m.encode_message(message)
+    assert shown(msgpack.unpackb(frame[4:])) == case["output"]
+    if case["name"] in {name for name, *_ in SENT}:
+        assert frame.hex() == case["input"]["frame"]
+
+
+async def test_every_type_has_a_vector() -> None:
+    types = {kind.__struct_config__.tag for kind in m.AnyMessage.__args__}  # type: ignore[attr-defined]
+    assert types <= {case["output"]["t"] for case in VECTORS if case["expect"] == "ok"}
 
 
 async def test_unknown_fields_are_ignored_unknown_types_are_not() -> None:
