@@ -181,14 +181,17 @@ class StageStreams:
                 unit, send = hosted.engine.unit(UNIT), OutboundFrames(onward).send
                 server = StageServer(engine, unit, send, self._observer(hosted), self._gate(hosted))
                 await messages.send_message(inbound, messages.Answer(data={}))
-                watcher = asyncio.ensure_future(self._pass_trouble_back(hosted, inbound, onward))
+                trouble: asyncio.Future[messages.AnyMessage] = asyncio.get_running_loop().create_future()
+                watcher = asyncio.ensure_future(self._watch_onward(hosted, onward, trouble))
 
                 def died(reason: str) -> None:
-                    self._tasks.spawn("engine died", self._tell_of_death(hosted, inbound, reason))
+                    """Frames that went by lanes cannot be answered with an error any more."""
+                    words = f"the engine for layers {hosted.layers[0]}–{hosted.layers[1] - 1} died ({reason})"
+                    _settle(trouble, words)
 
                 hosted.engine.listeners.append(died)
                 try:
-                    await self._serve_frames(hosted, server, inbound)
+                    await self._serve_until(trouble, hosted, server, inbound)
                 finally:
                     hosted.engine.listeners.remove(died)
                     watcher.cancel()
@@ -196,12 +199,34 @@ class StageStreams:
         finally:
             onward.reset()
 
-    async def _tell_of_death(self, hosted: HostedStage, inbound: Stream, reason: str) -> None:
-        """Frames that went by lanes cannot be answered with an error any more."""
-        words = f"the engine for layers {hosted.layers[0]}–{hosted.layers[1] - 1} died ({reason})"
+    async def _serve_until(
+        self,
+        trouble: asyncio.Future[messages.AnyMessage],
+        hosted: HostedStage,
+        server: StageServer,
+        inbound: Stream,
+    ) -> None:
+        """Frames until their stream ends, or until there is trouble: that is the last word on the stream.
+
+        The stream is ended after it and not reset: a reset overtakes what was sent before it, and whoever is at the
+        other end would only hear that it was reset.
+        """
+        serving = asyncio.ensure_future(self._serve_frames(hosted, server, inbound))
+        both: list[asyncio.Future[Any]] = [serving, trouble]
+        try:
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            serving.cancel()
+            await asyncio.gather(serving, return_exceptions=True)
+            raise
+        if serving.done():
+            await serving
+            return
         with contextlib.suppress(P2PNodeError):
-            await messages.send_message(inbound, messages.Refused(code="stage_lost", message=words))
-        inbound.reset()
+            await messages.send_message(inbound, trouble.result())
+            await inbound.close_write()
+        serving.cancel()
+        await asyncio.gather(serving, return_exceptions=True)
 
     async def _serve_frames(self, hosted: HostedStage, server: StageServer, inbound: Stream) -> None:
         frames = TimedFrames(inbound)
@@ -219,11 +244,11 @@ class StageStreams:
     async def _follow(self, hosted: HostedStage, inbound: Stream) -> None:
         """Compute this rank's share of whatever the leader takes; only trouble is worth a word."""
 
+        trouble: asyncio.Future[messages.AnyMessage] = asyncio.get_running_loop().create_future()
+
         async def watch(frame: Frame) -> None:
             if frame.kind is Kind.ERROR:
-                words = messages.Refused(code="stage_lost", message=str(frame.meta.get("message", ""))[:400])
-                await messages.send_message(inbound, words)
-                inbound.reset()
+                _settle(trouble, str(frame.meta.get("message", ""))[:400])
 
         client = hosted.engine.client
         unit = hosted.engine.unit(UNIT)
@@ -231,7 +256,7 @@ class StageStreams:
         server = StageServer(client, unit, watch, self._observer(hosted), self._gate(hosted))
         await messages.send_message(inbound, messages.Answer(data={}))
         try:
-            await self._serve_frames(hosted, server, inbound)
+            await self._serve_until(trouble, hosted, server, inbound)
         finally:
             if client.alive:
                 client.give_up_exchange()
@@ -271,11 +296,21 @@ class StageStreams:
     def _gate(self, hosted: HostedStage) -> StageGate:
         return self._grants.gate(hosted.tallied)
 
-    async def _pass_trouble_back(self, hosted: HostedStage, inbound: Stream, onward: Stream) -> None:
+    async def _watch_onward(
+        self, hosted: HostedStage, onward: Stream, trouble: asyncio.Future[messages.AnyMessage]
+    ) -> None:
+        """The next device says nothing unless something is wrong; its words travel back to the head."""
         try:
             notice = await messages.receive_message(onward)
         except P2PNodeError as error:
             name = self._links.name_of(PeerId(hosted.order.next_peer))
-            notice = messages.Refused(code="stage_lost", message=f"the way to {name} broke: {error.message}")
-        await messages.send_message(inbound, notice)
-        inbound.reset()
+            _settle(trouble, f"the way to {name} broke: {error.message}")
+            return
+        if not trouble.done():
+            trouble.set_result(notice)
+
+
+def _settle(trouble: asyncio.Future[messages.AnyMessage], words: str) -> None:
+    """What came first is what went wrong."""
+    if not trouble.done():
+        trouble.set_result(messages.Refused(code="stage_lost", message=words))

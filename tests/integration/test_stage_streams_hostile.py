@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from p2pnode import limits
+from p2pnode.errors import RemoteProtocolError
 from p2pnode.frame import DType, Frame, Kind, encode, pack_tokens
 from p2pnode.node.core import Node
 from p2pnode.node.faces import Faces
@@ -153,3 +154,20 @@ async def works(head: Head, returns: list[Stream]) -> None:
     await head.open(8)
     assert code(await Ring(forward, returns[-1]).feed(8, [1, 2, 3])) is Kind.ROWS
     forward.reset()  # a node that ends waits for its rings
+
+
+async def test_trouble_is_the_last_word_of_a_stream(tmp_path: Path) -> None:
+    """Not a reset, which would overtake it: whoever reads late still hears what went wrong, and every time."""
+    async with prepared(tmp_path) as (node, head):
+        returns = collect_returns(head)
+        for count in range(1, 11):
+            forward = await attach(head.connection)
+            await until(lambda count=count: len(returns) == count)  # type: ignore[misc]
+            returns[-1].reset()
+            await until(lambda: attached(node) == 0)
+            answer = await refused(forward)
+            assert answer.code == "stage_lost"
+            assert "the way to head broke" in answer.message
+            with pytest.raises(RemoteProtocolError, match="ended"):
+                await messages.receive_message(forward)
+        await works(head, returns)
