@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import msgspec
 
 from p2pnode.events import receipt as receipts
 from p2pnode.events.fraud import check_fraud, equivocation, fraud_from_tree, fraud_from_trees
-from p2pnode.events.keys import LogKeys, encode_binding
+from p2pnode.events.keys import LogKeys, binding_message, encode_binding
 from tests.kit.log_events import node_identity
 from tests.kit.log_trees import Tree
 from tests.kit.receipts import Channel, channel, keys_of
@@ -84,7 +85,10 @@ def made_of_receipts() -> list[dict[str, Any]]:
     ]
     third = between.signed()
     elsewhere = Channel(somebody, between.provider).signed()
+    claimed = replace(somebody.bound(), receipt_key=between.provider.bound().receipt_key)
+    claimed = replace(claimed, signature=somebody.identity.sign(binding_message(claimed)))
     bad: dict[str, Callable[[Fields], object]] = {
+        "keys that another device claims for itself": lambda f: f.__setitem__(1, encode_binding(claimed)),
         "one receipt twice": lambda f: f.__setitem__(slice(4, 6), f[2:4]),
         "two numbers": lambda f: f.__setitem__(slice(4, 6), [third.raw, third.signature]),
         "two channels": lambda f: f.__setitem__(slice(4, 6), [elsewhere.raw, elsewhere.signature]),

@@ -241,17 +241,28 @@ def stored_version(folder: Path) -> str:
     return "" if row is None else row.version
 
 
-async def test_a_record_that_is_not_what_was_written_ends_it(tmp_path: Path) -> None:
-    write_log(tmp_path, OldFold(["billing"]), billing_events(200))
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (
+            "UPDATE events SET body = (SELECT body FROM events WHERE seq = 60) WHERE seq = 61",
+            "event 61 is not what was written",
+        ),
+        ("DELETE FROM events WHERE seq BETWEEN 56 AND 62", "event 56 is missing"),
+    ],
+)
+async def test_a_record_that_is_not_what_was_written_ends_it(tmp_path: Path, damage: str, said: str) -> None:
+    write_log(tmp_path, OldFold(["billing"]), billing_events(600))
     writer = connect_writer(tmp_path / LOG_DIR / DATABASE)
-    writer.execute("DROP TRIGGER events_no_update")
-    writer.execute("UPDATE events SET body = (SELECT body FROM events WHERE seq = 60) WHERE seq = 61")
+    for verb in ("update", "delete"):
+        writer.execute(f"DROP TRIGGER events_no_{verb}")
+    writer.execute(damage)
     writer.close()
     log = opened(tmp_path)
     failed: asyncio.Future[LogFailed] = asyncio.get_running_loop().create_future()
     log.on_failure(failed.set_result)
     waiting = asyncio.ensure_future(log.submit(lambda _: [NewEvent(started())]))
-    assert "event 61 is not what was written" in (await failed).message
+    assert said in (await failed).message
     with pytest.raises(LogFailed):
         await waiting
     await log.close()
