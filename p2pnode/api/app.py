@@ -10,6 +10,7 @@ from pathlib import Path
 from quart import Quart, Response, g, request
 
 from p2pnode.api.agent import agent_routes
+from p2pnode.api.anthropic import anthropic_routes
 from p2pnode.api.chat import chat_routes
 from p2pnode.api.completions import completion_routes
 from p2pnode.api.console import console_routes
@@ -70,6 +71,7 @@ def create_app(
         embedding_routes(context),
         responses_routes(context),
         ollama_routes(context),
+        anthropic_routes(context),
         infer_routes(context),
         agent_routes(context),
         mesh_routes(context),
@@ -105,6 +107,8 @@ def create_app(
             return
         remote = request.remote_addr or ""
         shown, now_s = request.headers.get("Authorization", ""), time.monotonic()
+        if not shown and (key := request.headers.get("X-Api-Key")):  # where Anthropic's clients show theirs
+            shown = f"Bearer {key}"
         if guarded.verify_jwt is None:
             known = guarded.authenticate(shown, remote, now_s)
         else:  # may fetch keys: not on the loop

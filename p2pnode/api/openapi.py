@@ -11,6 +11,7 @@ from quart import Quart
 from p2pnode import __version__
 from p2pnode.api import ollama_schemas as ollama
 from p2pnode.api.agent import AgentRequest
+from p2pnode.api.anthropic import CountRequest, MessagesRequest
 from p2pnode.api.console import ConsoleRequest
 from p2pnode.api.modes import FRAME_TYPE
 from p2pnode.api.ollama import NDJSON
@@ -34,6 +35,8 @@ BODIES: dict[str, type[msgspec.Struct]] = {
     "/v1/embeddings": EmbeddingRequest,
     "/v1/rerank": RerankRequest,
     "/v1/responses": ResponsesRequest,
+    "/v1/messages": MessagesRequest,
+    "/v1/messages/count_tokens": CountRequest,
     "/api/chat": ollama.OllamaChatRequest,
     "/api/generate": ollama.OllamaGenerateRequest,
     "/api/embed": ollama.OllamaEmbedRequest,
@@ -57,6 +60,7 @@ _STREAMS = (
     "/v1/chat/completions",
     "/v1/completions",
     "/v1/responses",
+    "/v1/messages",
     "/infer",
     "/infer/stream",
     "/agent/stream",
@@ -91,6 +95,8 @@ SUMMARIES: dict[str, str] = {
     "POST /v1/embeddings": "OpenAI embeddings",
     "POST /v1/rerank": "Documents in the order in which they answer a query, as Jina, Cohere and llama-server have it",
     "POST /v1/responses": "OpenAI responses, stateless",
+    "POST /v1/messages": "Anthropic's messages, whole or streamed",
+    "POST /v1/messages/count_tokens": "How many tokens such a request has",
     "POST /api/chat": "Ollama's chat, lines of JSON unless `stream` is false",
     "POST /api/generate": "Ollama's generate, for one prompt",
     "POST /api/embed": "Ollama's embeddings",

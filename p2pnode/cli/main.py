@@ -50,7 +50,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
 }
 """Name: module in p2pnode.cli, attribute, one line of help."""
 _SAID_ELSEWHERE = {
-    "help": "--help", "ls": "models", "list": "models", "show": "models", "serve": "join", "up": "join",
+    "help": "--help", "ls": "models", "list": "models", "serve": "join", "up": "join",
     "start": "join", "worker": "join", "download": "pull", "get": "pull", "remove": "rm", "delete": "rm",
     "nodes": "peers", "devices": "peers", "token": "invite", "usage": "statement", "verify": "log verify",
 }  # fmt: skip
