@@ -111,9 +111,10 @@ def run_command(arguments: list[str]) -> int:
         return result if isinstance(result, int) else 0
     except click.exceptions.Exit as error:
         return error.exit_code
-    except click.Abort:
-        click.echo("", err=True)
+    except click.Abort:  # Ctrl-C: click has ended the line
         return 130
+    except SystemExit:  # click's end when the reader of our pipe has gone: that is how pipes end, no failure
+        return 0
     except click.ClickException as error:
         return _usage(error, as_json="--json" in arguments)
     except P2PNodeError as error:

@@ -106,7 +106,8 @@ def short(peer: object) -> str:
 
 def layers_text(layers: object) -> str:
     if isinstance(layers, list | tuple) and len(layers) == 2:
-        return f"{layers[0]}-{int(layers[1]) - 1}" if layers[1] > layers[0] else "none"
+        first, end = int(layers[0]), int(layers[1])
+        return "none" if end <= first else str(first) if end == first + 1 else f"{first}-{end - 1}"
     return "-"
 
 

@@ -26,12 +26,12 @@ def asking(
 ) -> Iterator[subprocess.Popen[bytes]]:
     with serving(node) as url:
         command = [sys.executable, "-m", "p2pnode", *arguments, "--api", url]
-        process = subprocess.Popen(command, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        try:
-            yield process
-        finally:
-            process.kill()
-            process.communicate()
+        pipes = {"stdin": stdin, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        with subprocess.Popen(command, **pipes) as process:
+            try:
+                yield process
+            finally:
+                process.kill()
 
 
 def wait_until_cancelled(node: FakeNode) -> None:
@@ -61,7 +61,7 @@ def test_ctrl_c(arguments: tuple[str, ...]) -> None:
         assert process.stdout.read(3) == b"The"
         process.send_signal(signal.SIGINT)
         assert process.wait(ENOUGH_S) == 130
-        assert process.stderr.read() == b""
+        assert process.stderr.read().strip() == b""
         wait_until_cancelled(node)
 
 

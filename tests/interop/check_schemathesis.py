@@ -2,7 +2,7 @@
 as many requests of every kind against the API alone: never a 500, always what the document says (a 4xx is the
 error envelope), and the node lives.
 
-Run by `make fuzz-api`, which installs schemathesis beside us: about four minutes on two cores.
+Run by `make fuzz-api`, which installs schemathesis beside us: about six minutes on two quiet cores.
 """
 
 from __future__ import annotations
@@ -31,6 +31,14 @@ SERVER_ERRORS_MEANT = {"503"}
 """A model that loads, an engine that restarts, too much at once: said with Retry-After, and in the document."""
 
 
+def only_its_own_trouble(said: str) -> bool:
+    """Whether all that went wrong is a fault of Python's that the program meets while it makes up a deep body."""
+    summary = said.rpartition("= SUMMARY =")[2]
+    kinds = re.findall(r"🚫 ([A-Z][\w ]+): (\d+)", summary)
+    own = said.count("SystemError: AST constructor recursion depth mismatch")
+    return "Failures:" not in summary and kinds == [("Runtime Error", str(own))]
+
+
 class Sent:
     """What one server was sent, and what it said, over all runs against it."""
 
@@ -47,9 +55,11 @@ class Sent:
             *arguments,
         ]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True, timeout=RUN_S_MAX, check=False)
-        assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
-        made = re.search(r"([\d,]+) generated", done.stdout)
-        assert made is not None, done.stdout[-2000:]
+        words = done.stdout[-8000:] + done.stderr[-2000:]
+        assert done.returncode == 0 or only_its_own_trouble(done.stdout), words
+        made = re.search(r"([\d,]+) generated, ([\d,]+) passed", done.stdout)
+        assert made is not None, words
+        assert made[1] == made[2], words
         self.made += int(made[1].replace(",", ""))
 
     def report(self) -> None:
@@ -78,7 +88,7 @@ def test_every_kind_of_request() -> None:
     node = FakeNode()
     with serving(node) as url:
         sent = Sent("the API alone", url)
-        sent.fuzz("--max-examples", "250", "--workers", "2")
+        sent.fuzz("--max-examples", "130")
         sent.report()
         assert node.running == 0
 
@@ -90,7 +100,7 @@ def test_ten_thousand_bodies_to_a_node(tmp_path: Path) -> None:
         sent = Sent("a node with its engine", node.api.url)
         # Settings and commands change the node for the requests after them: those are the fake node's part.
         others = "^/(command|settings|tensor/rpc|shell)"
-        sent.fuzz("--include-method", "POST", "--exclude-path-regex", others, "--max-examples", "300")
+        sent.fuzz("--include-method", "POST", "--exclude-path-regex", others, "--max-examples", "250")
         sent.report()
         assert node.infer("p2pnode-demo", "Tell me a story.")["text"]
         assert node.process.poll() is None

@@ -60,6 +60,7 @@ test("numbers read well", () => {
   assert.equal(units(1_250_000), "1.25");
   assert.equal(units(-33), "−0.000033");
   assert.equal(layers([4, 8]), "4–7");
+  assert.equal(layers([4, 5]), "4");
   assert.equal(layers([4, 4]), "none");
   assert.equal(shortPeer("12D3KooWabcdefgh"), "…abcdefgh");
   assert.equal(rtt(2.44), "2.4 ms");

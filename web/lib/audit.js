@@ -2,7 +2,7 @@
 import { get } from "./api.js";
 import { decode, readEntry } from "./msgpack.js";
 import {
-  BadProof, checkBinding, checkConsistency, checkCosignature, checkInclusion, checkSignature, fromHex, leafHash, parseCheckpoint, toHex,
+  BadProof, NotSealed, checkBinding, checkConsistency, checkCosignature, checkInclusion, checkSignature, fromHex, leafHash, parseCheckpoint, toHex,
 } from "./tlog.js";
 
 const SEEN = "p2pnode.checkpoint.";
@@ -72,7 +72,7 @@ async function checkSeen(checkpoint) {
 
 export async function verifyEntry(index) {
   const checkpoint = await verifiedCheckpoint();
-  if (index >= checkpoint.size) throw new BadProof(`entry ${index} is newer than the last checkpoint (size ${checkpoint.size}); it is sealed within 30 seconds`);
+  if (index >= checkpoint.size) throw new NotSealed(`Entry ${index} is newer than the last checkpoint (size ${checkpoint.size}). It is sealed within 30 seconds.`);
   const [event, answer] = await Promise.all([get(`/log/event?index=${index}`), get(`/log/proof/inclusion?index=${index}&size=${checkpoint.size}`)]);
   const bytes = fromHex(event.entry);
   const leaf = await leafHash(bytes);

@@ -22,6 +22,7 @@ export function units(micro) {
 
 export function layers(range) {
   if (!Array.isArray(range) || range.length !== 2) return "–";
+  if (range[1] === range[0] + 1) return `${range[0]}`;
   return range[1] > range[0] ? `${range[0]}–${range[1] - 1}` : "none";
 }
 

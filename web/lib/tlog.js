@@ -13,6 +13,9 @@ const PROOF_HASHES_MAX = 130; // twice the levels of a tree of 2^64 leaves, roun
 const NOTE_BYTES_MAX = 16384;
 const SIGNATURES_MAX = 100;
 
+// What cannot be checked yet, because it was not sealed yet.
+export class NotSealed extends Error {}
+
 export class BadProof extends Error {
   constructor(message) {
     super(message);

@@ -33,12 +33,15 @@ export function Topology({ peers, plan, hop, hops = null, busy = false }) {
       const [from, to] = [at[0], at[index + 1]];
       return html`<g key=${peer.peer}>
         <line class=${peer.state === "lost" ? "link lost" : "link"} x1=${from.x} y1=${from.y} x2=${to.x} y2=${to.y} />
-        <text class="link-text" x=${(from.x + to.x) / 2} y=${(from.y + to.y) / 2 - 5}>${rtt(peer.rtt_ms)}</text>
       </g>`;
     })}
     ${stages.slice(1).map((stage, index) => {
       const [from, to] = [place.get(stages[index].peer), place.get(stage.peer)];
       return from && to && from !== to && html`<line key=${index} class=${`flow ${busy ? "moving" : ""} ${hop === index ? "is-active" : ""}`} x1=${from.x} y1=${from.y} x2=${to.x} y2=${to.y} />`;
+    })}
+    ${ordered.slice(1).map((peer, index) => {
+      const [from, to] = [at[0], at[index + 1]];
+      return html`<text class="link-text" x=${(from.x + to.x) / 2} y=${(from.y + to.y) / 2 - 5}>${rtt(peer.rtt_ms)}</text>`; // over the lines, also over those that move
     })}
     ${ordered.map((peer, index) => {
       const stage = stages.findIndex((item) => item.peer === peer.peer);

@@ -3,7 +3,7 @@ import { html, useEffect, useState } from "../lib/dom.js";
 import { checkedWitnesses, verifiedCheckpoint, verifyEntry } from "../lib/audit.js";
 import { get, post } from "../lib/api.js";
 import { shortPeer, time } from "../lib/format.js";
-import { toHex } from "../lib/tlog.js";
+import { NotSealed, toHex } from "../lib/tlog.js";
 import { download, Failure, toCsv, useView } from "../lib/widgets.js";
 
 const PAGE = 50;
@@ -145,6 +145,7 @@ function Entry({ index }) {
     return () => { current = false; };
   }, [index]);
   if (!result) return html`<article class="card"><p class="muted">Proving entry ${index}…</p></article>`;
+  if (result.error instanceof NotSealed) return html`<article class="card"><h2>Entry ${index}</h2><p class="notice">${result.error.message}</p></article>`;
   if (result.error) return html`<article class="card"><h2>Entry ${index}</h2><${Failure} error=${result.error} /></article>`;
   const { event, checkpoint, path } = result.ok;
   return html`<article class="card proof" aria-live="polite">

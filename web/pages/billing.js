@@ -1,6 +1,6 @@
 // Billing: balances, holds, every booking with the event behind it, earnings, export.
 import { html, useState } from "../lib/dom.js";
-import { shortPeer, time, units } from "../lib/format.js";
+import { layers, shortPeer, time, units } from "../lib/format.js";
 import { download, EventLink, Failure, toCsv, useAction, useView } from "../lib/widgets.js";
 
 export function Billing({ state }) {
@@ -18,17 +18,17 @@ export function Billing({ state }) {
       <p class="figure">${units(item.available_microunits)} <small>units available</small></p>
       <dl><dt>Held</dt><dd>${units(item.held_microunits)}</dd><dt>Spent</dt><dd>${units(item.spent_microunits)} in ${item.requests} requests</dd>
         <dt>Earned</dt><dd>${units(item.earned_microunits)}</dd><dt>Topped up</dt><dd>${units(item.topped_up_microunits)}</dd>
-        ${item.quota && html`<dt>Quota</dt><dd>${units(item.quota.left_microunits)} of ${units(item.quota.limit_microunits)} left; ${units(item.quota.forecast_microunits)} at this pace</dd>`}</dl>
+        ${item.quota && html`<dt>Quota</dt><dd>${units(item.quota.left_microunits)} of ${units(item.quota.limit_microunits)} left; about ${units(Math.round(item.quota.forecast_microunits / 1e4) * 1e4)} at this pace</dd>`}</dl>
       <button type="button" aria-pressed=${item.account === account} onClick=${() => setAccount(item.account)}>Statement</button>
     </article>`)}
     <${TopUp} account=${account} after=${() => { reload(); statement.reload(); }} />
     <${Quota} account=${account} quota=${accounts.find((item) => item.account === account)?.quota} after=${reload} /></div>
-    ${(data?.holds ?? []).length > 0 && html`<article class="card"><h2>Held now</h2><table><thead><tr><th>Request</th><th>Payer</th><th class="num">Amount</th><th>Until</th></tr></thead>
-      <tbody>${data.holds.map((hold) => html`<tr key=${hold.hold_id}><td><a href=${`#/audit?request=${hold.request_id}`}>${hold.request_id}</a></td><td>${shortPeer(hold.payer)}</td><td class="num">${units(hold.amount_microunits)}</td><td>${time(hold.expires_ms)}</td></tr>`)}</tbody></table></article>`}
-    ${(data?.channels ?? []).length > 0 && html`<article class="card"><h2>Work between devices</h2><table><thead><tr><th>Device</th><th>Direction</th><th class="num">Layer tokens</th><th class="num">Units</th><th class="num">Agreed</th></tr></thead>
-      <tbody>${data.channels.map((row, index) => html`<tr key=${index}><td>${state.peers.find((peer) => peer.peer === row.peer)?.name ?? shortPeer(row.peer)}</td><td>${row.direction === "given" ? "computed for it" : "computed by it"}</td><td class="num">${row.layer_tokens}</td><td class="num">${units(row.microunits)}</td><td class="num">${units(row.agreed_microunits)}</td></tr>`)}</tbody></table></article>`}
-    ${(earned.data?.earnings ?? []).length > 0 && html`<article class="card"><h2>Earned by layers</h2><table><thead><tr><th>Device</th><th>Direction</th><th>Layers</th><th class="num">Receipts</th><th class="num">Layer tokens</th><th class="num">Units</th></tr></thead>
-      <tbody>${earned.data.earnings.map((row, index) => html`<tr key=${index}><td>${state.peers.find((peer) => peer.peer === row.peer)?.name ?? shortPeer(row.peer)}</td><td>${row.direction === "given" ? "computed for it" : "computed by it"}</td><td>${row.layers[0]}–${row.layers[1] - 1}</td><td class="num">${row.receipts}</td><td class="num">${row.layer_tokens}</td><td class="num">${units(row.microunits)}</td></tr>`)}</tbody></table></article>`}
+    ${(data?.holds ?? []).length > 0 && html`<article class="card"><h2>Held now</h2><div class="scroll"><table><thead><tr><th>Request</th><th>Payer</th><th class="num">Amount</th><th>Until</th></tr></thead>
+      <tbody>${data.holds.map((hold) => html`<tr key=${hold.hold_id}><td><a href=${`#/audit?request=${hold.request_id}`}>${hold.request_id}</a></td><td>${shortPeer(hold.payer)}</td><td class="num">${units(hold.amount_microunits)}</td><td>${time(hold.expires_ms)}</td></tr>`)}</tbody></table></div></article>`}
+    ${(data?.channels ?? []).length > 0 && html`<article class="card"><h2>Work between devices</h2><div class="scroll"><table><thead><tr><th>Device</th><th>Direction</th><th class="num">Layer tokens</th><th class="num">Units</th><th class="num">Agreed</th></tr></thead>
+      <tbody>${data.channels.map((row, index) => html`<tr key=${index}><td>${state.peers.find((peer) => peer.peer === row.peer)?.name ?? shortPeer(row.peer)}</td><td>${row.direction === "given" ? "computed for it" : "computed by it"}</td><td class="num">${row.layer_tokens}</td><td class="num">${units(row.microunits)}</td><td class="num">${units(row.agreed_microunits)}</td></tr>`)}</tbody></table></div></article>`}
+    ${(earned.data?.earnings ?? []).length > 0 && html`<article class="card"><h2>Earned by layers</h2><div class="scroll"><table><thead><tr><th>Device</th><th>Direction</th><th>Layers</th><th class="num">Receipts</th><th class="num">Layer tokens</th><th class="num">Units</th></tr></thead>
+      <tbody>${earned.data.earnings.map((row, index) => html`<tr key=${index}><td>${state.peers.find((peer) => peer.peer === row.peer)?.name ?? shortPeer(row.peer)}</td><td>${row.direction === "given" ? "computed for it" : "computed by it"}</td><td>${layers(row.layers)}</td><td class="num">${row.receipts}</td><td class="num">${row.layer_tokens}</td><td class="num">${units(row.microunits)}</td></tr>`)}</tbody></table></div></article>`}
     <article class="card"><div class="row"><h2>Statement of ${accounts.find((item) => item.account === account)?.name ?? account}</h2>
       <button type="button" disabled=${!lines.length} onClick=${() => download(`statement-${account}.csv`, toCsv(lines), "text/csv")}>Export CSV</button></div>
       <${Failure} error=${statement.error} />

@@ -129,7 +129,7 @@ async def test_counts(client: LoopbackClient, node: FakeNode) -> None:
     response = await client.post(
         "/v1/messages/count_tokens", json={"model": MODEL, "messages": ASK["messages"]}
     )
-    assert (await response.get_json())["input_tokens"] > 1
+    assert (await response.get_json())["input_tokens"] > 0
     assert node.requests == []
 
 
