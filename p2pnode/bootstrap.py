@@ -13,8 +13,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import structlog
-
 from p2pnode import __version__
 from p2pnode.api.app import create_app
 from p2pnode.api.keys import FileKeys
@@ -38,6 +36,7 @@ from p2pnode.errors import (
 )
 from p2pnode.events.folder import database_path
 from p2pnode.identity import load_or_create
+from p2pnode.logs import structlog
 from p2pnode.machine import bind_to_machine, now_ms
 from p2pnode.models.files import write_atomic
 from p2pnode.models.store import ModelStore
@@ -48,6 +47,7 @@ from p2pnode.node.faces import Faces
 from p2pnode.node.ledger import Ledger
 from p2pnode.node.mesh import Mesh
 from p2pnode.node.rebuilding import Door, RebuildingFaces, exact_or_failed
+from p2pnode.node.resident import keep_heap_small
 from p2pnode.transport.invite import decode_ticket
 from p2pnode.transport.multiaddr import peer_address, quic_address
 from p2pnode.transport.quic import QuicTransport
@@ -271,6 +271,7 @@ def ticket_text(options: JoinOptions) -> str | None:
 def run_node(options: JoinOptions) -> int:
     """`p2pnode join`: run until SIGTERM or SIGINT; 0 after a clean stop."""
     configure_logging()
+    keep_heap_small()
     from dataclasses import replace
 
     return asyncio.run(_run(replace(options, ticket=ticket_text(options), invite_file=None)))

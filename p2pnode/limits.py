@@ -401,8 +401,9 @@ PROMPT_CHARACTERS_MAX = 4_000_000
 CONTEXT_TOKENS_MIN = 2048
 CONTEXT_TOKENS_MAX = 16_384
 NODE_MEMORY_BYTES_MAX = 200_000_000
-"""What a node with its engines keeps resident beside its share of the models, with the default context: a
-device of 1 GB can still take part. Not enforced; `p2pnode status` shows it and the tests hold it."""
+"""What a node with its engines keeps resident beside its share of the models, before conversations fill the context
+and the prefix cache: a device of 1 GB can still take part. Not enforced; `p2pnode status` shows it and the tests
+hold it."""
 
 KV_BYTES_DEFAULT = 48 * 1024 * 1024
 """Without a wish for more context a plan's key-value cache stays this small over all its devices."""

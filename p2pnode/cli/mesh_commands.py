@@ -342,7 +342,8 @@ def memory_text(memory: dict[str, int]) -> str:
     share, allowed = memory["share_bytes"], memory["allowed_bytes"]
     return (
         f"{size_text(memory['node_and_engines_bytes'])} resident, node and engines; at most {size_text(allowed)}: "
-        f"{size_text(share)} share of the models and {size_text(allowed - share)}"
+        f"{size_text(share)} share of the models and {size_text(allowed - share)}; "
+        f"full conversations come to {size_text(memory.get('conversations_bytes_max', 0))}"
     )
 
 

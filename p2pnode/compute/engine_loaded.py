@@ -21,6 +21,7 @@ from p2pnode.compute.llama_adapters import Adapters
 from p2pnode.compute.reduce import AllReduce
 from p2pnode.compute.taps import Taps
 from p2pnode.compute.token_table import TokenRows
+from p2pnode.compute.untouched import untouched_given_back
 from p2pnode.errors import (
     ContextFull,
     RequestError,
@@ -67,12 +68,14 @@ class LoadedUnit:
         else:
             with self._stream.loading() as trimmer:
                 self.model = Model(spec, trimmer.told(progress))
+        self.spec = replace(spec, pieces=())  # a vocabulary in its header takes megabytes
         try:
             result_tap = spec.tap if spec.output == "rows" else None
             self._taps = Taps(result_tap, spec.reduce, stop_after_reduce=spec.output == "none")
             if not spec.vocab_only:
                 callback = self._stream.callback if self._stream else self._taps.callback
-                self.context = Context(self.model, spec, callback)
+                with untouched_given_back():
+                    self.context = Context(self.model, spec, callback)
                 if self._stream:
                     self._stream.start()
                 self._adapters = Adapters(self.model, self.context)

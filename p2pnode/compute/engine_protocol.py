@@ -209,6 +209,8 @@ class UnitSpec:
     """Streamed mode: weights stay in the file and at most this much of them in memory; 0 for all."""
     fingerprint: str = ""
     """What the key-value state belongs to; states of another fingerprint are refused."""
+    conversations_bytes_max: int = 0
+    """What keys and values take here when all cells and all room for kept prefixes are full; for who counts memory."""
 
     def as_message(self) -> tuple[Message, bytes]:
         """Header fields and payload (the inline pieces joined)."""

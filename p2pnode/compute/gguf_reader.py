@@ -132,7 +132,7 @@ def _read_entry(reader: _Reader) -> Entry:
         reader.take(struct.calcsize(FORMATS[kind]))
     size = reader.position - start
     reader.position = start
-    return Entry(key, kind, reader.take(size))
+    return Entry(key, kind, reader.take(size), start)
 
 
 def _read_tensor(reader: _Reader) -> tuple[str, tuple[int, ...], TensorType, int]:

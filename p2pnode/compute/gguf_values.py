@@ -9,7 +9,7 @@ import math
 import re
 import struct
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Any
 
@@ -62,7 +62,9 @@ class Entry:
 
     key: str
     type: ValueType
-    raw: bytes
+    raw: bytes = field(repr=False)
+    offset: int = field(default=-1, compare=False)
+    """Where `raw` lies in the first file of the model; -1 for a value that was made."""
 
     @property
     def is_array(self) -> bool:
@@ -84,6 +86,15 @@ class Entry:
             value: Scalar = _decode(self.type, self.raw, 1)[0]
             return value
         return _decode(self.element_type, self.raw[12:], self.count)
+
+    def text_at(self, number: int) -> str:
+        """One element of an array of texts, without making the others; empty where there is none."""
+        if self.element_type is not ValueType.STRING or not self.is_array or not 0 <= number < self.count:
+            return ""
+        raw, position = self.raw, 12
+        for _ in range(number):
+            position += 8 + int.from_bytes(raw[position : position + 8], "little")
+        return str(_decode(ValueType.STRING, raw[position:], 1)[0])
 
     def encode(self) -> bytes:
         return _encode_text(self.key) + struct.pack("<I", self.type) + self.raw
@@ -187,6 +198,15 @@ class ModelIndex:
     @property
     def tensor_bytes(self) -> int:
         return sum(tensor.size for tensor in self.tensors.values())
+
+    def without_vocabulary(self) -> ModelIndex:
+        """All there is to know about tensors, in a hundredth of the memory where the vocabulary is large."""
+        kept = {
+            key: entry
+            for key, entry in self.metadata.items()
+            if not (key.startswith("tokenizer.") and len(entry.raw) > limits.HEADER_OMIT_BYTES_MIN)
+        }
+        return replace(self, metadata=kept)
 
 
 def _decode(kind: ValueType, raw: bytes, count: int) -> list[Any]:

@@ -63,11 +63,17 @@ class ManifestFile:
     """One GGUF file: its size, its slim header, and where the omitted arrays are."""
 
     size: int
-    header: bytes
-    """Slim: long tokenizer arrays are zero bytes of the same length."""
+    header_size: int
+    kept: bytes = field(repr=False)
+    """Of the header, what is outside the omissions: megabytes of zeros need not lie in memory."""
     omissions: tuple[Omission, ...]
     digests: bytes
     """32 bytes a chunk: header pieces, then tensor pieces."""
+
+    @property
+    def header(self) -> bytes:
+        """Slim: long tokenizer arrays are zero bytes of the same length."""
+        return _spread(self.kept, self.omissions, self.header_size)
 
 
 @dataclass(frozen=True)
@@ -244,16 +250,17 @@ def manifest_file(header: bytes, size: int, digests: Sequence[bytes]) -> Manifes
     found = outline(header)
     assert len(header) == found.size
     assert len(digests) == len(chunk_extents(found))
-    return ManifestFile(size, slim(header, found), found.omissions, b"".join(digests))
+    kept = _kept(slim(header, found), found.omissions)
+    return ManifestFile(size, found.size, kept, found.omissions, b"".join(digests))
 
 
-def _kept(file: ManifestFile) -> bytes:
+def _kept(header: bytes, omissions: Sequence[Omission]) -> bytes:
     """Header bytes outside the omitted arrays."""
     parts, position = [], 0
-    for hole in file.omissions:
-        parts.append(file.header[position : hole.first])
+    for hole in omissions:
+        parts.append(header[position : hole.first])
         position = hole.end
-    parts.append(file.header[position:])
+    parts.append(header[position:])
     return b"".join(parts)
 
 
@@ -263,7 +270,7 @@ def encode(files: Sequence[ManifestFile]) -> bytes:
         FORMAT_VERSION,
         limits.CHUNK_BYTES,
         [
-            [f.size, len(f.header), [[h.fix, h.first, h.end] for h in f.omissions], _kept(f), f.digests]
+            [f.size, f.header_size, [[h.fix, h.first, h.end] for h in f.omissions], f.kept, f.digests]
             for f in files
         ],
     ]
@@ -319,7 +326,7 @@ def _decode_file(entry: Any) -> ManifestFile:
         raise BadModelFile(
             f"manifest has {len(digests)} bytes of digests for {len(chunk_extents(found))} chunks"
         )
-    return ManifestFile(size, header, omissions, digests)
+    return ManifestFile(size, header_size, kept, omissions, digests)
 
 
 def _decode_hole(hole: Any) -> Omission:

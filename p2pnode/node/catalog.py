@@ -52,7 +52,9 @@ class Catalog:
         self._links = links
         self._report = report
         self._default_name = default_name
-        self._indexes: dict[tuple[ContentId, bool], ModelIndex] = {}
+        self._indexes: dict[ContentId, ModelIndex] = {}
+        """Without vocabularies: those take megabytes, and are read again when an engine needs one."""
+        self._texts: dict[ContentId, dict[str, Any]] = {}
         self._metadata: dict[ContentId, dict[str, Any]] = {}
         self.bytes_fetched: dict[ContentId, int] = {}
 
@@ -203,11 +205,15 @@ class Catalog:
     async def index(self, content_id: ContentId, *, vocabulary: bool) -> tuple[ModelIndex, list[Path]]:
         """The tensor index over this disk's files; `vocabulary` once the full header is here."""
         paths = list(self.store.paths(content_id))
-        key = (content_id, vocabulary)
-        if key not in self._indexes:
-            index, _ = await asyncio.to_thread(open_model, paths[0])
-            self._indexes[key] = index
-        return self._indexes[key], paths
+        if not vocabulary and content_id in self._indexes:
+            return self._indexes[content_id], paths
+        index, _ = await asyncio.to_thread(open_model, paths[0])
+        slim = self._indexes.setdefault(content_id, index.without_vocabulary())
+        if not vocabulary:
+            return slim, paths
+        if content_id not in self._texts:
+            self._texts[content_id] = await asyncio.to_thread(_token_texts, index)
+        return index, paths
 
     def metadata(self, model: KnownModel) -> dict[str, Any]:
         """What faces need of a model's header; token texts only where the vocabulary is on this disk."""
@@ -216,11 +222,11 @@ class Catalog:
             found = {**model.summary, "bos_token": "", "eos_token": "", "add_bos": False}
             if model.is_local:
                 found.update(self.store.get(key).manifest.summary())
-                index = self._indexes.get((key, True))
-                if index is None and model.is_complete_here:
+                if key not in self._texts and model.is_complete_here:
                     index, _ = open_model(self.store.paths(key)[0])
-                if index is not None:
-                    found.update(_token_texts(index))
+                    self._texts[key] = _token_texts(index)
+                if key in self._texts:
+                    found.update(self._texts[key])
                     self._metadata[key] = found
             return found
         return self._metadata[key]
@@ -240,13 +246,12 @@ class Catalog:
 
 def _token_texts(index: ModelIndex) -> dict[str, Any]:
     entries = index.metadata
-    tokens = entries["tokenizer.ggml.tokens"].value() if "tokenizer.ggml.tokens" in entries else []
-    assert isinstance(tokens, list | tuple)
+    tokens = entries.get("tokenizer.ggml.tokens")
 
     def text(key: str) -> str:
         entry = entries.get(f"tokenizer.ggml.{key}")
         number = entry.value() if entry is not None else None
-        return str(tokens[number]) if isinstance(number, int) and 0 <= number < len(tokens) else ""
+        return tokens.text_at(number) if tokens is not None and isinstance(number, int) else ""
 
     add = entries.get("tokenizer.ggml.add_bos_token")
     return {

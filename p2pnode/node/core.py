@@ -11,8 +11,6 @@ from random import Random
 from typing import Any
 from weakref import WeakSet
 
-import structlog
-
 from p2pnode.compute.care import Policy
 from p2pnode.compute.elsewhere import SETTING as ELSEWHERE
 from p2pnode.compute.elsewhere import elsewhere_of
@@ -21,6 +19,7 @@ from p2pnode.errors import P2PNodeError
 from p2pnode.events.folder import read_policy
 from p2pnode.facade import GenerateEvent, GenerateRequest
 from p2pnode.identity import Identity
+from p2pnode.logs import structlog
 from p2pnode.machine import host_name, now_ms
 from p2pnode.models.serve import BlobServer
 from p2pnode.models.store import ModelStore, StoredModel

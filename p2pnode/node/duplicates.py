@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import structlog
-
 from p2pnode import limits
 from p2pnode.errors import DuplicateIdentity
 from p2pnode.events import types as facts
+from p2pnode.logs import structlog
 from p2pnode.node.instances import Instance, Instances, describe_clashes, read_clashes
 from p2pnode.transport import messages
 from p2pnode.units import PeerId

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 
 from p2pnode import limits
 from p2pnode.compute.engine_client import EngineClient
@@ -54,6 +54,10 @@ class EngineHost:
     @property
     def is_up(self) -> bool:
         return self._client is not None and self._client.alive
+
+    @property
+    def specs(self) -> Collection[UnitSpec]:
+        return self._specs.values()
 
     def unit(self, name: str) -> int:
         """The engine's number of a loaded unit."""

@@ -6,11 +6,10 @@ import asyncio
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import structlog
-
 from p2pnode import __version__, limits
 from p2pnode import commands as c
 from p2pnode.errors import P2PNodeError
+from p2pnode.logs import structlog
 from p2pnode.node.capability import Capability
 from p2pnode.node.catalog import Catalog
 from p2pnode.node.duplicates import Duplicates

@@ -13,7 +13,8 @@ from p2pnode import limits
 from p2pnode.compute.engine_options import DEFAULTS, DEVICE_DEFAULTS, DeviceOptions, EngineOptions
 from p2pnode.compute.engine_protocol import TokenTable, UnitSpec
 from p2pnode.compute.gguf import ModelIndex
-from p2pnode.compute.part import Cut, Inline, Part, Shard, Source, Zeros, real_layer_count
+from p2pnode.compute.memory import part_memory
+from p2pnode.compute.part import Cut, Inline, Part, Shard, Source, Zeros, real_layer_count, whole
 from p2pnode.compute.surgery import cut, needed_tensors
 from p2pnode.compute.virtual_file import FilePiece, InlinePiece
 from p2pnode.models.manifest import Want
@@ -106,7 +107,7 @@ def unit_spec(
     facts = made.facts
     stateless = part.layer_count == 0
     spec = UnitSpec(
-        pieces=tuple(_pieces(made, paths)),
+        pieces=tuple(_pieces(made, paths, index)),
         input=facts.input,
         output=_output(part, facts.output),
         tap=facts.tap,
@@ -125,11 +126,24 @@ def unit_spec(
         resident_bytes_max=options.resident_bytes_max,
         # The head counts what all stages keep; a unit refuses only what no head in its right mind asks for.
         prefix_bytes_max=0 if stateless else 2 * options.prefix_bytes,
+        conversations_bytes_max=0 if stateless else conversations_bytes(index, part, options),
     )
     spec = options.device.applied(options.engine.applied(spec))
     if part.layer_first == 0 and not part.embedding and not stateless:
         return replace(spec, token_table=_token_table(index, paths))
     return spec
+
+
+def conversations_bytes(index: ModelIndex, part: Part, options: UnitOptions) -> int:
+    """Keys and values of a part once its cells and its share of the kept prefixes are full."""
+    slim = index.without_vocabulary()
+    own, of_all = (
+        part_memory(slim, each, key_type=options.engine.kv_k, value_type=options.engine.kv_v)
+        for each in (part, whole(slim))
+    )
+    cell, all_cells = own.cache_bytes_per_token, of_all.cache_bytes_per_token
+    kept = options.prefix_bytes * cell // all_cells if all_cells else 0
+    return cell * options.context_tokens + own.state_bytes_per_session * options.sessions + kept
 
 
 def _output(part: Part, kind: str) -> Literal["sample", "rows", "none"]:
@@ -148,13 +162,30 @@ def _token_table(index: ModelIndex, paths: Sequence[Path]) -> TokenTable:
     return TokenTable(str(paths[tensor.file]), tensor.offset, tensor.type.number, rows, columns)
 
 
-def _pieces(made: Cut, paths: Sequence[Path]) -> Iterator[FilePiece | InlinePiece]:
+def _pieces(made: Cut, paths: Sequence[Path], index: ModelIndex) -> Iterator[FilePiece | InlinePiece]:
     for piece in made.all_pieces():
         match piece:
             case Inline(data):
-                yield InlinePiece(data)
+                yield from _without_copies(data, index, str(paths[0]))
             case Zeros(total):
                 yield InlinePiece(bytes(total))
             case Source():
                 path = str(paths[piece.file])
                 yield FilePiece(path, piece.offset, piece.size, piece.count, piece.stride)
+
+
+def _without_copies(header: bytes, index: ModelIndex, path: str) -> Iterator[FilePiece | InlinePiece]:
+    """A new header, of which long arrays that stand in it as in the file (a vocabulary) are read from there.
+
+    A node keeps what its engines were loaded with, to start them again: so it need not keep megabytes.
+    """
+    done = 0
+    for entry in index.metadata.values():
+        if entry.offset < 0 or len(entry.raw) <= limits.HEADER_OMIT_BYTES_MIN:
+            continue
+        start = header.find(entry.raw, done)
+        if start >= 0:
+            yield InlinePiece(header[done:start])
+            yield FilePiece(path, entry.offset, len(entry.raw))
+            done = start + len(entry.raw)
+    yield InlinePiece(header[done:])

@@ -98,6 +98,7 @@ class FakeNode:
                 "node_and_engines_bytes": 150_000_000,
                 "share_bytes": 4_000_000,
                 "allowed_bytes": 204_000_000,
+                "conversations_bytes_max": 16_000_000,
             },
         }
 

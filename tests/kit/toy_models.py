@@ -117,6 +117,8 @@ def _entry(key: str, value: Any) -> Entry:
 def _tokenizer(toy: Toy) -> list[Entry]:
     if not toy.text:
         return [scalar("tokenizer.ggml.model", ValueType.STRING, "no_vocab")]
+    if "merges" in toy.features:
+        return _merging_tokenizer(toy.vocabulary)
     tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
     tokens += [f"▁w{number}" for number in range(toy.vocabulary - len(tokens))]
     kinds = [2, 3, 3, *[6] * 256, *[1] * (toy.vocabulary - 259)]
@@ -128,6 +130,23 @@ def _tokenizer(toy: Toy) -> list[Entry]:
         scalar("tokenizer.ggml.bos_token_id", ValueType.UINT32, 1),
         scalar("tokenizer.ggml.eos_token_id", ValueType.UINT32, 2),
         scalar("tokenizer.ggml.unknown_token_id", ValueType.UINT32, 0),
+    ]
+
+
+def _merging_tokenizer(count: int) -> list[Entry]:
+    """As large models have it: byte pairs, with about as many merges as tokens."""
+    characters = [chr(byte) for byte in (*range(33, 127), *range(161, 173), *range(174, 256))]
+    characters += [chr(256 + at) for at in range(256 - len(characters))]
+    words = [f"Ġw{number}" for number in range(count - len(characters) - 1)]
+    return [
+        scalar("tokenizer.ggml.model", ValueType.STRING, "gpt2"),
+        scalar("tokenizer.ggml.pre", ValueType.STRING, "qwen2"),
+        array("tokenizer.ggml.tokens", ValueType.STRING, [*characters, *words, "<|endoftext|>"]),
+        array("tokenizer.ggml.token_type", ValueType.INT32, [1] * (count - 1) + [3]),
+        array("tokenizer.ggml.merges", ValueType.STRING, [f"{word[:-1]} {word[-1]}" for word in words]),
+        scalar("tokenizer.ggml.eos_token_id", ValueType.UINT32, count - 1),
+        scalar("tokenizer.ggml.bos_token_id", ValueType.UINT32, count - 1),
+        scalar("tokenizer.ggml.add_bos_token", ValueType.BOOL, False),
     ]
 
 

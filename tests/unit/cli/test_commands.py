@@ -93,6 +93,7 @@ def test_status_says_what_may_be_in_memory(capsys: pytest.CaptureFixture[str], d
     (line,) = [line for line in out.splitlines() if line.startswith("memory")]
     assert "150.0 MB resident" in line
     assert "at most 204.0 MB: 4.0 MB share" in line
+    assert "full conversations come to 16.0 MB" in line
 
 
 def test_run(capsys: pytest.CaptureFixture[str], data: str, node: FakeNode) -> None:
