@@ -340,6 +340,9 @@ MODEL_NAME_CHARS_MAX = 200
 HEADER_OMIT_BYTES_MIN = 4096
 """Tokenizer arrays longer than this are left out of the manifest: only a head needs them."""
 
+MODEL_NAMES_MAX = 16
+"""Names of one model that other devices tell and are kept: people rename, but not that often."""
+
 STORE_FREE_BYTES_MIN = 64 * 1024 * 1024
 """Left free on the disk: the record must still be able to write."""
 

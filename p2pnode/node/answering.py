@@ -83,6 +83,6 @@ class Answering:
     def is_external(self, name: str | None) -> bool:
         """Whether external servers alone have a model of this name: what the mesh itself holds goes before."""
         known = self._catalog.known()
-        if name is None or any(name in (model.name, model.content_id) for model in known):
+        if name is None or any(model.is_called(name) for model in known):
             return False
         return name in self._backends.known()

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,21 @@ class KnownModel:
     is_local: bool
     is_complete_here: bool
     holders: tuple[str, ...] = field(default=())
+    aliases: tuple[str, ...] = field(default=())
+    """Other names for the same bytes: of this device, or where it has not all of them, of those that have."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.name, *self.aliases)
+
+    def is_called(self, name: str) -> bool:
+        return name == self.content_id or name in self.names
+
+    def as_called(self, name: str) -> KnownModel:
+        """The same under that of its names."""
+        if name not in self.aliases:
+            return self
+        return replace(self, name=name, aliases=tuple(each for each in self.names if each != name))
 
 
 class Catalog:
@@ -80,7 +94,10 @@ class Catalog:
 
     def known(self) -> list[KnownModel]:
         found: dict[ContentId, KnownModel] = {}
-        for model in self.store.models():
+        for model in sorted(self.store.models(), key=lambda m: (m.name != DEMO_NAME, m.name)):
+            if (same := found.get(model.content_id)) is not None:
+                found[model.content_id] = replace(same, aliases=(*same.aliases, model.name))
+                continue
             found[model.content_id] = KnownModel(
                 model.name, model.content_id, model.manifest.summary(), True, model.is_complete
             )
@@ -91,13 +108,13 @@ class Catalog:
                 summary = {
                     k: v for k, v in entry.items() if k not in ("name", "manifest", "complete", "held")
                 }
-                mine = found.get(key) or KnownModel(
-                    str(entry.get("name", ""))[:128], key, summary, False, False
-                )
-                holders = (*mine.holders, link.peer_id) if entry.get("complete") else mine.holders
-                found[key] = KnownModel(
-                    mine.name, key, mine.summary, mine.is_local, mine.is_complete_here, holders
-                )
+                name = str(entry.get("name", ""))[:128]
+                mine = found.get(key) or KnownModel(name, key, summary, False, False)
+                is_theirs = not mine.is_complete_here  # who has all of a model calls it what its owner does
+                if is_theirs and name not in mine.names and len(mine.names) < limits.MODEL_NAMES_MAX:
+                    mine = replace(mine, aliases=(*mine.aliases, name)).as_called(DEMO_NAME)
+                is_new = bool(entry.get("complete")) and link.peer_id not in mine.holders
+                found[key] = replace(mine, holders=(*mine.holders, link.peer_id)) if is_new else mine
         return sorted(found.values(), key=lambda m: (not m.is_complete_here, m.name != DEMO_NAME, m.name))
 
     def holds(self, content_id: str) -> bool:
@@ -109,18 +126,15 @@ class Catalog:
         models = self.known()
         if name is None:
             default = self._default_name()
-            models.sort(key=lambda m: (default not in (m.name, m.content_id), not m.is_complete_here))
+            models.sort(key=lambda m: (not m.is_called(default), not m.is_complete_here))
             if models:
-                return models[0]
+                return models[0].as_called(default)
             raise ModelUnknown(
                 "this mesh has no model yet", hint="add one with: p2pnode join --model FILE.gguf"
             )
         for model in models:
-            if name in (model.name, model.content_id):
-                return model
-        with contextlib.suppress(ModelUnknown):  # another name here for a file that has one already
-            same = self.store.get(name).content_id
-            return next(model for model in models if model.content_id == same)
+            if model.is_called(name):
+                return model.as_called(name)
         raise ModelUnknown(f"no device of this mesh has a model named {name!r}")
 
     async def resolve_or_add(self, name: str | None) -> KnownModel:
@@ -131,7 +145,7 @@ class Catalog:
                 added = await asyncio.to_thread(self.store.add_file, path)
                 self._links.status_changed()
                 return self.resolve(added.name)
-            if name.endswith(".gguf") and not any(name == m.name for m in self.known()):
+            if name.endswith(".gguf") and not any(m.is_called(name) for m in self.known()):
                 raise BadModelFile(
                     f"there is no file {name}",
                     hint="give the path of a GGUF file, or a name from: p2pnode models",
@@ -140,12 +154,12 @@ class Catalog:
 
     def holders(self, content_id: ContentId) -> list[Holder]:
         """Reachable devices that say they hold the model; those that hold all of it first."""
-        found = [
+        found = {
             (not entry.get("complete"), link.peer_id)
             for link in self._live()
             for entry in (link.status.models if link.status else ())
             if entry.get("manifest") == content_id
-        ]
+        }
         return [Holder(peer, functools.partial(self._open, PeerId(peer))) for _, peer in sorted(found)]
 
     # --- bringing it here ----------------------------------------------------------------------------

@@ -172,7 +172,8 @@ class Faces:
                     "loading": self._node.loads.view(model.name),
                     "transfer": self._node.transfers.view(model.name),
                 }
-                for model in known
+                for each in known
+                for model in map(each.as_called, each.names)
             ]
             + [view for view in node.backends.views() if node.is_external(view["name"])]
         }

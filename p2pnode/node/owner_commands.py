@@ -172,7 +172,8 @@ class OwnerCommands:
     async def _remove_model(self, a: Mapping[str, Any]) -> JsonObject:
         model = self._node.store.get(str(a["model"]))
         freed = await asyncio.to_thread(self._node.store.remove, model.name)
-        await self._node.ledger.do(c.RemoveModel(model=model.content_id))
+        if not self._node.catalog.holds(model.content_id):  # by another name it may still be here
+            await self._node.ledger.do(c.RemoveModel(model=model.content_id))
         return {"removed": model.name, "freed_bytes": freed}
 
     async def _pull(self, a: Mapping[str, Any]) -> JsonObject:
