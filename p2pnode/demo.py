@@ -109,17 +109,13 @@ class Demo:
     def _start_devices(self) -> None:
         self.devices.append(Device(NAMES[0], self.root, []))
         self.devices[0].wait_until_ready()
-        self.say(
-            f"  ✓ {NAMES[0]} made a mesh                    {self.devices[0].api.get('/health')['peer_id']}"
-        )
+        self.say(f"  ✓ {NAMES[0]} made a mesh             {self.devices[0].api.get('/health')['peer_id']}")
         for name in NAMES[1:]:
             ticket = self.devices[0].api.post("/invites", {"uses": 1, "expires_s": 600})["ticket"]
             device = Device(name, self.root, [ticket])
             self.devices.append(device)
             device.wait_until_ready()
-            self.say(
-                f"  ✓ {name:<7} joined with an invite             {device.api.get('/health')['peer_id']}"
-            )
+            self.say(f"  ✓ {name:<7} joined with an invite   {device.api.get('/health')['peer_id']}")
         deadline_s = time.monotonic() + START_S_MAX
         while sum(p["state"] == "online" for p in self.devices[0].api.get("/peers")["peers"]) < len(NAMES):
             if time.monotonic() > deadline_s:

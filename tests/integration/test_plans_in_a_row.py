@@ -1,0 +1,56 @@
+"""Plans applied one right after another while answers run: none of these fails, and all are the same text."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+from p2pnode.facade import GenerateRequest, SamplingParams, TextDelta
+from p2pnode.node.core import Node
+from p2pnode.node.faces import Faces
+from tests.kit.net import until
+from tests.kit.node_here import node_here
+
+CUTS: list[list[list[Any]]] = [
+    [["alpha", 0, 3], ["beta", 3, 8]],
+    [["alpha", 0, 3], ["gamma", 3, 8]],  # the same first unit, another ring
+    [["beta", 0, 5], ["alpha", 5, 6], ["gamma", 6, 8]],  # the same unit that samples
+    [["alpha", 0, 3], ["beta", 3, 8]],  # the first one again, while its old ring may still be ending
+    [["gamma", 0, 2], ["beta", 2, 4], ["alpha", 4, 8]],  # the unit that samples has layers now
+    [["alpha", 0, 1], ["beta", 1, 4], ["gamma", 4, 8]],
+]
+
+
+def online(node: Node) -> int:
+    return sum(link.is_up and link.status is not None for link in node.links.links.values())
+
+
+async def ask(faces: Faces, texts: list[str], over: asyncio.Event) -> None:
+    while not over.is_set():
+        wish = GenerateRequest(
+            "p2pnode-demo", "Once upon a time", max_tokens=40, sampling=SamplingParams(0.0)
+        )
+        events = [event async for event in faces.generate(wish)]
+        texts.append("".join(event.text for event in events if isinstance(event, TextDelta)))
+
+
+async def test_answers_outlive_plans_in_a_row(tmp_path: Path) -> None:
+    async with AsyncExitStack() as stack:
+        nodes = [await stack.enter_async_context(node_here(tmp_path / "alpha", "alpha"))]
+        for name in ("beta", "gamma"):
+            made = await nodes[0].mesh.invite(uses=1, expires_s=600, role="worker", label="")
+            nodes.append(
+                await stack.enter_async_context(node_here(tmp_path / name, name, ticket=made["ticket"]))
+            )
+        await until(lambda: all(online(node) == 2 for node in nodes))
+        faces, texts, over = Faces(nodes[0]), list[str](), asyncio.Event()
+        async with asyncio.TaskGroup() as group:
+            for _ in range(2):
+                group.create_task(ask(faces, texts, over))
+            for cut in CUTS * 2:
+                await faces.plan({"model": "p2pnode-demo", "blocks": cut, "apply": True})
+            over.set()
+        assert texts
+        assert set(texts) == {texts[0]}
