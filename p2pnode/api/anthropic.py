@@ -88,10 +88,12 @@ class MessagesRequest(CountRequest, forbid_unknown_fields=True, kw_only=True):
     thinking: JsonMap | None = None
 
 
-def text_of(content: str | list[JsonMap]) -> str:
+def text_of(content: object) -> str:
     """Text of blocks that may hold nothing else."""
     if isinstance(content, str):
         return content
+    if not isinstance(content, list) or not all(isinstance(block, dict) for block in content):
+        raise RequestError("content is text or a list of blocks", param="messages")
     for block in content:
         if block.get("type") != "text":
             raise RequestError(

@@ -18,11 +18,11 @@ export function Billing({ state }) {
       <p class="figure">${units(item.available_microunits)} <small>units available</small></p>
       <dl><dt>Held</dt><dd>${units(item.held_microunits)}</dd><dt>Spent</dt><dd>${units(item.spent_microunits)} in ${item.requests} requests</dd>
         <dt>Earned</dt><dd>${units(item.earned_microunits)}</dd><dt>Topped up</dt><dd>${units(item.topped_up_microunits)}</dd>
-        ${item.quota && html`<dt>Quota</dt><dd>${units(item.quota.left_microunits)} of ${units(item.quota.limit_microunits)} left; about ${units(Math.round(item.quota.forecast_microunits / 1e4) * 1e4)} at this pace</dd>`}</dl>
+        ${item.quota && html`<dt>Quota</dt><dd>${units(item.quota.left_microunits)} of ${units(item.quota.limit_microunits)} left${item.quota.forecast_microunits ? `; about ${units(Math.round(item.quota.forecast_microunits / 1e4) * 1e4)} at this pace` : ""}</dd>`}</dl>
       <button type="button" aria-pressed=${item.account === account} onClick=${() => setAccount(item.account)}>Statement</button>
     </article>`)}
-    <${TopUp} account=${account} after=${() => { reload(); statement.reload(); }} />
-    <${Quota} account=${account} quota=${accounts.find((item) => item.account === account)?.quota} after=${reload} /></div>
+    <div class="stack"><${TopUp} account=${account} after=${() => { reload(); statement.reload(); }} />
+    <${Quota} account=${account} quota=${accounts.find((item) => item.account === account)?.quota} after=${reload} /></div></div>
     ${(data?.holds ?? []).length > 0 && html`<article class="card"><h2>Held now</h2><div class="scroll"><table><thead><tr><th>Request</th><th>Payer</th><th class="num">Amount</th><th>Until</th></tr></thead>
       <tbody>${data.holds.map((hold) => html`<tr key=${hold.hold_id}><td><a href=${`#/audit?request=${hold.request_id}`}>${hold.request_id}</a></td><td>${shortPeer(hold.payer)}</td><td class="num">${units(hold.amount_microunits)}</td><td>${time(hold.expires_ms)}</td></tr>`)}</tbody></table></div></article>`}
     ${(data?.channels ?? []).length > 0 && html`<article class="card"><h2>Work between devices</h2><div class="scroll"><table><thead><tr><th>Device</th><th>Direction</th><th class="num">Layer tokens</th><th class="num">Units</th><th class="num">Agreed</th></tr></thead>

@@ -145,6 +145,12 @@ async def test_what_has_no_effect_is_named(client: LoopbackClient) -> None:
         ({"temperature": 3}, "temperature"),
         ({"colour": "blue"}, "colour"),
         ({"messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]}, "messages"),
+        ({"messages": [{"role": "user", "content": [{"type": "tool_result", "content": 5}]}]}, "messages"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "tool_result", "content": ["x"]}]}]},
+            "messages",
+        ),
+        ({"messages": [{"role": "user", "content": [{"type": ["text"]}]}]}, "messages"),
         ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "tools"),
         ({"tools": [TOOL], "tool_choice": {"type": "tool", "name": "clock"}}, "tool_choice"),
     ],
