@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2pnode.api.app import create_app
@@ -157,20 +157,27 @@ bodies = st.sampled_from(PATHS).flatmap(
 )
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(bodies)
-def test_random_bodies(made: tuple[str, dict]) -> None:
-    """Random values under real field names never make a 500."""
-    path, body = made
+@pytest.fixture(scope="module")
+def post() -> Iterator[Callable[[str, bytes], int]]:
+    """One application for many questions: to make it takes much longer than to ask it."""
+    app = create_app(FakeNode())
+    app.test_client_class = LoopbackClient
 
-    async def ask() -> int:
-        app = create_app(FakeNode())
-        app.test_client_class = LoopbackClient
-        response = await app.test_client().post(path, data=json.dumps(body).encode())
+    async def ask(path: str, body: bytes) -> int:
+        response = await app.test_client().post(path, data=body)
         await response.get_data()
         return response.status_code
 
-    assert asyncio.run(ask()) < 500
+    with asyncio.Runner() as runner:
+        yield lambda path, body: runner.run(ask(path, body))
+
+
+@settings(max_examples=300, deadline=None)
+@given(made=bodies)
+def test_random_bodies(post: Callable[[str, bytes], int], made: tuple[str, dict]) -> None:
+    """Random values under real field names never make a 500."""
+    path, body = made
+    assert post(path, json.dumps(body).encode()) < 500
 
 
 async def test_methods_and_addresses(client) -> None:
