@@ -8,12 +8,17 @@ from typing import Any
 
 from p2pnode.compute.engine_client import EngineClient
 from p2pnode.compute.engine_protocol import UnitSpec
+from p2pnode.compute.gguf import ModelIndex, join, parse
 from p2pnode.compute.part import Cut, Inline, Source, Zeros
 from p2pnode.compute.virtual_file import FilePiece, InlinePiece, Piece
+from p2pnode.facade import SamplingParams
 from p2pnode.frame import DType, Frame, Kind, pack_tokens
 
 SMALL: dict[str, Any] = {"context_tokens": 256, "batch_rows": 64, "sessions_max": 4, "threads": 1}
 """One thread: the machine that runs the tests may have few."""
+GREEDY = SamplingParams(temperature=0.0)
+WARM = SamplingParams(temperature=0.9, top_k=20, seed=7, repeat_penalty=1.2)
+PROMPT = (1, 70, 80, 90, 100, 110, 120)
 
 
 def tokens_frame(
@@ -76,3 +81,7 @@ async def generate(
         frame = tokens_frame(out[-1:], len(prompt) + len(out) - 1, session=session)
         out.append((await engine.step_sample(unit, frame, ahead=ahead)).token)
     return out
+
+
+def index_at(path: Path) -> ModelIndex:
+    return join([parse(path.read_bytes())])
