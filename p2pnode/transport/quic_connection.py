@@ -86,6 +86,7 @@ class QuicPeerConnection:
         self._flush_scheduled = False
         self._flush_wanted = False
         self._flushed_now = False
+        self._batch_came = False
         self._ping_uid = 0
         core.on_connection_id = lambda connection_id: host.add_route(connection_id, self)
         core.send_early = self.send
@@ -301,10 +302,9 @@ class QuicPeerConnection:
         self.flush()
 
     def flush_after_batch(self) -> None:
-        if self.core.can_wait(self.loop.time()):
-            self.arm_timer()
-        else:
-            self.flush_soon()
+        """As `flush_soon`, but an acknowledgement alone may wait for its timer."""
+        self._batch_came = True
+        self._schedule()
 
     def flush_soon(self) -> None:
         """After the tasks that were just woken had their turn, so that answers ride with acknowledgements."""
@@ -320,9 +320,13 @@ class QuicPeerConnection:
         self._flush_scheduled = self._flushed_now = False
         if self._flush_wanted:
             self.flush()
+        elif self._batch_came and self.error is None:
+            # Nobody wrote an answer, which would have taken the acknowledgement along.
+            self._batch_came = False
+            self.arm_timer() if self.core.can_wait(self.loop.time()) else self.flush()
 
     def flush(self) -> None:
-        self._flush_wanted = False
+        self._flush_wanted = self._batch_came = False
         if self.error is not None:
             return
         try:
