@@ -108,6 +108,15 @@ class Choosing:
             active = await self.choose(request)
             return await work(active.engine.client, active.vocabulary_unit)
 
+    async def with_others(self, model: KnownModel) -> Active | None:
+        """A plan for a model that has no room on this device alone; None where it has, or where nothing would fit."""
+        try:
+            await self._planning.make(PlanRequest(model=model.name, mode="local"), model)
+        except NoPlan:
+            with contextlib.suppress(NoPlan):
+                return await self.activate(model, PlanRequest(model=model.name))
+        return None
+
     async def _locally_if_it_fits(self, model: KnownModel) -> Active:
         """Alone where there is memory for it, else with others; alone all the same where nothing would fit."""
         made: Plan | None = None

@@ -55,7 +55,7 @@ class Embedding:
             raise RequestError("there is nothing to embed: an input is empty")
         self._check(inputs)
         found: dict[int, list[float]] = {}
-        active = await self._along_plans.plan_of(model)
+        active = await self._along_plans.plan_of(model, is_loaded=self._is_loaded(model))
         if active is not None:
             await self._along_plans.embed(active, inputs, found)
         places = [place for place in range(len(inputs)) if place not in found]
@@ -64,6 +64,10 @@ class Embedding:
             rest = await self._all(engine.client, unit, [inputs[place] for place in places])
             found.update(zip(places, rest, strict=True))
         return [found[place] for place in range(len(inputs))]
+
+    def _is_loaded(self, model: KnownModel) -> bool:
+        engine = self._engines.get(model.content_id)
+        return engine is not None and engine.is_up and UNIT in engine.infos
 
     async def _all(
         self, client: EngineClient, unit: int, inputs: Sequence[Sequence[int]]
@@ -95,7 +99,7 @@ class Embedding:
         return Ranking([scores[0] for scores in found], sum(map(len, pairs)), "rank")
 
     async def _tokens(self, model: KnownModel, texts: Sequence[str]) -> list[list[int]]:
-        if await self._along_plans.plan_of(model) is not None:
+        if await self._along_plans.plan_of(model, is_loaded=self._is_loaded(model)) is not None:
             return [await self._along_plans.tokenize(model, text) for text in texts]
         engine, unit = await self._unit(model)
         return [await engine.client.tokenize(unit, text) for text in texts]

@@ -67,15 +67,20 @@ class Pooling:
         """Plans that texts are under way on."""
         return set(self._at_work)
 
-    async def plan_of(self, model: KnownModel) -> Active | None:
+    async def plan_of(self, model: KnownModel, *, is_loaded: bool = False) -> Active | None:
         """The plan over several devices that a request for this model would run on; None for this device alone.
 
+        One that has no room here is planned with others, unless it `is_loaded` whole already.
         Raises what choosing a plan raises, and Forbidden where only devices from outside could compute.
         """
-        if not self._choosing.may_be_spread(model):
+        is_spread = self._choosing.may_be_spread(model)
+        if is_loaded and not is_spread:
             return None
         if (await self._bringing.slim_index(model)).parameter("attention.causal") is False:
             return None  # every row sees those after it: chunks that pass stages one after the other do not
+        if not is_spread:
+            made = await self._choosing.with_others(model)
+            return None if made is None else self._as_ring(made)
         active = await self._choosing.choose(GenerateRequest(model=model.name, prompt=""))
         return self._as_ring(active)
 

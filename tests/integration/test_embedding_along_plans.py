@@ -150,6 +150,25 @@ def test_tensor_groups_pool_too(mesh: MeshOfProcesses, wholes: dict[str, NDArray
     release(alpha, plan)
 
 
+def test_a_pipeline_of_groups_pools_too(
+    mesh: MeshOfProcesses, wholes: dict[str, NDArray[np.float64]]
+) -> None:
+    """Hybrid: partial sums in one stage, whole layers in the other; no device loads the whole model for it."""
+    alpha, model = mesh.nodes[0], "llama-mean"
+    alpha.until(
+        "groups",
+        "/peers",
+        lambda v: all(p["self"] or p["capability"].get("decode_bytes_per_s") for p in v["peers"]),
+    )
+    wish = {"model": model, "mode": "hybrid", "devices": ["alpha", "beta", "gamma"], "stages": 2}
+    plan = alpha.api.post("/plan", {**wish, "apply": True})
+    assert plan["mode"] == "hybrid"
+    engines = children_of(alpha.process.pid)
+    assert like(embed(alpha, model, TEXTS), wholes[model], 0.9999)
+    assert children_of(alpha.process.pid) == engines
+    release(alpha, plan)
+
+
 def test_rerank_by_likeness_along_a_plan(mesh: MeshOfProcesses) -> None:
     alpha, model = mesh.nodes[0], "qwen3-last"
     plan = spread(alpha, model, "none-here")
@@ -222,3 +241,27 @@ def test_a_device_without_the_model_embeds(
     beta, model = mesh.nodes[1], "llama-cls"
     beta.until("the mesh's models", "/models", lambda v: any(m["name"] == model for m in v["models"]))
     assert like(embed(beta, model, TEXTS), wholes[model])
+
+
+def test_a_model_without_room_on_one_device_is_embedded_over_two(tmp_path: Path) -> None:
+    """Nobody applied a plan; the device that has the whole file still embeds with another's help."""
+    demo = "p2pnode-demo"
+    made = MeshOfProcesses(tmp_path)
+    try:
+        roomy = made.first("gamma")
+        small = made.join("alpha", "--memory-max", "56M")
+        beta = made.join("beta", "--memory-max", "56M")
+        for node in made.nodes:
+            node.online(3)
+        small.api.post("/command/pull", {"model": demo})
+        small.until("the model", "/models", lambda v: any(m["here"] == "complete" for m in v["models"]))
+        expected = embed(roomy, demo, ["a tree", "how tall is it?"])
+        roomy.stop()
+        small.until(
+            "only small ones", "/peers", lambda v: sum(p["state"] == "online" for p in v["peers"]) == 2
+        )
+        assert like(embed(small, demo, ["a tree", "how tall is it?"]), expected, 0.9999)
+        assert beta.api.get("/status")["hosted_stages"]
+    finally:
+        for node in reversed(made.nodes):
+            node.stop()

@@ -86,6 +86,36 @@ def test_positions_are_stretched_alike(mesh: MeshOfProcesses) -> None:
     assert text_of(alpha, "local") == usual
 
 
+@pytest.mark.parametrize(
+    "wish",
+    [
+        {"rope": "yarn", "rope_scale": 0.5, "yarn_context": 512},
+        {
+            "rope": "yarn",
+            "rope_scale": 0.25,
+            "yarn_context": 256,
+            "yarn_ext": 1.0,
+            "yarn_attn": 1.2,
+            "yarn_beta_fast": 16,
+        },
+        {"rope_base": 50000},
+    ],
+    ids=["yarn", "yarn-own-factors", "base"],
+)
+def test_rope_options_mean_the_same_on_every_stage(mesh: MeshOfProcesses, wish: dict[str, Any]) -> None:
+    """Over real nodes, pipeline and one device alike; and they do change what is computed."""
+    alpha = mesh.nodes[0]
+    usual = numbers_of(alpha, "local")
+    answer = plan(alpha, "pipeline", devices=["alpha", "beta"], stages=2, apply=True, engine=wish)
+    assert answer["engine"].count("=") == len(wish)
+    assert text_of(alpha, "pipeline") == text_of(alpha, "local")
+    apart = numbers_of(alpha, "pipeline")
+    assert apart == pytest.approx(numbers_of(alpha, "local"), rel=1e-3, abs=1e-4)
+    assert apart != pytest.approx(usual, rel=1e-2, abs=1e-3)
+    alpha.cli("set", f"engine.{DEMO}", "default")
+    assert numbers_of(alpha, "local") == pytest.approx(usual, rel=1e-3, abs=1e-4)
+
+
 def test_a_device_maps_a_whole_model_when_told(mesh: MeshOfProcesses) -> None:
     alpha = mesh.nodes[0]
     usual = text_of(alpha, "local")

@@ -19,16 +19,19 @@ PATHS: dict[PeerId, Path] = {NEAR: "lan", FAR: "wan"}
 RING = PipelineRoute(FakeEngine(), first_unit=None, output_unit=1, send=None)
 
 
-def pooling(active: Any, *, spread: bool = True, causal: bool | None = None) -> Pooling:
+def pooling(active: Any, *, spread: bool = True, causal: bool | None = None, fits: bool = True) -> Pooling:
     async def choose(_: Any) -> Any:
         return active
+
+    async def with_others(_: Any) -> Any:
+        return None if fits else active
 
     async def slim_index(_: Any) -> Any:
         return SimpleNamespace(parameter=lambda name: causal if name == "attention.causal" else None)
 
     parts: Any = {
         "bringing": SimpleNamespace(slim_index=slim_index),
-        "choosing": SimpleNamespace(may_be_spread=lambda _: spread, choose=choose),
+        "choosing": SimpleNamespace(may_be_spread=lambda _: spread, choose=choose, with_others=with_others),
         "loads": None,
         "new_session": None,
         "new_id": None,
@@ -51,6 +54,14 @@ async def test_what_no_plan_can_do_is_for_this_device(wish: dict[str, bool]) -> 
     """Nothing is chosen then, so nothing is loaded in vain."""
     active = plan(ME, NEAR)
     assert await pooling(active, **wish).plan_of(active.model) is None
+
+
+async def test_what_has_no_room_here_is_planned_with_others() -> None:
+    active = plan(ME, NEAR)
+    small = pooling(active, spread=False, fits=False)
+    assert await small.plan_of(active.model) is active
+    assert await small.plan_of(active.model, is_loaded=True) is None, "it is here whole: nothing is gained"
+    assert await pooling(active, spread=False, fits=False, causal=False).plan_of(active.model) is None
 
 
 async def test_a_route_without_rows_is_for_this_device() -> None:
