@@ -411,6 +411,9 @@ hold it."""
 KV_BYTES_DEFAULT = 48 * 1024 * 1024
 """Without a wish for more context a plan's key-value cache stays this small over all its devices."""
 
+GPU_LAYERS_ALL = 100_000
+"""What a device tells whose GPU is to have all layers: more than any model has."""
+
 PREFILL_CHUNK_TOKENS = 64
 """Small enough that stages overlap (the last one begins, and the first one ends, a chunk late) and that decoding
 sessions wait little; chunks of 128 are about 3 % quicker on one device, and 6 % slower for 512 tokens over two."""

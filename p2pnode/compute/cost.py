@@ -99,6 +99,19 @@ class Device:
     """What its engines compute with; parts of one answer are computed by equal ones unless somebody allows it."""
     step_overhead_s: float = limits.STEP_OVERHEAD_S
     """What a step of an engine takes besides computing."""
+    gpu_memory_free_bytes: int = 0
+    """Of GPUs with memory of their own."""
+    gpu_layers: int = 0
+    """Layers of a model that its owner has computed by them."""
+
+    def room_bytes(self, shape: ModelShape) -> int:
+        """Memory for weights, keys and values: of the GPU where it has all layers, of both where it has some."""
+        if not self.gpu_layers or not self.gpu_memory_free_bytes:
+            return self.memory_free_bytes
+        if self.gpu_layers >= shape.layer_count:
+            return self.gpu_memory_free_bytes
+        offloaded = self.gpu_layers * max(shape.layer_bytes, default=0)
+        return self.memory_free_bytes + min(self.gpu_memory_free_bytes, offloaded)
 
     @property
     def prefill_rate(self) -> float:

@@ -27,6 +27,7 @@ from p2pnode.compute.engine_rings import EngineRings
 from p2pnode.compute.engine_step import Reply
 from p2pnode.compute.engine_unit import Unit
 from p2pnode.compute.engine_version import engine_version
+from p2pnode.compute.llama_abi import gpu_memory
 from p2pnode.errors import Busy, NotFound, P2PNodeError, RequestError, StageLost
 from p2pnode.limits import ENGINE_UNITS_MAX
 
@@ -74,7 +75,8 @@ class Engine:
 
     def run(self) -> None:
         """Until the node is gone."""
-        self._channel.send({"id": 0, "hello": {"pid": os.getpid(), "llama": engine_version(), **_memory()}})
+        about = {"pid": os.getpid(), "llama": engine_version(), "gpu_memory": gpu_memory()}
+        self._channel.send({"id": 0, "hello": {**about, **_memory()}})
         while True:
             busy = any(unit.waiting for unit in self._units.values())
             while not busy or self._channel.ready():

@@ -16,7 +16,12 @@ from p2pnode.compute.engine_protocol import UnitSpec
 from p2pnode.compute.ggml_types import TENSOR_TYPES
 from p2pnode.compute.gguf_values import ModelIndex
 from p2pnode.errors import RequestError
-from p2pnode.limits import ADAPTERS_MAX, ENGINE_CONTEXT_TOKENS_MAX, ENGINE_OPTIONS_CHARACTERS_MAX
+from p2pnode.limits import (
+    ADAPTERS_MAX,
+    ENGINE_CONTEXT_TOKENS_MAX,
+    ENGINE_OPTIONS_CHARACTERS_MAX,
+    GPU_LAYERS_ALL,
+)
 
 _TYPES = {kind.name.lower(): kind for kind in TENSOR_TYPES.values()}
 KvType = Literal["f16", "q8_0", "q4_0", "f32", "bf16"]
@@ -252,7 +257,10 @@ class DeviceOptions(_Options):
         "split": ("none", "layer", "row"),
         "load": get_args(LoadMode),
     }
-    bounds: ClassVar[Mapping[str, tuple[float, float]]] = {"gpu_layers": (-1, 100_000), "main_gpu": (0, 64)}
+    bounds: ClassVar[Mapping[str, tuple[float, float]]] = {
+        "gpu_layers": (-1, GPU_LAYERS_ALL),
+        "main_gpu": (0, 64),
+    }
 
     @property
     def maps_files(self) -> bool:

@@ -32,6 +32,8 @@ TENSOR_NAME_BYTES = 64
 GGML_TYPE_F32 = 0
 GGML_TYPE_F16 = 1
 GGML_TYPE_Q8_0 = 8
+_DEVICE_GPU = 1
+"""ggml's kind of a device with memory of its own; integrated ones share the machine's."""
 
 _void_p, _size_t, _i64 = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int64
 _GGML: dict[str, tuple[Any, list[Any]]] = {
@@ -54,6 +56,7 @@ _GGML: dict[str, tuple[Any, list[Any]]] = {
     "ggml_backend_dev_get": (_void_p, [_size_t]),
     "ggml_backend_dev_name": (ctypes.c_char_p, [_void_p]),
     "ggml_backend_dev_by_name": (_void_p, [ctypes.c_char_p]),
+    "ggml_backend_dev_type": (ctypes.c_int, [_void_p]),
     "ggml_backend_dev_memory": (None, [_void_p, ctypes.POINTER(_size_t), ctypes.POINTER(_size_t)]),
     "ggml_backend_reg_dev_get": (_void_p, [_void_p, _size_t]),
     "ggml_backend_register": (None, [_void_p]),
@@ -149,6 +152,17 @@ def _start() -> tuple[Any, Any]:
     check_tensor_layout(lib)
     binding.llama_backend_init()
     return binding, lib
+
+
+def gpu_memory() -> tuple[int, int]:
+    """Free and total bytes of all GPUs with memory of their own; (0, 0) where this llama.cpp knows of none."""
+    free, total, size = 0, 0, (ctypes.c_size_t(), ctypes.c_size_t())
+    for number in range(lib.ggml_backend_dev_count()):
+        device = lib.ggml_backend_dev_get(number)
+        if lib.ggml_backend_dev_type(device) == _DEVICE_GPU:
+            lib.ggml_backend_dev_memory(device, ctypes.byref(size[0]), ctypes.byref(size[1]))
+            free, total = free + size[0].value, total + size[1].value
+    return free, total
 
 
 L, lib = _start()

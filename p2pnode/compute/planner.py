@@ -43,7 +43,7 @@ class Planned:
 def plan(wish: Wish, shape: ModelShape, mesh: Mesh) -> Planned:
     """The best plan for a wish; NoPlan(rejections, nearest) in words when nothing fits."""
     check_wish(wish, shape)
-    mesh = capped(wish, mesh)
+    mesh = capped(wish, shape, mesh)
     devices, rejections = usable_devices(wish, shape, mesh)
     why = care.spared(wish, devices)
     if not why:

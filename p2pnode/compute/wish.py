@@ -159,13 +159,12 @@ def _unusable(device: Device, excluded: set[str]) -> str | None:
     return None
 
 
-def capped(wish: Wish, mesh: Mesh) -> Mesh:
-    """The mesh with the wished memory caps as if that were all there is."""
+def capped(wish: Wish, shape: ModelShape, mesh: Mesh) -> Mesh:
+    """The mesh with GPU memory where that is what counts, and the wished memory caps as if that were all there is."""
     caps = {resolve(name, mesh).peer: cap for name, cap in wish.memory_max_bytes.items()}
+    rooms = {peer: device.room_bytes(shape) for peer, device in mesh.devices.items()}
     devices = {
-        peer: replace(
-            device, memory_free_bytes=min(device.memory_free_bytes, caps.get(peer, device.memory_free_bytes))
-        )
+        peer: replace(device, memory_free_bytes=min(rooms[peer], caps.get(peer, rooms[peer])), gpu_layers=0)
         for peer, device in mesh.devices.items()
     }
     return Mesh(devices, mesh.links)

@@ -162,6 +162,7 @@ class Node:
             default_name=lambda: default_model(ledger.state),
         )
         self.engine_options = EngineSettings(ledger)
+        self.capability.gpu_layers = lambda: self.engine_options.of_device().gpu_layers
         self.adapters = Adapters(options.data / "adapters", self.links)
         self.hosting = Hosting(
             catalog=self.catalog,
@@ -212,6 +213,7 @@ class Node:
             self.links, is_busy=lambda: bool(self.requests.running), tell=self._link_timed
         )
         self.layer_rates = LayerRates(
+            said=self.capability.engine_said,
             catalog=self.catalog,
             path=options.data / "rates.json",
             threads=self.threads,
@@ -468,7 +470,8 @@ class Node:
         self.say({"kind": "unloaded", "data": data})
 
     def new_engine(self, purpose: str) -> EngineHost:
-        host = EngineHost(purpose, tasks=self.tasks, notice=self.recording.engine_notice)
+        said = self.capability.engine_said
+        host = EngineHost(purpose, tasks=self.tasks, notice=self.recording.engine_notice, said=said)
         self.engine_hosts.add(host)
         return host
 

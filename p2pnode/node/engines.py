@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from typing import Any
 
 from p2pnode import limits
 from p2pnode.compute.engine_client import EngineClient
+from p2pnode.compute.engine_process import streaming_environment
 from p2pnode.compute.engine_protocol import UnitInfo, UnitSpec
 from p2pnode.errors import EngineUnavailable, P2PNodeError
 from p2pnode.node.catalog import KnownModel
@@ -22,7 +24,15 @@ Notice = Callable[[str, str, dict[str, int | str]], Awaitable[None]]
 class EngineHost:
     """One engine process and the units it holds by name; reloads all of them after a crash."""
 
-    def __init__(self, purpose: str, *, tasks: Tasks, notice: Notice) -> None:
+    def __init__(
+        self,
+        purpose: str,
+        *,
+        tasks: Tasks,
+        notice: Notice,
+        said: Callable[[Mapping[str, Any]], None] = lambda _: None,
+    ) -> None:
+        self._said = said
         self.purpose = purpose
         self._tasks = tasks
         self._notice = notice
@@ -79,7 +89,7 @@ class EngineHost:
             if self._closing:
                 raise EngineUnavailable(f"the engine for {self.purpose} was ended")
             if self._client is None:
-                client = await EngineClient.start(on_exit=self._exited)
+                client = await self._start(streams=spec.resident_bytes_max > 0)
                 if self._closing:
                     await client.close()
                     raise EngineUnavailable(f"the engine for {self.purpose} was ended")
@@ -93,6 +103,13 @@ class EngineHost:
             self._specs[name] = spec
             self.infos[name] = info
             return info
+
+    async def _start(self, *, streams: bool) -> EngineClient:
+        client = await EngineClient.start(
+            on_exit=self._exited, environment=streaming_environment() if streams else None
+        )
+        self._said(client.hello)
+        return client
 
     async def drop(self, name: str) -> None:
         """Unload a unit; the process stays."""
@@ -133,7 +150,9 @@ class EngineHost:
             return
         try:
             async with self._starting:
-                client = await EngineClient.start(on_exit=self._exited)
+                client = await self._start(
+                    streams=any(spec.resident_bytes_max for spec in self._specs.values())
+                )
                 try:
                     infos = {name: await client.load(spec) for name, spec in self._specs.items()}
                 except BaseException:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,9 @@ class LayerRates:
         is_busy: Callable[[], bool],
         now_ms: Callable[[], int],
         changed: Callable[[], None],
+        said: Callable[[Mapping[str, Any]], None] = lambda _: None,
     ) -> None:
+        self._said = said
         self._catalog = catalog
         self._path = path
         self._threads = threads
@@ -92,6 +94,7 @@ class LayerRates:
             index, paths, part, options, model_id=self._catalog.model_id(content_id), is_last=False
         )
         engine = await EngineClient.start()
+        self._said(engine.hello)
         try:
             unit = (await engine.load(spec)).unit_id
             async with asyncio.timeout(limits.MEASURE_S_MAX):

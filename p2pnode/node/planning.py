@@ -170,6 +170,8 @@ class Planning:
             can_rpc=bool(said.get("can_rpc")),
             build=str(said.get("build", ""))[:80],
             version=str(said.get("llama", ""))[:80],
+            gpu_memory_free_bytes=int(number("gpu_memory_free_bytes", 0)),
+            gpu_layers=int(number("gpu_layers", 0)),
         )
 
     async def make(self, request: PlanRequest, model: KnownModel) -> Planned:

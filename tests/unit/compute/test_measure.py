@@ -10,6 +10,7 @@ import pytest
 
 from p2pnode import limits
 from p2pnode.compute import measure
+from p2pnode.node.capability import Capability
 
 
 class Clock:
@@ -87,3 +88,14 @@ def test_batteries_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_links_are_rated_by_their_large_transfers() -> None:
     assert measure.link_rate([(100, 1.0), (1_000_000, 0.1), (1_000_000, 0.2)]) == pytest.approx(5e6)
     assert measure.link_rate([(0, 1.0), (10, 0.0)]) is None
+
+
+def test_the_memory_of_gpus_is_told_as_engines_find_it(tmp_path: Path) -> None:
+    machine = Capability(tmp_path, threads=1, memory_max_bytes=None)
+    names = ("gpu_memory_free_bytes", "gpu_memory_total_bytes", "gpu_layers")
+    assert [machine.view()[name] for name in names] == [0, 0, 0]
+    machine.engine_said({"gpu_memory": [5, 7]})
+    machine.gpu_layers = lambda: -1
+    assert [machine.view()[name] for name in names] == [5, 7, limits.GPU_LAYERS_ALL]
+    machine.engine_said({"pid": 1})
+    assert machine.view()["gpu_memory_total_bytes"] == 0

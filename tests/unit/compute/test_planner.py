@@ -616,3 +616,42 @@ def test_devices_that_are_too_small_are_named_for_the_stages_asked_for() -> None
     with pytest.raises(NoPlan) as found:
         plan(Wish(HEAD, mode="pipeline", stages=2), shape(), mesh(device("n0", 0.05), device("n1", 0.05)))
     assert "n0" in str(found.value.details["rejections"])
+
+
+# --- GPUs --------------------------------------------------------------------------------------------
+def test_layers_follow_the_memory_of_gpus_whose_owners_use_them() -> None:
+    """A model of 900 MiB: what counts is the memory that computes."""
+    model = shape()
+    poor = device("n0", 0.5)
+    assert plan(Wish(HEAD), model, mesh(replace(poor, memory_free_bytes=4 * GIB))).plan.mode == "local"
+    rich = replace(poor, gpu_memory_free_bytes=4 * GIB, gpu_layers=100_000)
+    assert plan(Wish(HEAD), model, mesh(rich)).plan.mode == "local"
+    some = replace(poor, gpu_memory_free_bytes=4 * GIB, gpu_layers=6)
+    assert plan(Wish(HEAD), model, mesh(some)).plan.mode == "local", "six layers there, two here"
+    for without in (
+        replace(rich, gpu_layers=0),
+        replace(some, gpu_layers=1),
+        replace(rich, gpu_memory_free_bytes=0),
+    ):
+        with pytest.raises(NoPlan, match="memory free"):
+            plan(Wish(HEAD, mode="local"), model, mesh(without))
+
+
+def test_a_small_gpu_that_is_to_have_all_layers_gets_few() -> None:
+    big, small = (
+        device("n0", 8),
+        replace(device("n1", 8), gpu_memory_free_bytes=300 * MIB, gpu_layers=100_000),
+    )
+    made = plan(Wish(HEAD, mode="pipeline", devices=("n0", "n1")), shape(), mesh(big, small)).plan
+    assert made.memory_of("peer-n1") <= 300 * MIB
+    equal = plan(
+        Wish(HEAD, mode="pipeline", devices=("n0", "n1")), shape(), mesh(big, replace(small, gpu_layers=0))
+    ).plan
+    layers = [sum(s.layer_count for s in one.stages_of("peer-n1")) for one in (made, equal)]
+    assert layers[0] < layers[1]
+
+
+def test_a_cap_is_a_cap_on_the_memory_of_a_gpu_too() -> None:
+    rich = replace(device("n0", 0.5), gpu_memory_free_bytes=4 * GIB, gpu_layers=100_000)
+    with pytest.raises(NoPlan):
+        plan(Wish(HEAD, mode="local", memory_max_bytes={"n0": GIB // 2}), shape(), mesh(rich))
