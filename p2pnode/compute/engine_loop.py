@@ -277,13 +277,13 @@ class Engine:
     def _adapters(self, message: Message, _payload: memoryview) -> Answer:
         self._unit(message).settle_all()
         self._unit(message).adapters.set([Adapter(*item) for item in message["adapters"]])
-        self._unit(message).sessions.forget_prefixes()
+        self._unit(message).sessions.forget_all()
         return {}, b""
 
     def _control_vector(self, message: Message, payload: memoryview) -> Answer:
         self._unit(message).settle_all()
         self._unit(message).adapters.set_control_vector(payload, message["layer_first"], message["layer_end"])
-        self._unit(message).sessions.forget_prefixes()
+        self._unit(message).sessions.forget_all()
         return {}, b""
 
     def _lane_open(self, message: Message, _payload: memoryview) -> Answer:

@@ -179,9 +179,11 @@ class Sessions:
     def forget_prefix(self, prefix_id: int) -> None:
         self._prefixes.forget(prefix_id)
 
-    def forget_prefixes(self) -> None:
-        """All of them: what is computed has changed (adapters, control vectors)."""
+    def forget_all(self) -> None:
+        """What sessions and prefixes hold: it was computed otherwise than what follows (adapters, control vectors)."""
         self._prefixes.clear()
+        for session in self._sessions.values():
+            self.forget(session)
 
     def state(self, session_id: int) -> bytearray:
         """The session's key-value state, for another engine with the same part of the same model."""

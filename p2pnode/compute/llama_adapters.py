@@ -24,7 +24,7 @@ class Adapters:
         self._loaded: dict[str, int] = {}
 
     def set(self, adapters: Sequence[Adapter]) -> None:
-        """Exactly these from now on; sessions keep the keys and values they have."""
+        """Exactly these from now on."""
         if len(adapters) > ADAPTERS_MAX:
             raise RequestError(f"{len(adapters)} adapters, at most {ADAPTERS_MAX}")
         pointers = [self._load(adapter.path) for adapter in adapters]

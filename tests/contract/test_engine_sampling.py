@@ -20,6 +20,7 @@ from p2pnode.errors import (
     BadModelFile,
     ContextFull,
     RequestError,
+    SessionLost,
     ShapeMismatch,
 )
 from p2pnode.facade import SamplingParams
@@ -175,6 +176,8 @@ async def test_adapters_and_control_vectors_come_and_go(
     await engine.set_adapters(unit, [Adapter(str(good), 1.0)])
     assert await generate(engine, unit, PROMPT, 12) != expected
     await engine.set_adapters(unit, [])
+    with pytest.raises(SessionLost):  # what it held was computed with the adapter
+        await engine.step_sample(unit, tokens_frame([5], 3))
     assert await generate(engine, unit, PROMPT, 12) == expected
     for path in (bad, model, tmp_path / "missing"):
         with pytest.raises(BadModelFile):
