@@ -305,8 +305,8 @@ async def _run(options: JoinOptions) -> int:
     await announce(running, as_json=options.as_json)
     await stop.wait()
     waiting.cancel()
-    failed = running.node.ledger.log.failure
     await running.stop(reasons[0] if reasons else "asked")
+    failed = running.node.ledger.log.failure  # also while the last block was sealed
     return 0 if failed is None else 1
 
 

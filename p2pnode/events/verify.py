@@ -23,6 +23,7 @@ from p2pnode.events.types import KeysBound, UnknownEvent
 from p2pnode.units import EventIndex
 
 FINDINGS_MAX = 100
+FILE_PROBLEMS_MAX = 5
 _CHUNK = 2_000
 
 
@@ -81,13 +82,22 @@ def verify_folder(
     connection = connect_reader(path)
     try:
         connection.execute("BEGIN")
-        return verify_tables(
+        report = verify_tables(
             Tables(connection), peer=peer, published=published, checkpoints=checkpoints, progress=progress
         )
+        for problem in file_problems(connection):
+            report.add(None, f"the file of the log is damaged: {problem}")
+        return report
     except sqlite3.Error as error:
         raise as_condition(error, path) from error
     finally:
         connection.close()
+
+
+def file_problems(connection: sqlite3.Connection) -> list[str]:
+    """What is wrong with the file beside what the events prove: an index or a page that a later write stumbles over."""
+    rows = connection.execute(f"PRAGMA integrity_check({FILE_PROBLEMS_MAX})").fetchall()
+    return [" ".join(str(text).split()) for (text,) in rows if text != "ok"]
 
 
 def verify_tables(

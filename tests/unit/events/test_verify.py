@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
 import sqlite3
 from collections.abc import Callable
@@ -381,6 +382,24 @@ def test_long_gaps_and_broken_files_are_named(folder: Path, monkeypatch: pytest.
     path.write_bytes(raw)
     with pytest.raises(CorruptRecord, match="damaged"):
         verify_folder(folder)
+
+
+def test_damage_beside_the_events_is_named(folder: Path) -> None:
+    """An index that no proof reads: the next write or search would stumble over it."""
+    path = folder / LOG_DIR / DATABASE
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        (root_page,) = connection.execute(
+            "SELECT rootpage FROM sqlite_master WHERE name = 'sqlite_autoindex_events_1'"
+        ).fetchone()
+        (page_bytes,) = connection.execute("PRAGMA page_size").fetchone()
+    assert verify_folder(folder).ok
+    raw = bytearray(path.read_bytes())
+    raw[root_page * page_bytes - 3] ^= 0x41
+    path.write_bytes(raw)
+    report = verify_folder(folder)
+    assert not report.ok
+    assert all(finding.what.startswith("the file of the log is damaged: ") for finding in report.findings)
 
 
 def test_unknown_facts_are_proved_and_counted(tmp_path: Path) -> None:
