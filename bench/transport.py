@@ -1,15 +1,17 @@
 """Bulk rate, round trips and processor time of the transport, beside TCP, TLS and aioquic's own API.
 
-    python -m bench.transport [--rounds N] [--only TEXT] [--parts 8192,bulk] [--out bench/results/transport.json]
+    python -m bench.transport [--rounds N] [--only TEXT] [--parts 8192,bulk] [--let-sleep] [--out FILE]
 
 Two processes on loopback; each variant runs once per round, rounds are interleaved and medians reported, so
-that ratios within one run can be compared on a busy machine.
+that ratios within one run can be compared on a busy machine. Cores are kept from halting unless `--let-sleep` is
+given: how long a halted core takes to wake is the machine's affair, and the same for every variant.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import multiprocessing
 import os
@@ -35,6 +37,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 sys.path.insert(0, str(Path(__file__).parent))
 
 import engine_hop
+from conditions import awake_cores
 
 from p2pnode.errors import RemoteProtocolError
 from p2pnode.identity import Identity
@@ -433,6 +436,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", default="", help="variants whose name contains one of these (comma)")
     parser.add_argument("--parts", default=",".join(PARTS), help="what to measure of each (comma)")
+    parser.add_argument("--let-sleep", action="store_true", help="let idle cores halt")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     parts, wanted = tuple(options.parts.split(",")), options.only.split(",")
@@ -443,9 +447,10 @@ def main() -> None:
     ]
     rounds: dict[str, list[dict[str, Any]]] = {variant.name: [] for variant in variants}
     started = time.perf_counter()
-    for _ in range(options.rounds):
-        for variant in variants:
-            rounds[variant.name].append(run(variant))
+    with contextlib.nullcontext(False) if options.let_sleep else awake_cores() as is_awake:
+        for _ in range(options.rounds):
+            for variant in variants:
+                rounds[variant.name].append(run(variant))
     results = {name: median(found) for name, found in rounds.items()}
     for name, one in results.items():
         if "engines_add_ms" in one:
@@ -460,6 +465,7 @@ def main() -> None:
         "command": "python -m bench.transport " + " ".join(sys.argv[1:]),
         "machine": machine(),
         "rounds": options.rounds,
+        "cores_kept_awake": is_awake,
         "seconds": round(time.perf_counter() - started, 1),
         "results": results,
     }
