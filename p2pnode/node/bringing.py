@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from p2pnode.units import ContentId
 _CELL_BYTES = 16
 """What a state says of each position beside its keys and values."""
 PartOf = Callable[[ModelIndex], Part]
+PartsOf = Callable[[ModelIndex], Sequence[Part]]
 
 
 PREFIXES = "cache.prefix"
@@ -130,16 +131,18 @@ class Bringing:
         """With its part of the adapters that somebody added to this model."""
         return await self._adapters.fitted(spec, options.engine, index, part, model=model.content_id)
 
-    async def memory_bytes(self, model: KnownModel, part_of: PartOf) -> int:
-        """About what a part will hold on this device once it is loaded, its engine process included."""
+    async def memory_bytes(self, model: KnownModel, parts_of: PartsOf) -> int:
+        """About what units will hold on this device once they are loaded, their engine process included."""
         index = await self.slim_index(model)
         options = self.options(model, index)
         kinds = {"key_type": options.engine.kv_k, "value_type": options.engine.kv_v}
-        memory = part_memory(index, part_of(index), **kinds)
-        rows = limits.UNIT_BATCH_ROWS
-        return limits.UNIT_BUFFER_BYTES + memory.total_bytes(
-            context_tokens=options.context_tokens, sessions=options.sessions, batch_rows=rows
-        )
+        sizes = {
+            "context_tokens": options.context_tokens,
+            "sessions": options.sessions,
+            "batch_rows": limits.UNIT_BATCH_ROWS,
+        }
+        parts = [part_memory(index, part, **kinds) for part in parts_of(index)]
+        return limits.UNIT_BUFFER_BYTES + sum(memory.total_bytes(**sizes) for memory in parts)
 
     @staticmethod
     def cache_bytes_per_token(index: ModelIndex) -> int:

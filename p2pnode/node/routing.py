@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import replace
 from typing import Any
 
 from p2pnode.compute.gguf import ModelIndex
 from p2pnode.compute.part import Part, real_layer_count, whole
 from p2pnode.errors import P2PNodeError, StageLost
 from p2pnode.node.active import Active, Say, StagePart
-from p2pnode.node.bringing import Bringing, PartOf
+from p2pnode.node.bringing import Bringing, PartsOf
 from p2pnode.node.catalog import KnownModel
 from p2pnode.node.engines import EnginePool
 from p2pnode.node.keyed_locks import KeyedLocks
@@ -17,7 +18,7 @@ from p2pnode.node.rings import Rings
 from p2pnode.node.room import Room
 from p2pnode.node.splits import Splits
 from p2pnode.node.tasks import Tasks
-from p2pnode.node.units import output_part
+from p2pnode.node.units import output_part, part_of_stage
 from p2pnode.node.whole import Whole
 from p2pnode.units import ContentId, PeerId
 
@@ -73,7 +74,7 @@ class Routing:
         """The whole model on this device, loaded on first use."""
         plan_id = f"local-{model.content_id[-12:]}"
         return await self._once(
-            plan_id, lambda: self._in_room(plan_id, model, whole, self._whole.local(plan_id, model, say))
+            plan_id, lambda: self._in_room(plan_id, model, _whole, self._whole.local(plan_id, model, say))
         )
 
     async def streamed(self, model: KnownModel, resident_bytes_max: int, say: Say) -> Active:
@@ -100,7 +101,7 @@ class Routing:
         async def build() -> Active:
             async with self._building.hold(model.content_id):
                 work = self._rings.build(plan_id, model, parts, say)
-                return await self._in_room(plan_id, model, lambda index: self._own_part(index, parts), work)
+                return await self._in_room(plan_id, model, lambda index: self._own_parts(index, parts), work)
 
         return await self._once(plan_id, build)
 
@@ -108,29 +109,30 @@ class Routing:
         """Prompts on a ring of others, what follows here."""
         return await self._once(
             plan_id,
-            lambda: self._in_room(plan_id, model, whole, self._splits.build(plan_id, model, parts, say)),
+            lambda: self._in_room(plan_id, model, _whole, self._splits.build(plan_id, model, parts, say)),
         )
 
     async def _in_room(
-        self, plan_id: str, model: KnownModel, part_of: PartOf, work: Coroutine[Any, Any, Active]
+        self, plan_id: str, model: KnownModel, parts_of: PartsOf, work: Coroutine[Any, Any, Active]
     ) -> Active:
         """Load once there is memory for it; models that nobody uses now make room."""
         try:
             if not self._room.is_limited:
                 return await work
-            needed = await self._bringing.memory_bytes(model, part_of)
+            needed = await self._bringing.memory_bytes(model, parts_of)
             standing = [*self.active.values(), *self._left.values()]
             async with self._room.of(plan_id, model.content_id, needed, standing, self._unload):
                 return await work
         finally:
             work.close()  # where it never began
 
-    def _own_part(self, index: ModelIndex, parts: Sequence[StagePart]) -> Part:
-        """What this device holds of a ring, as one; the output alone where others have all layers."""
+    def _own_parts(self, index: ModelIndex, parts: Sequence[StagePart]) -> list[Part]:
+        """The units of this device in a ring: the output, with the last layers in one where it holds those."""
         own = [part for part in parts if part.peer == self._me and not part.followers]
-        if not own:
-            return output_part(index)
-        return Part(own[0].layer_first, own[0].layer_end, output=True)
+        units = [part_of_stage(index, part.layer_first, part.layer_end) for part in own]
+        if units and units[-1].layer_end == real_layer_count(index):
+            return [*units[:-1], replace(units[-1], embedding=False, output=True)]
+        return [*units, output_part(index)]
 
     async def _unload(self, active: Active) -> None:
         """An idle plan's memory is given back; the plan is carried out again when its model is asked for."""
@@ -205,3 +207,7 @@ class Routing:
         for active in self.active.values():
             active.end(StageLost("this device is stopping"))
         await self._engines.close()
+
+
+def _whole(index: ModelIndex) -> list[Part]:
+    return [whole(index)]
