@@ -48,7 +48,6 @@ PROMPT_TOKENS, TOKENS, ANSWERS = 32, 64, 3
 RATIO_MIN, ERROR_MAX = 0.9, 0.2
 WAIT_S_MAX = 60.0
 SHAPES = (("smollm-135m", "q8_0"), ("smollm-135m", "f16"), ("tinyllama", "q4_k_m"))
-LAYERS = {"smollm-135m-q8_0": 30, "smollm-135m-f16": 30, "tinyllama-q4_k_m": 22}
 SPINS = "30000"
 """What engines choose on a machine that is otherwise free; a load left by other work must not decide it."""
 
@@ -184,7 +183,7 @@ def fits(node: Node, model: str) -> bool:
 
 
 def expected(head: Node, model: str) -> dict[str, float]:
-    """Tokens a second the head expects, by who would compute: its own plan, and devices whole."""
+    """Tokens a second the head expects: by stages for its own plan, by name for devices that would answer whole."""
     found = {}
     try:
         plan = head.api.post("/plan", {"model": model, "why": True})
@@ -192,11 +191,10 @@ def expected(head: Node, model: str) -> dict[str, float]:
         rejections = plan["rejections"]
     except P2PNodeError as error:
         rejections = error.details.get("rejections", [])
-    layers = LAYERS[model]
     for rejection in rejections:
         name = rejection["candidate"].removeprefix("whole by ")
         if name != rejection["candidate"] and "tokens_per_s" in rejection["numbers"]:
-            found.setdefault(str([[name, 0, layers]]), float(rejection["numbers"]["tokens_per_s"]))
+            found[name] = float(rejection["numbers"]["tokens_per_s"])
     return found
 
 
@@ -229,7 +227,13 @@ def run(case: Case, model: Path) -> Result:
         result.door_tokens_per_s = result.singles_tokens_per_s.get(chosen)
         result.singles_tokens_per_s[chosen] = round(found, 2)
     # A tensor group is one stage in a plan and one for each rank in an answer; what is no device alone is the plan.
-    predicted = predictions.get(str(result.stages)) or next(iter(predictions.values()))
+    # A ring whose one stage is another device looks like that device alone, and is not.
+    asked_whole = chosen if chosen != mesh.head.name else ""
+    predicted = (
+        predictions.get(asked_whole)
+        or predictions.get(str(result.stages))
+        or next(iter(predictions.values()))
+    )
     result.predicted_tokens_per_s = round(predicted, 2)
     result.measured_tokens_per_s = round(found, 2)
     result.error = round((result.door_tokens_per_s or found) / predicted - 1, 3)
