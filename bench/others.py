@@ -24,12 +24,13 @@ def _busy_s() -> float:
 
 
 def _own_s() -> float:
-    """This program and all it started."""
+    """This program and all it started, what has ended since included."""
     total, me = 0.0, psutil.Process()
     for process in (me, *me.children(recursive=True)):
         with contextlib.suppress(psutil.NoSuchProcess):
             spent = process.cpu_times()
             total += spent.user + spent.system
+            total += getattr(spent, "children_user", 0.0) + getattr(spent, "children_system", 0.0)
     return total
 
 

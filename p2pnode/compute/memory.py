@@ -17,8 +17,8 @@ from p2pnode.compute.surgery import cut
 from p2pnode.errors import PlanError
 
 _TYPES = {kind.name.lower(): kind for kind in TENSOR_TYPES.values()}
-_MARGIN_BYTES = 16 * 1024 * 1024
-"""The context itself, graphs and their tensors: a few MiB in every run seen."""
+MARGIN_BYTES = 16 * 1024 * 1024
+"""The context itself, graphs and their tensors: a few MiB in every run seen, so once is enough for several parts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class PartMemory:
             + self.cache_bytes_per_token * context_tokens
             + self.state_bytes_per_session * sessions
             + (self.compute_bytes_per_row + self.mask_bytes_per_row_token * context_tokens) * batch_rows
-            + _MARGIN_BYTES
+            + MARGIN_BYTES
         )
 
 

@@ -10,7 +10,7 @@ from p2pnode import limits
 from p2pnode.compute.engine_options import DeviceOptions, EngineOptions
 from p2pnode.compute.engine_protocol import UnitSpec
 from p2pnode.compute.gguf import ModelIndex
-from p2pnode.compute.memory import part_memory
+from p2pnode.compute.memory import MARGIN_BYTES, part_memory
 from p2pnode.compute.part import Part, real_layer_count, whole
 from p2pnode.compute.prefix_cache import PrefixShape
 from p2pnode.compute.prefixes import Prefixes
@@ -142,7 +142,8 @@ class Bringing:
             "batch_rows": limits.UNIT_BATCH_ROWS,
         }
         parts = [part_memory(index, part, **kinds) for part in parts_of(index)]
-        return limits.UNIT_BUFFER_BYTES + sum(memory.total_bytes(**sizes) for memory in parts)
+        total = sum(memory.total_bytes(**sizes) for memory in parts)
+        return limits.UNIT_BUFFER_BYTES + total - MARGIN_BYTES * (len(parts) - 1)
 
     @staticmethod
     def cache_bytes_per_token(index: ModelIndex) -> int:

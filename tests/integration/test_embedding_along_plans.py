@@ -95,6 +95,10 @@ BATCHED = {"llama-mean": 0.999999, "llama-cls": 0.999999, "qwen3-last": 0.9999}
 """How alike they are when texts shared batches: kernels round by the rows of a batch; nothing evens out one row."""
 
 
+ALONE = 0.99999
+"""A text of more than one chunk is rounded otherwise than one that the whole model takes at once."""
+
+
 def like(ours: NDArray[np.float64], theirs: NDArray[np.float64], least: float = 0.999999) -> bool:
     """Unit vectors, row by row."""
     lengths = np.linalg.norm(ours, axis=1), np.linalg.norm(theirs, axis=1)
@@ -113,7 +117,7 @@ def test_the_vectors_of_the_whole_model(
     plan = spread(alpha, model, cut)
     engines = children_of(alpha.process.pid)
     alone = np.concatenate([embed(alpha, model, [text]) for text in TEXTS])
-    assert like(alone, wholes[model])
+    assert like(alone, wholes[model], ALONE)
     for place in (0, 1, 4):  # in one chunk: in the batches of the whole model
         assert np.array_equal(alone[place], wholes[model][place])
     assert like(embed(alpha, model, TEXTS), wholes[model], BATCHED[model])

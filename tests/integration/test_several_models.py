@@ -21,7 +21,7 @@ def alpha(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NodeProcess]:
     data[-100] ^= 1  # another model to whoever counts
     other = root / f"{OTHER}.gguf"
     other.write_bytes(data)
-    arguments = ("--model", str(other), "--memory-max", "180M")
+    arguments = ("--model", str(other), "--memory-max", "150M")
     with mesh_of(root, "alpha", first_arguments=arguments) as made:
         yield _only(made)
 
