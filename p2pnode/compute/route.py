@@ -264,7 +264,8 @@ class PipelineRoute:
                     rows = await self._engine.step(self._first_unit, frame)
                     frame = replace(rows, sequence=sequence, epoch=feed.epoch)
                 if self._send is None:
-                    result.set_result(frame)
+                    if not result.done():  # the plan may have ended while the engine computed
+                        result.set_result(frame)
                 else:
                     await self._send(frame)
             started_s = time.monotonic()

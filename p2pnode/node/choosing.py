@@ -21,6 +21,7 @@ from p2pnode.events import types as facts
 from p2pnode.facade import GenerateRequest
 from p2pnode.node.active import Active
 from p2pnode.node.catalog import Catalog, KnownModel
+from p2pnode.node.keyed_locks import KeyedLocks
 from p2pnode.node.ledger import Ledger
 from p2pnode.node.links import Links
 from p2pnode.node.loading import Loads
@@ -61,6 +62,7 @@ class Choosing:
         self._say = say
         self._made: dict[str, Plan] = {}
         """Predictions of the newest plans, to be held against what is measured."""
+        self._proposing: KeyedLocks[str] = KeyedLocks()
         self._at_work: Counter[ContentId] = Counter()
         self.applied: dict[ContentId, tuple[Plan, PlanRequest]] = {}
         """Plans somebody applied: carried out again after a loss, on the same devices while they are there."""
@@ -327,20 +329,24 @@ class Choosing:
         return min(self._memory_max_bytes or half, half)
 
     async def _propose(self, made: Plan, model: KnownModel) -> None:
-        if made.plan_id in self._ledger.state.plans.plans:
-            return
-        await self._ledger.do(
-            c.ProposePlan(
-                plan=facts.PlanProposed(
-                    plan_id=made.plan_id,
-                    model=model.content_id,
-                    mode=made.mode,
-                    stages=tuple((stage.peer, stage.layer_first, stage.layer_end) for stage in made.stages),
-                    tokens_per_s_milli=int(made.prediction.tokens_per_s * 1000),
-                    why="; ".join(made.reasons)[:500],
+        """Once, whoever carries it out at the same time."""
+        async with self._proposing.hold(made.plan_id):
+            if made.plan_id in self._ledger.state.plans.plans:
+                return
+            await self._ledger.do(
+                c.ProposePlan(
+                    plan=facts.PlanProposed(
+                        plan_id=made.plan_id,
+                        model=model.content_id,
+                        mode=made.mode,
+                        stages=tuple(
+                            (stage.peer, stage.layer_first, stage.layer_end) for stage in made.stages
+                        ),
+                        tokens_per_s_milli=int(made.prediction.tokens_per_s * 1000),
+                        why="; ".join(made.reasons)[:500],
+                    )
                 )
             )
-        )
 
     def _remember(self, plan_id: str, made: Plan) -> None:
         self._made[plan_id] = made
