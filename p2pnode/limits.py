@@ -414,6 +414,9 @@ KV_BYTES_DEFAULT = 48 * 1024 * 1024
 GPU_LAYERS_ALL = 100_000
 """What a device tells whose GPU is to have all layers: more than any model has."""
 
+ADAPTED_KEPT_S = 60.0
+"""Weights stay loaded this long for the plan that differs from an ended one in adapters alone."""
+
 PREFILL_CHUNK_TOKENS = 64
 """Small enough that stages overlap (the last one begins, and the first one ends, a chunk late) and that decoding
 sessions wait little; chunks of 128 are about 3 % quicker on one device, and 6 % slower for 512 tokens over two."""

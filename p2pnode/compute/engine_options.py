@@ -196,6 +196,11 @@ class EngineOptions(_Options):
     def control_vectors(self) -> tuple[Lora, ...]:
         return _named(self.control)
 
+    @property
+    def without_adapters(self) -> EngineOptions:
+        """Equal for two choices that the same loaded weights serve."""
+        return replace(self, lora="")
+
     def with_adapters(self, adapters: Sequence[Lora], control_vectors: Sequence[Lora]) -> EngineOptions:
         made = replace(self, lora=_words(adapters), control=_words(control_vectors))
         return EngineOptions.parse(made.text)

@@ -149,6 +149,10 @@ class Plan:
         text = json.dumps(bare.as_dict(), sort_keys=True, separators=(",", ":"))
         return replace(self, plan_id=hashlib.sha256(text.encode()).hexdigest()[:_ID_HEX])
 
+    def with_engine(self, text: str) -> Plan:
+        """The same devices and layers, loaded with these engine options."""
+        return self if text == self.engine else replace(self, engine=text).with_id()
+
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON-able form; `from_dict` reads it."""
         return {

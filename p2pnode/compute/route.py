@@ -126,6 +126,7 @@ class LocalRoute:
     def __init__(self, engine: HeadEngine, unit_id: int) -> None:
         self._engine = engine
         self._unit_id = unit_id
+        self._lost: P2PNodeError | None = None
         self.stages = 1
 
     @property
@@ -135,7 +136,13 @@ class LocalRoute:
     async def open(self, session: int, params: SamplingParams, prompt_tokens: Sequence[int]) -> None:
         await self._engine.open_session(self._unit_id, session, params, prompt_tokens)
 
+    def lost(self, error: P2PNodeError) -> None:
+        """Its plan ended; the engine may stay for the next one, with other adapters."""
+        self._lost = self._lost or error
+
     async def feed(self, feed: Feed) -> Sampled | None:
+        if self._lost is not None:
+            raise self._lost
         frame = feed.frame(0)
         if feed.sample:
             return await self._engine.step_sample(self._unit_id, frame, ahead=feed.ahead)

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from p2pnode.compute.engine_options import EngineOptions, Lora
 from p2pnode.errors import NotFound, RequestError
 from p2pnode.facade import JsonObject
 from p2pnode.limits import ADAPTER_SCALE_MAX
@@ -53,12 +54,14 @@ class AdapterCommands:
         model = node.catalog.resolve(str(a["model"]))
         base = await node.bringing.slim_index(model)
         identity = await asyncio.to_thread(node.adapters.add, Path(str(a["path"])), base)
-        standing = node.engine_options.of_model(model.content_id)
-        lora = [each for each in standing.adapters if each[0] != identity]
-        control = [each for each in standing.control_vectors if each[0] != identity]
-        (control if node.adapters.is_control_vector(identity) else lora).append((identity, float(scale)))
-        engine = standing.with_adapters(lora, control)
-        async with node.engine_options.changed(model.content_id, engine, node.routing.release_model):
+        is_control = node.adapters.is_control_vector(identity)
+
+        def with_it(standing: EngineOptions) -> EngineOptions:
+            lora, control = _without(standing, identity)
+            (control if is_control else lora).append((identity, float(scale)))
+            return standing.with_adapters(lora, control)
+
+        async with node.engine_options.changed(model.content_id, with_it, node.choosing.renew):
             return {"model": model.name, "scale": scale, **node.adapters.view(identity)}
 
     async def _remove_adapter(self, a: Mapping[str, Any]) -> JsonObject:
@@ -75,12 +78,20 @@ class AdapterCommands:
                 hint="p2pnode adapters list --json shows their ids",
             )
         gone = str(found[0]["adapter"])
-        engine = standing.with_adapters(
-            [each for each in standing.adapters if each[0] != gone],
-            [each for each in standing.control_vectors if each[0] != gone],
-        )
-        async with node.engine_options.changed(model.content_id, engine, node.routing.release_model):
+
+        def without_it(standing: EngineOptions) -> EngineOptions:
+            return standing.with_adapters(*_without(standing, gone))
+
+        async with node.engine_options.changed(model.content_id, without_it, node.choosing.renew):
             used = {row["adapter"] for row in (await self._adapters({}))["adapters"]}
             if gone not in used:
                 await asyncio.to_thread(node.adapters.remove, gone)
             return {"model": model.name, **found[0]}
+
+
+def _without(standing: EngineOptions, identity: str) -> tuple[list[Lora], list[Lora]]:
+    lora, control = (
+        [each for each in named if each[0] != identity]
+        for named in (standing.adapters, standing.control_vectors)
+    )
+    return lora, control

@@ -15,6 +15,7 @@ from p2pnode import commands as c
 from p2pnode import limits
 from p2pnode.compute.calibration import Measured, comparison
 from p2pnode.compute.engine_client import EngineClient
+from p2pnode.compute.engine_options import EngineOptions
 from p2pnode.compute.plan import Plan, Spare
 from p2pnode.errors import EngineUnavailable, NoPlan, P2PNodeError, StageLost
 from p2pnode.events import types as facts
@@ -64,6 +65,8 @@ class Choosing:
         """Predictions of the newest plans, to be held against what is measured."""
         self._proposing: KeyedLocks[str] = KeyedLocks()
         self._at_work: Counter[ContentId] = Counter()
+        self._adapted: dict[ContentId, tuple[Plan, float]] = {}
+        """Plans that nobody applied, ended since adapters change, and when: what they loaded waits a moment."""
         self.applied: dict[ContentId, tuple[Plan, PlanRequest]] = {}
         """Plans somebody applied: carried out again after a loss, on the same devices while they are there."""
 
@@ -96,7 +99,19 @@ class Choosing:
                     ) from error
                 self._say({"kind": "fallback", "data": {"model": model.name, "reason": error.message}})
                 return await self._locally(model)
+        adapted = self._adapted.get(model.content_id)
+        if adapted is not None and request.mode in ("auto", adapted[0].mode):
+            try:
+                if time.monotonic() < adapted[1] + limits.ADAPTED_KEPT_S:
+                    return await self._carry_out_again(model, adapted[0], PlanRequest(model=model.name))
+            except P2PNodeError:
+                pass  # then a new plan
+            finally:
+                if self._adapted.get(model.content_id) is adapted:
+                    del self._adapted[model.content_id]
         if request.mode == "auto" and model.is_complete_here:
+            if self._routing.keeps(model.content_id):
+                return await self._locally(model)  # it fits: it is loaded
             return await self._locally_if_it_fits(model)
         return await self.activate(model, PlanRequest(model=model.name, mode=request.mode))
 
@@ -231,9 +246,28 @@ class Choosing:
 
     async def _carry_out_again(self, model: KnownModel, made: Plan, request: PlanRequest) -> Active:
         up = {link.peer_id for link in self._links.links.values() if link.is_up} | {self._me}
-        if set(made.peers) <= up and made.engine == self._planning.engine_of(request, model).text:
-            return await self.carry_out(model, made)
-        return await self.activate(model, request)
+        wanted = self._planning.engine_of(request, model)
+        if (
+            not set(made.peers) <= up
+            or EngineOptions.parse(made.engine).without_adapters != wanted.without_adapters
+        ):
+            return await self.activate(model, request)
+        again = made.with_engine(wanted.text)  # where adapters changed its devices still have the weights
+        if self.applied.get(model.content_id) == (made, request):
+            self.applied[model.content_id] = (again, request)
+        return await self.carry_out(model, again)
+
+    async def renew(self, content_id: ContentId, reason: str, keep: bool) -> None:
+        """End the plans of a model since its engine options change.
+
+        With `keep` only adapters do: then what the same plan loads next is loaded already.
+        """
+        standing = self._routing.of_model(content_id)
+        made = self._made.get(standing.plan_id) if standing is not None else None
+        self._adapted.pop(content_id, None)
+        if keep and made is not None and made.mode != "local" and content_id not in self.applied:
+            self._adapted[content_id] = (made, time.monotonic())
+        await self._routing.release_model(content_id, reason, keep)
 
     def is_at_work(self, content_id: ContentId) -> bool:
         """Whether a plan of a model is being carried out now."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from p2pnode import limits
@@ -80,7 +81,10 @@ class EngineHost:
         return {info.unit_id for info in self.infos.values()}.issuperset(units)
 
     async def ensure(self, name: str, spec: UnitSpec, on_progress: LoadProgress | None = None) -> UnitInfo:
-        """Start the process if there is none, load the unit if it is not there as asked."""
+        """Start the process if there is none, load the unit if it is not there as asked.
+
+        Where only adapters differ the weights stay, and what its sessions held is gone.
+        """
         if self._client is not None and not self._client.alive:
             await self._client.close()  # it is dead already: this only waits until that was noticed
         if self._restarting is not None:
@@ -97,7 +101,9 @@ class EngineHost:
             if self._specs.get(name) == spec and name in self.infos:
                 return self.infos[name]
             if name in self.infos:
-                self._specs.pop(name, None)
+                before = self._specs.pop(name, None)
+                if before is not None and replace(before, adapters=spec.adapters) == spec:
+                    return await self._change_adapters(self._client, name, spec)
                 await self._unload(self._client, self.infos.pop(name))
             info = await self._client.load(spec, progress=on_progress)
             self._specs[name] = spec
@@ -110,6 +116,18 @@ class EngineHost:
         )
         self._said(client.hello)
         return client
+
+    async def _change_adapters(self, client: EngineClient, name: str, spec: UnitSpec) -> UnitInfo:
+        """Whoever computes with the old ones is told as if the unit went.
+
+        Where that fails nobody knows which act: without its spec the unit is loaded anew by whoever asks next.
+        """
+        info = self.infos[name]
+        for listener in list(self.unload_listeners):
+            listener(info.unit_id)
+        await client.set_adapters(info.unit_id, spec.adapters)
+        self._specs[name] = spec
+        return info
 
     async def drop(self, name: str) -> None:
         """Unload a unit; the process stays."""
@@ -193,6 +211,10 @@ class EnginePool:
         if key not in self._engines:
             self._engines[key] = self._new_engine(f"{model.name} ({purpose})")
         return self._engines[key]
+
+    def has(self, engine: EngineHost, content_id: ContentId, purpose: str) -> bool:
+        """Whether who asks for this purpose gets this engine."""
+        return self._engines.get((content_id, purpose)) is engine
 
     async def drop(self, engine: EngineHost) -> None:
         self._engines = {key: other for key, other in self._engines.items() if other is not engine}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
@@ -24,7 +25,7 @@ from p2pnode.node.lane_bytes import LaneBytes
 from p2pnode.node.memory_use import memory_use
 from p2pnode.node.mode_commands import ModeCommands
 from p2pnode.node.owner_commands import OwnerCommands
-from p2pnode.node.planning import PlanRequest
+from p2pnode.node.planning import PlanRequest, engine_over
 from p2pnode.node.queries import LogQueries
 from p2pnode.units import PeerId
 
@@ -273,7 +274,6 @@ class Faces:
         except msgspec.ValidationError as error:
             raise RequestError(f"this plan request cannot be read: {error}") from None
         model = await node.catalog.resolve_or_add(asked.model)
-        engine = node.planning.engine_of(asked, model)
         planned = await node.planning.make(asked, model)
         made = planned.plan
         answer: JsonObject = {
@@ -307,10 +307,12 @@ class Faces:
             "rejections": [r.as_dict() for r in planned.rejections],
         }
         if asked.apply:
+            over = functools.partial(engine_over, request=asked)
             asked = msgspec.structs.replace(asked, engine=None)  # from now on it is the model's own
-            async with node.engine_options.changed(model.content_id, engine, node.routing.release_model):
-                active = await node.choosing.apply(model, made, asked)
+            async with node.engine_options.changed(model.content_id, over, node.choosing.renew) as engine:
+                active = await node.choosing.apply(model, made.with_engine(engine.text), asked)
             answer.update(applied=True, plan_id=active.plan_id, probe_ms=round(active.probe_s * 1000, 2))
+            answer.update(engine=engine.text)
             by_peer = {(s["peer"], s["layers"][0]): s for s in active.stages}
             for stage in answer["stages"]:
                 stage.update(by_peer.get((stage["peer"], stage["layers"][0]), {}))

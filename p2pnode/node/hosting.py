@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -129,6 +130,8 @@ class Hosting:
         self.lanes = Lanes(links)
         self._locks: KeyedLocks[tuple[str, int]] = KeyedLocks()
         self.stages: dict[tuple[str, int], HostedStage] = {}
+        self._kept: list[tuple[HostedStage, float]] = []
+        """Given back since adapters change, and when: their weights wait for the order that follows."""
         self._loading = 0
         self.tallies = RowTallies()
         """What was computed here for each session, for receipts."""
@@ -180,6 +183,8 @@ class Hosting:
                     hosted.ports, hosted.ring_ports = await self._open_lanes(order, hosted.engine)
                     return hosted
                 await self._drop(key)
+            if len(self.stages) + len(self._kept) + self._loading >= limits.HOSTED_STAGES_MAX:
+                await self.drop_kept(lambda hosted: not _has_weights_of(hosted.order, order))
             if len(self.stages) + self._loading >= limits.HOSTED_STAGES_MAX:
                 raise RequestError(f"this device holds {len(self.stages)} stages already")
             self._loading += 1
@@ -243,7 +248,9 @@ class Hosting:
         spec = await self._adapters.fitted(
             spec, engine_options, index, part, model=content_id, holder=PeerId(order.head)
         )
-        engine = self._new_engine(f"{order.model_name} layers {order.layer_first}–{order.layer_end - 1}")
+        engine = await self._take_kept(order)
+        if engine is None:
+            engine = self._new_engine(f"{order.model_name} layers {order.layer_first}–{order.layer_end - 1}")
         wanted = manifest.bytes_of(manifest.chunks_for(wants))
         try:
             await engine.ensure(
@@ -290,11 +297,35 @@ class Hosting:
         plan_id = str(arguments.get("plan_id", ""))
         keys = [k for k, hosted in self.stages.items() if k[0] == plan_id and hosted.order.head == peer]
         for key in keys:
-            await self._drop(key)
+            if arguments.get("keep") is True:
+                hosted = self.stages.pop(key)
+                await (
+                    hosted.end_ring()
+                )  # what it frees in the end must not be what the next plan computes for
+                self._kept.append((hosted, asyncio.get_running_loop().time()))
+            else:
+                await self._drop(key)
         return {"released": len(keys)}
+
+    async def _take_kept(self, order: StageOrder) -> EngineHost | None:
+        """The engine that has the weights of this order; what waits with the same layers otherwise cut makes room."""
+        for at, (hosted, _) in enumerate(self._kept):
+            if hosted.engine.is_up and _has_weights_of(hosted.order, order):
+                del self._kept[at]
+                return hosted.engine
+        await self.drop_kept(lambda hosted: _overlaps(hosted.order, order))
+        return None
+
+    async def drop_kept(self, goes: Callable[[HostedStage], bool], *, before_s: float = math.inf) -> None:
+        """Memory of what waits is given back."""
+        gone = [hosted for hosted, at_s in self._kept if at_s < before_s and goes(hosted)]
+        self._kept = [one for one in self._kept if not any(one[0] is hosted for hosted in gone)]
+        for hosted in gone:
+            await hosted.engine.close()
 
     async def end_orphans(self, is_there: Callable[[str], bool], now_s: float) -> None:
         """Nobody else would ever release the stages of a head that does not come back."""
+        await self.drop_kept(lambda _: True, before_s=now_s - limits.ADAPTED_KEPT_S)
         for key, hosted in list(self.stages.items()):
             if hosted.servers or is_there(hosted.order.head):
                 hosted.alone_since_s = None
@@ -330,5 +361,28 @@ class Hosting:
             await hosted.engine.close()
 
     async def close(self) -> None:
+        await self.drop_kept(lambda _: True)
         for key in list(self.stages):
             await self._drop(key)
+
+
+def _overlaps(held: StageOrder, wanted: StageOrder) -> bool:
+    """Whether a plan with the one stage has no use for the other; a device may have several stages of a plan."""
+    return (
+        (held.head, held.model) == (wanted.head, wanted.model)
+        and held.layer_first < wanted.layer_end
+        and wanted.layer_first < held.layer_end
+    )
+
+
+def _has_weights_of(held: StageOrder, wanted: StageOrder) -> bool:
+    """Whether two orders differ in nothing that is loaded but adapters."""
+    named = ("head", "model", "layer_first", "layer_end", "is_last", "context_tokens", "sessions", "threads")
+    return (
+        all(
+            getattr(held, name) == getattr(wanted, name)
+            for name in (*named, "prefix_bytes", "rank", "shares")
+        )
+        and EngineOptions.parse(held.engine).without_adapters
+        == EngineOptions.parse(wanted.engine).without_adapters
+    )

@@ -125,15 +125,20 @@ class OwnerCommands:
 
     async def _set_engine(self, name: str, value: str) -> JsonObject:
         """Plans of the model end, and are loaded like this when they are asked for next."""
-        node, engine = self._node, EngineOptions.parse(value)
+        node, asked = self._node, EngineOptions.parse(value)
         model = node.catalog.resolve(name)
-        standing = node.engine_options.of_model(model.content_id)
-        engine = engine.with_adapters(  # which have commands of their own
-            engine.adapters or standing.adapters, engine.control_vectors or standing.control_vectors
-        )
-        engine.check_model(await node.bringing.slim_index(model))
-        async with node.engine_options.changed(model.content_id, engine, node.routing.release_model):
-            return {"key": MODEL + model.name, "value": engine.text, "previous": standing.text}
+        asked.check_model(await node.bringing.slim_index(model))
+        previous = ""
+
+        def as_asked(standing: EngineOptions) -> EngineOptions:
+            nonlocal previous
+            previous = standing.text
+            return asked.with_adapters(  # which have commands of their own
+                asked.adapters or standing.adapters, asked.control_vectors or standing.control_vectors
+            )
+
+        async with node.engine_options.changed(model.content_id, as_asked, node.choosing.renew) as engine:
+            return {"key": MODEL + model.name, "value": engine.text, "previous": previous}
 
     async def _forget_peer(self, a: Mapping[str, Any]) -> JsonObject:
         self._node.links.forget(PeerId(str(a["peer"])))

@@ -270,13 +270,16 @@ class Planning:
 
     def engine_of(self, request: PlanRequest, model: KnownModel) -> EngineOptions:
         """As the request says, else as they stand; RequestError for what is no option."""
-        standing = self._engine(model.content_id)
-        return standing if request.engine is None else EngineOptions.of({**_lora(standing), **request.engine})
+        return engine_over(self._engine(model.content_id), request)
 
     def _rtt_max_s(self, request: PlanRequest) -> float:
         if request.max_rtt_ms is not None:
             return request.max_rtt_ms / 1000
         return math.inf if request.insists else limits.TENSOR_RTT_MAX_S
+
+
+def engine_over(standing: EngineOptions, request: PlanRequest) -> EngineOptions:
+    return standing if request.engine is None else EngineOptions.of({**_lora(standing), **request.engine})
 
 
 def _lora(standing: EngineOptions) -> dict[str, str]:

@@ -469,15 +469,17 @@ class Rings:
             raise StageLost(f"{self._name_of(peer)} does not answer", peer=peer) from None
 
     # --- ending --------------------------------------------------------------------------------------
-    async def release(self, plan_id: str, peers: set[PeerId]) -> None:
-        """Devices give back what they hold for a plan; those that do not answer have nothing to give."""
-        await asyncio.gather(*(self._release_one(plan_id, peer) for peer in sorted(peers)))
+    async def release(self, plan_id: str, peers: set[PeerId], *, keep: bool = False) -> None:
+        """Devices give back what they hold for a plan; those that do not answer have nothing to give.
 
-    async def _release_one(self, plan_id: str, peer: PeerId) -> None:
+        With `keep` the weights stay loaded for a moment, for a plan that differs in adapters alone.
+        """
+        wish = {"plan_id": plan_id, **({"keep": True} if keep else {})}
+        await asyncio.gather(*(self._release_one(wish, peer) for peer in sorted(peers)))
+
+    async def _release_one(self, wish: dict[str, Any], peer: PeerId) -> None:
         try:
-            await self._links.call(
-                peer, "stage.release", {"plan_id": plan_id}, timeout_s=limits.GOODBYE_S_MAX
-            )
+            await self._links.call(peer, "stage.release", wish, timeout_s=limits.GOODBYE_S_MAX)
         except P2PNodeError:
             return  # it is gone, and with it what it held
 

@@ -40,10 +40,20 @@ class Room:
 
     @asynccontextmanager
     async def of(
-        self, plan_id: str, model: str, needed_bytes: int, standing: Iterable[Active], unload: Unload
+        self,
+        plan_id: str,
+        model: str,
+        needed_bytes: int,
+        standing: Iterable[Active],
+        unload: Unload,
+        *,
+        kept: EngineHost | None = None,
     ) -> AsyncIterator[None]:
-        """While a plan is loaded that needs so much here. Busy when only models at work could make room."""
-        victims = self._victims(plan_id, model, needed_bytes, list(standing))
+        """While a plan is loaded that needs so much here. Busy when only models at work could make room.
+
+        `kept`: an engine that has it loaded already.
+        """
+        victims = self._victims(plan_id, model, needed_bytes, list(standing), kept)
         self._coming[plan_id] = needed_bytes
         try:
             for active in victims:
@@ -52,7 +62,9 @@ class Room:
         finally:
             del self._coming[plan_id]
 
-    def _victims(self, plan_id: str, model: str, needed_bytes: int, standing: list[Active]) -> list[Active]:
+    def _victims(
+        self, plan_id: str, model: str, needed_bytes: int, standing: list[Active], kept: EngineHost | None
+    ) -> list[Active]:
         """Idle plans, least recently used first, until it fits; everything idle where it never will."""
         limit = self._memory_max_bytes
         if limit is None:
@@ -61,7 +73,7 @@ class Room:
         at_work = [a for a in standing if a.plan_id in in_use]
         # A request that lost its plan goes on with this one: what the old one holds of the model makes way by itself.
         own = {a.engine for a in at_work if a.model.content_id == model}
-        held = {e: self._held_by(e) for e in self._engines() if e.is_up and e not in own}
+        held = {e: self._held_by(e) for e in self._engines() if e.is_up and e not in own and e is not kept}
         too_much = sum(held.values()) + sum(self._coming.values()) + needed_bytes - limit
         victims: list[Active] = []
         idle = [a for a in standing if a.plan_id not in in_use and a.plan_id != plan_id and a.is_usable]

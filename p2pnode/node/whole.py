@@ -138,18 +138,20 @@ class Whole:
         info: UnitInfo,
         options: UnitOptions,
     ) -> Active:
+        route = LocalRoute(engine.client, info.unit_id)
         active = Active(
             plan_id=plan_id,
             model=model,
             mode=mode,
             stages=stages,
-            route=LocalRoute(engine.client, info.unit_id),
+            route=route,
             engine=engine,
             vocabulary_unit=info.unit_id,
             cells=Cells(cells=options.context_tokens, sessions=options.sessions),
             session_tokens=info.session_tokens,
             options=options.engine.text,
         )
+        active.on_lost.append(route.lost)
         active.follow_engine(self._name_of(self._me))
         return active
 

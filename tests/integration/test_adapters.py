@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 from p2pnode.compute.ggml_types import F32
 from p2pnode.compute.gguf import ModelIndex, ValueType, header_bytes, open_model, scalar
 from p2pnode.endpoint import NodeError
-from tests.kit.mesh import MeshOfProcesses, NodeProcess, mesh_of
+from tests.kit.mesh import MeshOfProcesses, NodeProcess, children_of, mesh_of
 from tests.kit.toy_adapters import adapter_bytes
 
 DEMO = "p2pnode-demo"
@@ -35,10 +36,10 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def numbers_of(node: NodeProcess, mode: str) -> list[float]:
+def numbers_of(node: NodeProcess, mode: str, *, cached: bool = False) -> list[float]:
     asked = {"model": DEMO, "mode": mode, "temperature": 0, "max_tokens": 8, "logprobs": True}
     asked["messages"] = [{"role": "user", "content": PROMPT}]
-    answer = node.api.post("/v1/chat/completions", {**asked, "cache_prompt": False})
+    answer = node.api.post("/v1/chat/completions", {**asked, "cache_prompt": cached})
     return [float(each["logprob"]) for each in answer["choices"][0]["logprobs"]["content"]]
 
 
@@ -73,6 +74,55 @@ def test_an_adapter_acts_alike_in_every_mode(mesh: MeshOfProcesses, adapter: Pat
     assert alpha.cli("adapters", "list")["adapters"] == []
     assert numbers_of(alpha, "local") == same(usual)
     assert not list((alpha.data / "adapters").glob("*.gguf"))
+
+
+@pytest.mark.parametrize("mode", ["local", "pipeline", "tensor"])
+def test_adapters_change_on_engines_that_stay(mesh: MeshOfProcesses, adapter: Path, mode: str) -> None:
+    """No weights are loaded again anywhere, and nothing computed with other adapters is used."""
+    alpha, beta = mesh.nodes
+
+    def engines() -> list[int]:
+        shown = [int(stage["engine_pid"]) for stage in beta.api.get("/status")["hosted_stages"]]
+        return [*children_of(alpha.process.pid), *shown]
+
+    if mode != "local":
+        wish = {"pipeline": {"stages": 2}, "tensor": {}}[mode]
+        alpha.api.post(
+            "/plan", {"model": DEMO, "mode": mode, "devices": ["alpha", "beta"], "apply": True, **wish}
+        )
+    usual = numbers_of(alpha, mode, cached=True)
+    before = engines()
+    alpha.cli("adapters", "add", DEMO, str(adapter), "--scale", "0.05")
+    changed = numbers_of(alpha, mode, cached=True)
+    assert changed != same(usual)
+    alpha.cli("adapters", "add", DEMO, str(adapter), "--scale", "0.02")
+    other = numbers_of(alpha, mode, cached=True)
+    assert other != same(changed)
+    alpha.cli("adapters", "remove", DEMO, "pirate")
+    assert numbers_of(alpha, mode, cached=True) == same(usual)
+    assert engines() == before
+
+
+def test_a_plan_that_is_made_while_adapters_change_has_the_new_ones(
+    mesh: MeshOfProcesses, adapter: Path
+) -> None:
+    """Answers have plans carried out again all the while, and some are half built when the next change comes."""
+    alpha = mesh.nodes[0]
+    plan = {"model": DEMO, "mode": "pipeline", "devices": ["alpha", "beta"], "stages": 2, "apply": True}
+    alpha.api.post("/plan", plan)
+    for last in (0.02, 0.05, 0.03):
+        with ThreadPoolExecutor(2) as pool:
+            asking = [pool.submit(numbers_of, alpha, "pipeline") for _ in range(6)]
+            for scale in (0.04, 0.01, last):
+                wish = {"model": DEMO, "path": str(adapter), "scale": scale}
+                alpha.api.post("/command/add_adapter", wish)
+            for asked in asking:
+                assert len(asked.result()) == 8
+        alone = numbers_of(alpha, "local")
+        assert numbers_of(alpha, "pipeline") == same(alone)
+        (row,) = alpha.cli("adapters", "list")["adapters"]
+        assert row["scale"] == last
+    alpha.cli("adapters", "remove", DEMO, "pirate")
 
 
 def test_what_is_no_adapter_is_refused(mesh: MeshOfProcesses, adapter: Path, tmp_path: Path) -> None:

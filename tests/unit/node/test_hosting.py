@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from p2pnode import limits
-from p2pnode.errors import ComputeError, CreditEnded, NotFound, RemoteProtocolError, RequestError
+from p2pnode.errors import ComputeError, CreditEnded, NotFound, RemoteProtocolError, RequestError, StageLost
 from p2pnode.node import hosting as module
 from p2pnode.node.adapters import Adapters
 from p2pnode.node.hosting import HostedStage, Hosting
@@ -111,6 +111,77 @@ def order(plan_id: str = "p", **changes: Any) -> dict[str, Any]:
     )  # fmt: skip
     document: dict[str, Any] = msgspec.to_builtins(made)
     return {**document, **changes}
+
+
+async def unchanged(spec: Any, *_: object, **__: object) -> Any:
+    return spec
+
+
+async def test_an_order_that_differs_in_adapters_finds_its_weights_loaded(world: World) -> None:
+    await world.ask("stage.prepare", order())
+    assert await world.ask("stage.release", {"plan_id": "p", "keep": True}) == {"released": 1}
+    assert not world.hosting.stages
+    await world.ask("stage.prepare", order("q", engine="flash=off"))
+    first, second = world.engines
+    assert first.closed, "other options want other weights"
+    await world.ask("stage.release", {"plan_id": "q", "keep": True})
+    world.hosting._adapters.fitted = unchanged  # type: ignore[method-assign]
+    await world.ask("stage.prepare", order("r", engine=f"flash=off lora=b{'a' * 58}@0.5"))
+    assert len(world.engines) == 2
+    assert world.hosting.stages["r", 1].engine is second
+    await world.ask("stage.release", {"plan_id": "r", "keep": True})
+    now_s = asyncio.get_running_loop().time()
+    await world.hosting.end_orphans(lambda _: True, now_s)
+    assert not second.closed
+    await world.hosting.end_orphans(lambda _: True, now_s + limits.ADAPTED_KEPT_S + 1)
+    assert second.closed
+
+
+async def test_what_runs_through_a_stage_ends_before_its_weights_wait(world: World) -> None:
+    """What the old ring frees in the end must not be what the next plan computes for."""
+    await world.ask("stage.prepare", order())
+    hosted, freed = world.hosting.stages["p", 1], asyncio.Event()
+
+    async def ring() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await freed.wait()
+
+    running = asyncio.ensure_future(hosted.run(ring()))
+    await until(lambda: hosted.turn.locked())
+    asked = asyncio.ensure_future(world.ask("stage.release", {"plan_id": "p", "keep": True}))
+    await until(lambda: not world.hosting.stages)
+    assert not asked.done()
+    freed.set()
+    assert await asked == {"released": 1}
+    with pytest.raises(StageLost):
+        await running
+    await world.ask("stage.prepare", order("q"))
+    assert len(world.engines) == 1
+
+
+async def test_two_stages_of_a_plan_find_their_weights_each(world: World) -> None:
+    parts: tuple[dict[str, Any], ...] = ({}, {"stage": 2, "layer_first": 4, "layer_end": 8})
+    for part in parts:
+        await world.ask("stage.prepare", order(**part))
+    await world.ask("stage.release", {"plan_id": "p", "keep": True})
+    for part in reversed(parts):
+        await world.ask("stage.prepare", order("q", **part))
+    assert len(world.engines) == 2
+    await world.ask("stage.release", {"plan_id": "q", "keep": True})
+    await world.ask("stage.prepare", order("r", layer_end=5))
+    assert [engine.closed for engine in world.engines] == [True, True, False], "cut otherwise"
+
+
+async def test_weights_that_wait_make_room_for_other_models(world: World) -> None:
+    await world.ask("stage.prepare", order())
+    await world.ask("stage.release", {"plan_id": "p", "keep": True})
+    await world.hosting.drop_kept(lambda hosted: hosted.order.model != "c")
+    assert not world.engines[0].closed
+    for number in range(limits.HOSTED_STAGES_MAX):
+        await world.ask("stage.prepare", order(f"q{number}", model="d"))
+    assert world.engines[0].closed
 
 
 async def test_the_same_order_twice_is_one_load(world: World) -> None:

@@ -52,6 +52,18 @@ class World:
             self.loaded(plan_id, needed, 99.0)
 
 
+async def test_what_is_loaded_already_is_not_counted_twice() -> None:
+    """An engine whose adapters change waits for the plan that follows."""
+    world = World()
+    world.loaded("other", 30, 1.0)
+    kept = Engine(60)
+    world.engines.append(kept)
+    async with world.room.of("next", "m", 60, world.standing, world.unload, kept=cast(Any, kept)):
+        assert world.unloaded == []
+    async with world.room.of("next", "m", 60, world.standing, world.unload):
+        assert world.unloaded == ["other"]
+
+
 async def test_the_least_recently_used_goes_and_no_more_than_needed() -> None:
     world = World()
     world.loaded("old", 30, 1.0)
