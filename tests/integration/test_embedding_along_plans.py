@@ -247,6 +247,15 @@ def test_a_device_without_the_model_embeds(
     assert like(embed(beta, model, TEXTS), wholes[model])
 
 
+def can_be_spread(node: NodeProcess, model: str) -> bool:
+    """Whether the node knows enough of the others by now to plan with them."""
+    try:
+        plan = node.api.post("/plan", {"model": model})
+    except NodeError:
+        return False
+    return len({device for stage in plan["stages"] for device in stage["devices"]}) > 1
+
+
 def test_a_model_without_room_on_one_device_is_embedded_over_two(tmp_path: Path) -> None:
     """Nobody applied a plan; the device that has the whole file still embeds with another's help."""
     demo = "p2pnode-demo"
@@ -264,6 +273,7 @@ def test_a_model_without_room_on_one_device_is_embedded_over_two(tmp_path: Path)
         small.until(
             "only small ones", "/peers", lambda v: sum(p["state"] == "online" for p in v["peers"]) == 2
         )
+        small.until("a plan with beta", "/models", lambda _: can_be_spread(small, demo))
         assert like(embed(small, demo, ["a tree", "how tall is it?"]), expected, 0.9999)
         assert beta.api.get("/status")["hosted_stages"]
     finally:
