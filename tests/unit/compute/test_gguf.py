@@ -338,3 +338,22 @@ def test_the_type_table_is_ggmls_own() -> None:
     known = {kind.value for kind in reference_gguf.GGMLQuantizationType}
     assert known <= set(TENSOR_TYPES)
     assert np.dtype(np.float32).itemsize == F32.block_bytes
+
+
+def test_one_text_of_an_array_is_read_alone() -> None:
+    words = ["", "a", "größer", "\udcff"]
+    entry = array("tokenizer.ggml.tokens", ValueType.STRING, words)
+    assert [entry.text_at(number) for number in range(4)] == words == entry.value()
+    assert [entry.text_at(number) for number in (-1, 4)] == ["", ""]
+    assert array("numbers", ValueType.UINT32, [1]).text_at(0) == ""
+    assert scalar("text", ValueType.STRING, "a").text_at(0) == ""
+
+
+def test_an_index_without_its_vocabulary_says_the_same_of_tensors() -> None:
+    model = join([parse(model_bytes(TOYS["llama"]))])
+    many = array("tokenizer.ggml.scores", ValueType.FLOAT32, [0.0] * limits.HEADER_OMIT_BYTES_MIN)
+    whole = replace(model, metadata={**model.metadata, many.key: many})
+    slim = whole.without_vocabulary()
+    gone = {entry.key for entry in whole.metadata.values()} - {entry.key for entry in slim.metadata.values()}
+    assert gone == {many.key, "tokenizer.ggml.tokens"}
+    assert slim.tensors == whole.tensors

@@ -412,6 +412,12 @@ def test_a_map_is_obeyed() -> None:
     assert made.mode == "local"
 
 
+def test_a_map_is_obeyed_whatever_becomes_of_devices_outside_it() -> None:
+    found = mesh(device("n0"), device("n1"), replace(device("n2"), is_paused=True))
+    made = plan(Wish(HEAD, blocks=(("n0", 0, 4), ("n1", 4, 8))), shape(), found).plan
+    assert cuts(made) == [("n0", 0, 4), ("n1", 4, 8)]
+
+
 @pytest.mark.parametrize(
     "blocks",
     [

@@ -43,6 +43,11 @@ class TestSparing:
         (numbers,) = [r.numbers for r in planned.rejections if r.candidate == "n1" and r.numbers]
         assert numbers["tokens_per_s"] > numbers["best_tokens_per_s"] > 0
 
+    def test_a_device_that_is_of_no_use_is_not_spared(self, kind: str, words: str) -> None:
+        planned = plan(Wish(HEAD), shape(), mesh(device("n0"), costly(kind, gb_per_s=0.1)))
+        assert used(planned) == set()
+        assert words not in reason(planned, "n1")
+
     def test_another_device_is_taken_instead(self, kind: str, words: str) -> None:
         small = device("n0", gib=0.6)
         found = mesh(small, costly(kind, gb_per_s=15), device("n2"))

@@ -30,6 +30,13 @@ def test_roles_follow_from_layers() -> None:
     ]
 
 
+def test_other_engine_options_make_another_plan_of_the_same_devices() -> None:
+    other = PIPELINE.with_engine("kv=q8_0")
+    assert PIPELINE.with_engine(PIPELINE.engine) is PIPELINE
+    assert (other.engine, other.stages) == ("kv=q8_0", PIPELINE.stages)
+    assert other.plan_id != PIPELINE.plan_id
+
+
 def test_a_plan_says_who_does_what() -> None:
     assert PIPELINE.peers[0] == HEAD
     assert [s.layer_count for s in PIPELINE.stages_of(HEAD)] == [4]
