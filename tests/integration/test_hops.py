@@ -22,8 +22,9 @@ WIDTH = 128
 @pytest.fixture(scope="module")
 def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MeshOfProcesses]:
     with mesh_of(tmp_path_factory.mktemp("hops"), "alpha", "beta", "gamma") as mesh:
-        wish = {"model": MODEL, "mode": "pipeline", "stages": 3, "apply": True}
-        mesh.nodes[0].api.post("/plan", wish)
+        # The head first: every device is sent rows, where a first stage elsewhere would be sent tokens alone.
+        blocks = [["alpha", 0, 3], ["beta", 3, 6], ["gamma", 6, 8]]
+        mesh.nodes[0].api.post("/plan", {"model": MODEL, "blocks": blocks, "apply": True})
         yield mesh
 
 
