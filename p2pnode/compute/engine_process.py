@@ -76,13 +76,21 @@ def kill(process: asyncio.subprocess.Process) -> None:
 async def start_whole(
     starting: Coroutine[Any, Any, asyncio.subprocess.Process],
 ) -> asyncio.subprocess.Process:
-    """A process, or none: whoever gives up in the middle of its start leaves neither it nor its pipes behind."""
+    """A process, or none: whoever gives up in the middle of its start leaves neither it nor its pipes behind, however
+    often it is told to."""
     start = asyncio.ensure_future(starting)
     try:
         return await asyncio.shield(start)
     except asyncio.CancelledError:
-        await end_at_once(await start)
+        ending = asyncio.ensure_future(_end_started(start))
+        while not ending.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.shield(ending)
         raise
+
+
+async def _end_started(start: asyncio.Future[asyncio.subprocess.Process]) -> None:
+    await end_at_once(await start)
 
 
 async def end_at_once(process: asyncio.subprocess.Process) -> None:

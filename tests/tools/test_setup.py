@@ -40,8 +40,14 @@ def tools(tmp_path: Path) -> Path:
 
 
 def copy_project(folder: Path) -> Path:
-    (folder / "tools").mkdir(parents=True)
-    for name in ("Makefile", "pyproject.toml", "constraints.txt", "tools/setup_env.py"):
+    for name in (
+        "Makefile",
+        "pyproject.toml",
+        "constraints.txt",
+        "tools/setup_env.py",
+        "p2pnode/compute/_watch.c",
+    ):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
     return folder
 
