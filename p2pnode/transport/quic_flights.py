@@ -43,8 +43,9 @@ PRIVATE_NAMES = {
 }
 """Names of aioquic's inside that are touched here."""
 
-FLIGHT_DATAGRAMS_FIRST = 2
-"""Sent while the others are built: one alone costs the receiver a wake-up of its own, three make it wait."""
+FLIGHT_DATAGRAMS_FIRST = 1
+"""Sent while the others are built: its receiver wakes and reads meanwhile. With 1, 2 and 3 a round trip of 8 KiB took
+0.40, 0.44 and 0.46 ms (cores awake, `bench.transport --only "API 1452,plain core 1452" --parts 8192`)."""
 
 
 class ShortHeaderProtection(HeaderProtection):
