@@ -322,4 +322,8 @@ class EngineProcess:
                 await self._process.wait()
         except TimeoutError:
             kill(self._process)
+        except asyncio.CancelledError:  # whoever waits no longer leaves no process behind
+            kill(self._process)
+            await asyncio.gather(*self._tasks)
+            raise
         await asyncio.gather(*self._tasks)

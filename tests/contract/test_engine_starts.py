@@ -74,3 +74,15 @@ async def test_a_host_that_is_closed_while_its_engine_starts_ends_it(tmp_path: P
     assert children() == before
     with pytest.raises(EngineUnavailable, match="was ended"):
         await loading
+
+
+def test_who_gives_up_closing_an_engine_leaves_no_process() -> None:
+    async def run() -> int | None:
+        engine = await EngineClient.start()
+        closing = asyncio.ensure_future(engine.close())
+        await asyncio.sleep(0)
+        closing.cancel()
+        await asyncio.gather(closing, return_exceptions=True)
+        return engine.exit_code
+
+    assert asyncio.run(run()) is not None
