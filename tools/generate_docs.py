@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -48,17 +49,22 @@ def errors_page() -> str:
 
 def limits_page() -> str:
     """Every bound with the sentence under it."""
-    tree = ast.parse((ROOT / "p2pnode/limits.py").read_text())
-    rows = ["# Limits", "", "Every bound of the project (`p2pnode/limits.py`); the unit is in the name.", ""]
-    rows += ["| name | value | why |", "|---|---|---|"]
+    rows = ["# Limits", "", "Every bound of the project (`p2pnode/limits/`); the unit is in the name."]
+    for path in sorted((ROOT / "p2pnode/limits").glob("[!_]*.py")):
+        tree = ast.parse(path.read_text())
+        rows += ["", f"## {path.stem}", "", ast.get_docstring(tree) or ""]
+        rows += ["", "| name | value | why |", "|---|---|---|", *limits_rows(tree)]
+    return NOTE + "\n".join(rows) + "\n"
+
+
+def limits_rows(tree: ast.Module) -> Iterator[str]:
     for node, following in zip(tree.body, [*tree.body[1:], ast.Pass()], strict=True):
         if not isinstance(node, ast.Assign) or not isinstance(node.targets[0], ast.Name):
             continue
         why = ""
         if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
             why = " ".join(str(following.value.value).split()).replace("|", "\\|")
-        rows.append(f"| `{node.targets[0].id}` | `{ast.unparse(node.value)}` | {why} |")
-    return NOTE + "\n".join(rows) + "\n"
+        yield f"| `{node.targets[0].id}` | `{ast.unparse(node.value)}` | {why} |"
 
 
 PAGES = {"specs/12-errors.md": errors_page, "docs/limits.md": limits_page}
