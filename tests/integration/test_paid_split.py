@@ -23,7 +23,7 @@ from p2pnode.events.types import ReceiptReceived
 from p2pnode.facade import Finished, GenerateRequest, SamplingParams, TextDelta
 from p2pnode.node.active import Active, StagePart
 from p2pnode.node.core import Node
-from p2pnode.node.receipts import AGREE
+from p2pnode.node.receipt_messages import AGREE
 from p2pnode.projections import billing
 from p2pnode.units import PeerId
 from tests.kit.mesh import kill_now

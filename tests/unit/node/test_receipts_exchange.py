@@ -22,7 +22,7 @@ from p2pnode.events import receipt as receipts
 from p2pnode.events.keys import LogKeys
 from p2pnode.frame import DType, Frame, Kind
 from p2pnode.limits import ROW_TALLIES_KEPT_MAX
-from p2pnode.node import receipts as exchange
+from p2pnode.node import receipt_messages as exchange
 from p2pnode.node.active import Place
 from p2pnode.node.receipts import Receipts, RequestDone
 from p2pnode.projections import MeshState, billing
