@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import msgspec
 
@@ -10,6 +11,7 @@ from p2pnode import limits
 from p2pnode.errors import EngineIncompatible
 from p2pnode.frame import Frame, encode
 from p2pnode.transport.port import Stream
+from p2pnode.units import PeerId
 
 STAGE = "/p2pnode/stage/1"
 RETURN = -1
@@ -58,6 +60,12 @@ class StageOrder(msgspec.Struct, frozen=True, kw_only=True):
     """The head's operator allows parts of an answer to be computed by other versions."""
     followers: list[str] = []
     """Peers of ranks 1.. for the leader."""
+
+
+Orders = list[tuple[PeerId, StageOrder]]
+"""What each device is asked for, in the order of the stages and of the ranks in each."""
+Views = dict[tuple[int, int], dict[str, Any]]
+"""What the device of a stage and rank answered."""
 
 
 def check_versions(order: StageOrder, found: str, name: str) -> None:

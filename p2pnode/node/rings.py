@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -13,14 +12,12 @@ import msgspec
 
 from p2pnode import limits
 from p2pnode.compute.care import Policy
-from p2pnode.compute.engine_client import EngineClient
 from p2pnode.compute.engine_version import engine_version
 from p2pnode.compute.part import Part, real_layer_count
 from p2pnode.compute.route import Feed, PipelineRoute
 from p2pnode.compute.scheduler import Cells
 from p2pnode.errors import (
     CreditEnded,
-    EngineUnavailable,
     NotFound,
     P2PNodeError,
     PlanError,
@@ -34,19 +31,24 @@ from p2pnode.node.catalog import KnownModel
 from p2pnode.node.engines import EngineHost, EnginePool
 from p2pnode.node.grants import OPEN, Announcement
 from p2pnode.node.links import Links
-from p2pnode.node.orders import PROBE_SESSION, RETURN, OutboundFrames, StageOrder, check_versions, slot
+from p2pnode.node.orders import (
+    PROBE_SESSION,
+    RETURN,
+    Orders,
+    OutboundFrames,
+    StageOrder,
+    Views,
+    check_versions,
+)
+from p2pnode.node.ring_lanes import RingLanes, close_ring
+from p2pnode.node.ring_streams import RingEnds, attach_ring, hear_trouble, read_ring
 from p2pnode.node.stage_streams import StageStreams
 from p2pnode.node.tasks import Tasks
-from p2pnode.node.tensor import Lanes, hops_of, pair_up
-from p2pnode.node.timed_frames import TimedFrames
 from p2pnode.node.units import UnitOptions, output_part, part_of_stage, unit_spec
-from p2pnode.transport import messages
-from p2pnode.transport.port import Stream
+from p2pnode.node.watched_calls import WatchedCalls
 from p2pnode.units import PeerId
 
 OUTPUT, FIRST = "output", "first"
-Orders = list[tuple[PeerId, StageOrder]]
-Views = dict[tuple[int, int], dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +89,9 @@ class Rings:
         self._tasks = tasks
         self._bringing = bringing
         self._engines = engines
-        self._lanes = Lanes(links)
         self._name_of = links.name_of
+        self._calls = WatchedCalls(links)
+        self._lanes = RingLanes(links, self._calls)
 
     async def build(self, plan_id: str, model: KnownModel, parts: Sequence[StagePart], say: Say) -> Active:
         """A ring that answered its probe; after a failure no device keeps what it prepared."""
@@ -132,7 +135,7 @@ class Rings:
             for peer, order in orders:
                 group.create_task(self._prepare(peer, order, views, say))
         engine, first, output = head.result()
-        await self._link_lanes(plan_id, orders, views)
+        await self._lanes.link_groups(plan_id, orders, views)
         stages = [views[number] for number in sorted(views)]
         if mine.part is not None:
             held = [engine.infos[name].model_bytes for name in (FIRST, OUTPUT) if name in engine.infos]
@@ -141,18 +144,21 @@ class Rings:
             )
             stages.insert(len(stages) if mine.is_last else 0, view)
         client = engine.client
-        ring = await self._attach(plan_id, remote, orders[0][1].stage) if remote else None
-        ring_number = await self._open_ring(
-            plan_id, orders, views, client, first, output, len(remote) + (mine.part is not None)
-        )
+        peers = {peer for peer, _ in orders}
+        stage_count = len(remote) + (mine.part is not None)
+        ring: RingEnds | None = None
+        if remote:
+            first_stage = orders[0][1].stage
+            ring = await attach_ring(self._streams, plan_id, remote[0].peer, remote[-1].peer, first_stage)
+        ring_number = await self._lanes.open_ring(plan_id, orders, views, client, first, output, stage_count)
         route = PipelineRoute(
             client,
             first_unit=first,
             output_unit=output,
             send=OutboundFrames(ring.forward).send if ring else None,
-            stages=len(remote) + (mine.part is not None),
+            stages=stage_count,
             output_has_layers=mine.is_last,
-            ask=lambda: self._ask_all({peer for peer, _ in orders}),
+            ask=lambda: self._calls.ask_all(peers),
             ring=ring_number,
         )
         active = Active(
@@ -171,16 +177,14 @@ class Rings:
             ),
             options=options.engine.text,
         )
-        active.announce = self._announcing(plan_id, {peer for peer, _ in orders})
+        active.announce = self._announcing(plan_id, peers)
         active.on_lost.append(route.lost)
         if ring_number is not None:
-            active.close.append(
-                lambda: self._tasks.spawn("close ring", self._close_ring(client, ring_number))
-            )
+            active.close.append(lambda: self._tasks.spawn("close ring", close_ring(client, ring_number)))
         if ring is not None:
             active.close.append(ring.end)
-            self._tasks.spawn(f"ring {plan_id}", self._read_ring(active, route, ring.back))
-            self._tasks.spawn(f"trouble {plan_id}", self._hear_trouble(active, ring.forward))
+            self._tasks.spawn(f"ring {plan_id}", read_ring(active, route, ring.back))
+            self._tasks.spawn(f"trouble {plan_id}", hear_trouble(active, ring.forward, self._me))
         active.follow_engine(self._name_of(self._me))
         return active
 
@@ -246,72 +250,6 @@ class Rings:
             view.update(rank=order.rank, shares=order.shares)
         views[order.stage, order.rank] = view
 
-    async def _link_lanes(self, plan_id: str, orders: Orders, views: Views) -> None:
-        """Give every tensor group its lanes; its ranks are asked at once, because both ends must be there."""
-        for stage in sorted({order.stage for _, order in orders if order.shares}):
-            ranks = [(peer, order) for peer, order in orders if order.stage == stage]
-            ports = [views[stage, order.rank].pop("ports") for _, order in ranks]
-            ends = pair_up([peer for peer, _ in ranks], ports)
-            wishes = [
-                (peer, {"plan_id": plan_id, "slot": slot(stage, order.rank), "ends": mine})
-                for (peer, order), mine in zip(ranks, ends, strict=True)
-            ]
-            try:
-                await self._ask_ranks("stage.link", wishes)
-            except P2PNodeError:
-                # Datagrams from engine to engine do not get through: a firewall, or a NAT. The nodes do.
-                await self._ask_ranks("stage.carry", wishes)
-                for _, order in ranks:
-                    views[stage, order.rank]["exchange"] = "streams"
-
-    async def _ask_ranks(self, method: str, wishes: Sequence[tuple[PeerId, dict[str, Any]]]) -> None:
-        async with first_condition(), asyncio.TaskGroup() as group:
-            for peer, wish in wishes:
-                group.create_task(self._call_watched(peer, method, wish))
-
-    async def _open_ring(
-        self,
-        plan_id: str,
-        orders: Orders,
-        views: Views,
-        client: EngineClient,
-        first: int | None,
-        output: int,
-        stages: int,
-    ) -> int | None:
-        """Lanes from engine to engine, so that decoded tokens go around by themselves; without them streams do."""
-        given = {key: view.pop("ring_ports", []) for key, view in views.items()}
-        if not all(view.pop("rollback", False) for view in views.values()):
-            return None  # a round that nobody asks for could not be taken back
-        orders = [(peer, order) for peer, order in orders if order.rank == 0]
-        ports = [given[order.stage, 0] for _, order in orders]
-        if not orders or not all(ports) or not self._lanes.are_for_rings:
-            return None
-        opened: asyncio.Task[int] | None = None
-        try:
-            mine = await self._lanes.open(client, 2)
-            (into, out), *others = hops_of([self._me, *(peer for peer, _ in orders)], [mine, *ports])
-            onward, back = self._lanes.hop(out), self._lanes.hop(into)
-            async with (
-                first_condition(),
-                asyncio.timeout(limits.CONTROL_TIMEOUT_S),
-                asyncio.TaskGroup() as group,
-            ):
-                opened = group.create_task(client.open_ring(output, first, onward, back, stages=stages))
-                for (peer, order), ends in zip(orders, others, strict=True):
-                    wish = {"plan_id": plan_id, "slot": order.stage, "in": ends[0], "out": ends[1]}
-                    wish["stages"] = stages
-                    group.create_task(self._links.call(peer, "stage.ring", wish))
-        except (P2PNodeError, TimeoutError):
-            if opened is not None and not opened.cancelled() and opened.exception() is None:
-                await self._close_ring(client, opened.result())  # its other devices have no part in it
-            return None
-        return opened.result()
-
-    async def _close_ring(self, client: EngineClient, number: int) -> None:
-        with contextlib.suppress(EngineUnavailable):  # it went with its engine
-            await client.close_ring(number)
-
     async def _load_head(
         self, model: KnownModel, mine: _Own, options: UnitOptions, is_whole: bool, say: Say
     ) -> tuple[EngineHost, int | None, int]:
@@ -341,69 +279,6 @@ class Rings:
         return stage_view(self._name_of(peer), peer, first, end, extra)
 
     # --- the circle ----------------------------------------------------------------------------------
-    async def _attach(self, plan_id: str, remote: Sequence[StagePart], stage: int) -> _Ring:
-        """Streams from here to the first remote stage and from the last one back; all or nothing."""
-        arrived: asyncio.Future[Stream] = asyncio.get_running_loop().create_future()
-        finished = asyncio.Event()
-
-        async def take_return(back: Stream) -> None:
-            if back.peer_id != remote[-1].peer:
-                raise NotFound("another device has the last stage of this plan")
-            if arrived.done():
-                raise PlanError("this plan's ring is closed already")
-            await messages.send_message(back, messages.Answer(data={}))
-            if not arrived.done():
-                arrived.set_result(back)
-                await finished.wait()
-
-        returns = self._streams.returns
-
-        def forget() -> None:
-            finished.set()
-            arrived.cancel()
-            if returns.get(plan_id) is take_return:
-                del returns[plan_id]
-
-        returns[plan_id] = take_return
-        try:
-            forward = await self._streams.attach(remote[0].peer, plan_id, stage, [])
-            try:
-                async with asyncio.timeout(limits.CONTROL_TIMEOUT_S):
-                    back = await asyncio.shield(arrived)
-            except BaseException:
-                forward.reset()
-                raise
-        except TimeoutError:
-            forget()
-            raise StageLost("the last stage did not attach to its head") from None
-        except BaseException:
-            forget()
-            raise
-        return _Ring(forward, back, forget)
-
-    async def _read_ring(self, active: Active, route: PipelineRoute, stream: Stream) -> None:
-        reader = TimedFrames(stream)
-        try:
-            while True:
-                route.arrived(await reader.read())
-        except P2PNodeError as error:
-            # The way forward usually knows better who is missing: give its word a moment.
-            await asyncio.sleep(limits.TROUBLE_GRACE_S)
-            active.end(StageLost(f"the last stage went away: {error.message}"))
-
-    async def _hear_trouble(self, active: Active, stream: Stream) -> None:
-        first_remote = next((s["name"] for s in active.stages if s["peer"] != self._me), "the next device")
-        try:
-            notice = await messages.receive_message(stream)
-            reason = (
-                notice.message
-                if isinstance(notice, messages.Refused)
-                else "the first stage left the protocol"
-            )
-        except P2PNodeError as error:
-            reason = f"the way to {first_remote} broke: {error.message}"
-        active.end(StageLost(reason))
-
     async def _probe(self, active: Active) -> None:
         """One token through every stage: only then is a plan ready."""
         started_s = time.perf_counter()
@@ -432,41 +307,15 @@ class Rings:
     async def _announce_to(self, peer: PeerId, asked: dict[str, Any]) -> int:
         try:
             try:
-                answer = await self._call_watched(peer, OPEN, asked)
+                answer = await self._calls.call(peer, OPEN, asked)
             except ReceiptOwed:
                 await self._make_up(peer)
-                answer = await self._call_watched(peer, OPEN, asked)
+                answer = await self._calls.call(peer, OPEN, asked)
             return int(answer.get("positions", 0))
         except (NotFound, CreditEnded) as error:
             raise StageLost(
                 f"{self._name_of(peer)} does not work for this device: {error.message}", peer=peer
             ) from None
-
-    async def _call_watched(self, peer: PeerId, method: str, arguments: dict[str, Any]) -> dict[str, Any]:
-        """A device that is gone does not answer a ping either: known long before the call's own patience ends."""
-        call = asyncio.ensure_future(self._links.call(peer, method, arguments))
-        try:
-            while not (await asyncio.wait([call], timeout=limits.STAGE_ASK_AFTER_S))[0]:
-                await self._ask_all({peer})
-            return call.result()
-        finally:
-            call.cancel()
-            await asyncio.gather(call, return_exceptions=True)
-
-    async def _ask_all(self, peers: set[PeerId]) -> None:
-        """Devices that do not answer are hung up on, so that whoever plans next knows at once."""
-        await asyncio.gather(*(self._ask_one(peer) for peer in sorted(peers) if peer != self._me))
-
-    async def _ask_one(self, peer: PeerId) -> None:
-        link = self._links.links.get(peer)
-        if link is None or link.connection is None or not link.is_up:
-            raise StageLost(f"{self._name_of(peer)} is not connected", peer=peer)
-        try:
-            await link.connection.ping(timeout_s=limits.SILENCE_PING_S)
-        except (P2PNodeError, TimeoutError):
-            if link.connection is not None:
-                await link.connection.close(0, "no answer to a ping")
-            raise StageLost(f"{self._name_of(peer)} does not answer", peer=peer) from None
 
     # --- ending --------------------------------------------------------------------------------------
     async def release(self, plan_id: str, peers: set[PeerId], *, keep: bool = False) -> None:
@@ -482,17 +331,3 @@ class Rings:
             await self._links.call(peer, "stage.release", wish, timeout_s=limits.GOODBYE_S_MAX)
         except P2PNodeError:
             return  # it is gone, and with it what it held
-
-
-class _Ring:
-    """Both ends of a ring at its head."""
-
-    def __init__(self, forward: Stream, back: Stream, forget: Callable[[], None]) -> None:
-        self.forward = forward
-        self.back = back
-        self._forget = forget
-
-    def end(self) -> None:
-        self.forward.reset()
-        self.back.reset()
-        self._forget()

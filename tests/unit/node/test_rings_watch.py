@@ -43,7 +43,7 @@ class Device:
 
 def rings(device: Device, monkeypatch: pytest.MonkeyPatch) -> Rings:
     monkeypatch.setattr(limits, "STAGE_ASK_AFTER_S", 0.001)
-    links = SimpleNamespace(links={PEER: device}, call=device.call, name_of=lambda _: "beta")
+    links = SimpleNamespace(me=PeerId("me"), links={PEER: device}, call=device.call, name_of=lambda _: "beta")
     made = Rings(
         me=PeerId("me"), my_addresses=list, links=cast(Any, links), streams=cast(Any, SimpleNamespace()),
         tasks=cast(Any, None), bringing=cast(Any, None), engines=cast(Any, None), make_up=cast(Any, None),
