@@ -16,8 +16,10 @@ from p2pnode.compute.engine_lead import Lead
 from p2pnode.compute.engine_protocol import UnitInfo, UnitSpec
 from p2pnode.compute.engine_sessions import Sessions
 from p2pnode.compute.engine_step import Step
-from p2pnode.compute.llama import Context, Model, check_spec
 from p2pnode.compute.llama_adapters import Adapters
+from p2pnode.compute.llama_context import Context
+from p2pnode.compute.llama_model import Model
+from p2pnode.compute.llama_spec import check_spec
 from p2pnode.compute.reduce import AllReduce
 from p2pnode.compute.taps import Taps
 from p2pnode.compute.token_table import TokenRows

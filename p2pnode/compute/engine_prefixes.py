@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from p2pnode.compute import kv_state
 from p2pnode.compute.engine_step import Session
-from p2pnode.compute.llama import Context, Model
+from p2pnode.compute.llama_context import Context
+from p2pnode.compute.llama_model import Model
 from p2pnode.errors import ContextFull, P2PNodeError, SessionLost, ShapeMismatch
 
 

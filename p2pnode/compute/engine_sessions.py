@@ -8,7 +8,8 @@ from typing import Any
 from p2pnode.compute import kv_state
 from p2pnode.compute.engine_prefixes import Prefixes
 from p2pnode.compute.engine_step import Session
-from p2pnode.compute.llama import Context, Model
+from p2pnode.compute.llama_context import Context
+from p2pnode.compute.llama_model import Model
 from p2pnode.compute.llama_sampler import Sampler
 from p2pnode.compute.sampling import plan_sampler
 from p2pnode.errors import Busy, ContextFull, RequestError, SessionLost, ShapeMismatch, StaleEpoch

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from p2pnode.compute.engine_protocol import Adapter
-from p2pnode.compute.llama import Context, Model
 from p2pnode.compute.llama_abi import L
+from p2pnode.compute.llama_context import Context
+from p2pnode.compute.llama_model import Model
 from p2pnode.errors import BadModelFile, ComputeError, RequestError, ShapeMismatch
 from p2pnode.limits import ADAPTERS_MAX
 

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from p2pnode.compute.engine_protocol import SampledToken
-from p2pnode.compute.llama import Context, Model
 from p2pnode.compute.llama_abi import L
+from p2pnode.compute.llama_context import Context
+from p2pnode.compute.llama_model import Model
 from p2pnode.compute.sampling import SamplerPlan
 from p2pnode.errors import RequestError
 
