@@ -11,7 +11,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 
 from p2pnode.compute.engine_protocol import Sampled
-from p2pnode.compute.route import Feed, PipelineRoute
+from p2pnode.compute.pipeline_route import PipelineRoute
+from p2pnode.compute.route import Feed
 from p2pnode.errors import P2PNodeError, SessionLost
 from p2pnode.facade import SamplingParams
 

@@ -30,7 +30,8 @@ from p2pnode.facade import GenerateEvent, GenerateRequest, TextDelta
 from p2pnode.node.active import Place
 from p2pnode.node.catalog import KnownModel
 from p2pnode.node.links import Links
-from p2pnode.node.requests import Requests, Served
+from p2pnode.node.requests import Requests
+from p2pnode.node.running import Served
 from p2pnode.server_address import KNOWN_PORTS, BackendAddress
 from p2pnode.units import ContentId, PeerId
 

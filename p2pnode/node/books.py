@@ -14,7 +14,7 @@ from p2pnode.limits import SECRET_TEXT_BYTES_MAX
 from p2pnode.network import network_bucket, path_of
 from p2pnode.node.ledger import Ledger
 from p2pnode.node.receipts import Receipts, RequestDone, StageDone
-from p2pnode.node.requests import Running, Served
+from p2pnode.node.running import Running, Served
 from p2pnode.node.tasks import Tasks
 from p2pnode.projections.settings import value_of
 

@@ -28,8 +28,9 @@ from p2pnode.node.links import Links
 from p2pnode.node.loading import Loads
 from p2pnode.node.orders import HoldOrder
 from p2pnode.node.planning import Planning, PlanRequest, parts_of, spare_blocks
-from p2pnode.node.requests import SURVIVABLE, Running
+from p2pnode.node.requests import SURVIVABLE
 from p2pnode.node.routing import Routing
+from p2pnode.node.running import Running
 from p2pnode.node.tasks import Tasks
 from p2pnode.units import ContentId, PeerId
 

@@ -65,8 +65,9 @@ from p2pnode.node.readiness import Readiness
 from p2pnode.node.receipts import Receipts
 from p2pnode.node.recording import Recording
 from p2pnode.node.reduce_streams import ReduceStreams
-from p2pnode.node.requests import Requests, Running
+from p2pnode.node.requests import Requests
 from p2pnode.node.rpc_tunnel import RpcTunnel
+from p2pnode.node.running import Running
 from p2pnode.node.stage_streams import StageStreams
 from p2pnode.node.tasks import Tasks, describe
 from p2pnode.node.ways import routing_of

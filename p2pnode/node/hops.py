@@ -18,8 +18,8 @@ from p2pnode.errors import P2PNodeError
 from p2pnode.node.active import Active
 from p2pnode.node.hosting import UNIT, Hosting
 from p2pnode.node.links import Links, ProgressCallback
-from p2pnode.node.requests import Running
 from p2pnode.node.rings import FIRST, OUTPUT
+from p2pnode.node.running import Running
 from p2pnode.node.whole import WHOLE
 from p2pnode.units import PeerId
 

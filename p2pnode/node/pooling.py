@@ -14,7 +14,8 @@ import numpy as np
 from p2pnode import limits
 from p2pnode.compute.gguf import ModelIndex
 from p2pnode.compute.part import Part, real_layer_count
-from p2pnode.compute.route import Feed, PipelineRoute
+from p2pnode.compute.pipeline_route import PipelineRoute
+from p2pnode.compute.route import Feed
 from p2pnode.errors import Forbidden, P2PNodeError
 from p2pnode.facade import GenerateRequest
 from p2pnode.frame import DType, Frame, Kind, pack_rows, rows_f32

@@ -19,8 +19,8 @@ from p2pnode.node.active import Active
 from p2pnode.node.catalog import Catalog
 from p2pnode.node.choosing import Choosing
 from p2pnode.node.links import Links
-from p2pnode.node.requests import Running
 from p2pnode.node.routing import Routing
+from p2pnode.node.running import Running
 from p2pnode.units import ContentId, PeerId
 
 

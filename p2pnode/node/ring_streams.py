@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 from p2pnode import limits
-from p2pnode.compute.route import PipelineRoute
+from p2pnode.compute.pipeline_route import PipelineRoute
 from p2pnode.errors import NotFound, P2PNodeError, PlanError, StageLost
 from p2pnode.node.active import Active
 from p2pnode.node.stage_streams import StageStreams

@@ -14,7 +14,8 @@ from p2pnode import limits
 from p2pnode.compute.care import Policy
 from p2pnode.compute.engine_version import engine_version
 from p2pnode.compute.part import Part, real_layer_count
-from p2pnode.compute.route import Feed, PipelineRoute
+from p2pnode.compute.pipeline_route import PipelineRoute
+from p2pnode.compute.route import Feed
 from p2pnode.compute.scheduler import Cells
 from p2pnode.errors import (
     CreditEnded,

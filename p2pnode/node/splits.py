@@ -7,7 +7,8 @@ from typing import Any
 
 from p2pnode import limits
 from p2pnode.compute.part import real_layer_count
-from p2pnode.compute.route import Feed, PipelineRoute
+from p2pnode.compute.pipeline_route import PipelineRoute
+from p2pnode.compute.route import Feed
 from p2pnode.compute.split_route import SplitRoute
 from p2pnode.compute.surgery import cut
 from p2pnode.errors import P2PNodeError, PlanError, StageLost

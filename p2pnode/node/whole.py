@@ -9,8 +9,8 @@ from typing import Any
 
 from p2pnode import limits
 from p2pnode.compute.engine_protocol import UnitInfo, UnitSpec
+from p2pnode.compute.local_route import LocalRoute
 from p2pnode.compute.part import real_layer_count, whole
-from p2pnode.compute.route import LocalRoute
 from p2pnode.compute.scheduler import Cells
 from p2pnode.errors import PlanError
 from p2pnode.node.active import Active, Say, stage_view

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from p2pnode.commands import TopUp
-from p2pnode.compute.route import PipelineRoute
+from p2pnode.compute.pipeline_route import PipelineRoute
 from p2pnode.errors import PeerUnreachable
 from p2pnode.events import receipt as receipts
 from p2pnode.events.receipt_file import export_receipts, merge, verify_receipts

@@ -9,7 +9,8 @@ import pytest
 
 from p2pnode import limits
 from p2pnode.compute.notices import error_frame
-from p2pnode.compute.route import Feed, PipelineRoute
+from p2pnode.compute.pipeline_route import PipelineRoute
+from p2pnode.compute.route import Feed
 from p2pnode.errors import ComputeError, EngineUnavailable, StageLost
 from p2pnode.frame import Frame, Kind
 from tests.kit.fake_engine import FakeEngine

@@ -10,9 +10,10 @@ import pytest
 
 from p2pnode import limits
 from p2pnode.compute.engine_protocol import Sampled
+from p2pnode.compute.local_route import LocalRoute
 from p2pnode.compute.prefix_cache import PrefixShape, Reuse
 from p2pnode.compute.prefixes import Prefixes
-from p2pnode.compute.route import Feed, LocalRoute
+from p2pnode.compute.route import Feed
 from p2pnode.compute.scheduler import Cells, Session, generate
 from p2pnode.errors import Busy, ContextFull, SessionLost, StageLost
 from p2pnode.facade import PrefillProgress, SamplingParams, TextDelta

@@ -6,7 +6,8 @@ import asyncio
 
 import pytest
 
-from p2pnode.compute.route import Feed, PipelineRoute
+from p2pnode.compute.pipeline_route import PipelineRoute
+from p2pnode.compute.route import Feed
 from p2pnode.compute.split_route import SplitRoute
 from p2pnode.errors import ContextFull, P2PNodeError, SessionLost, StageLost
 from p2pnode.facade import SamplingParams

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from p2pnode.compute.route import LocalRoute, PipelineRoute
+from p2pnode.compute.local_route import LocalRoute
+from p2pnode.compute.pipeline_route import PipelineRoute
 from p2pnode.errors import Forbidden
 from p2pnode.network import Path
 from p2pnode.node.pooling import Pooling

@@ -10,13 +10,15 @@ from typing import Any, cast
 import pytest
 
 from p2pnode.compute.engine_protocol import Sampled
-from p2pnode.compute.route import Feed, LocalRoute
+from p2pnode.compute.local_route import LocalRoute
+from p2pnode.compute.route import Feed
 from p2pnode.compute.scheduler import Cells
 from p2pnode.errors import Busy, ContextFull, P2PNodeError, RequestError, StageLost
 from p2pnode.facade import Finished, GenerateEvent, GenerateRequest, SamplingParams, TextDelta
 from p2pnode.frame import POSITION_MAX
 from p2pnode.node.active import Active, Place
-from p2pnode.node.requests import Requests, Running
+from p2pnode.node.requests import Requests
+from p2pnode.node.running import Running
 from p2pnode.units import PeerId
 from tests.kit.fake_engine import FakeEngine
 from tests.kit.net import until
