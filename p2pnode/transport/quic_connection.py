@@ -21,6 +21,7 @@ from p2pnode.transport.quic_fast import FastQuicCore
 from p2pnode.transport.quic_path import PathProber
 from p2pnode.transport.quic_socket import UdpSocket
 from p2pnode.transport.quic_stream import QuicPeerStream
+from p2pnode.transport.quic_stream_ids import PeerStreamIds
 from p2pnode.units import PeerId
 
 CRYPTO_ERROR_FIRST, CRYPTO_ERROR_END = 0x100, 0x200
@@ -75,8 +76,7 @@ class QuicPeerConnection:
         self.routes: set[bytes] = set()
         self._host = host
         self._streams: dict[int, QuicPeerStream] = {}
-        self._inbound_next = 1 if is_outbound else 0
-        self._inbound_unseen: set[int] = set()
+        self._peer_ids = PeerStreamIds(is_client=is_outbound)
         self._stream_room: asyncio.Future[None] | None = None
         self._bytes_sent = 0
         self._bytes_received = 0
@@ -260,16 +260,7 @@ class QuicPeerConnection:
 
     def _inbound(self, stream_id: int) -> QuicPeerStream | None:
         """A stream the peer just opened; None for late bytes of one that is over."""
-        is_ours = (stream_id & 1 == 0) == self.is_outbound
-        if is_ours or stream_id & 2:
-            return None
-        if stream_id >= self._inbound_next:
-            # Opening a stream opens all lower ones (RFC 9000 section 2.1); their data may come later.
-            self._inbound_unseen.update(range(self._inbound_next, stream_id, 4))
-            self._inbound_next = stream_id + 4
-        elif stream_id in self._inbound_unseen:
-            self._inbound_unseen.discard(stream_id)
-        else:
+        if not self._peer_ids.opens(stream_id):
             return None
         self.core.accept_stream(stream_id)
         stream = self._streams[stream_id] = QuicPeerStream(self, stream_id)

@@ -67,7 +67,7 @@ async def measure(seconds: float, bursts: int) -> None:
             for connection in (*server.connections(), *[client.connections()[0] for client in clients]):
                 await until(lambda core=connection.core: not core._streams)
                 assert not connection._streams
-                assert not connection._inbound_unseen
+                assert not connection._peer_ids.unseen
                 assert not connection.core._read_offsets
             # Tables that grow to a bound (packet numbers seen, timers) are allowed 20 kB for each end.
             assert sizes[-1] - sizes[0] < 20_000 * 2 * CONNECTIONS, sizes
