@@ -5,137 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import socket
-import tracemalloc
-from dataclasses import dataclass
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import serialization
 
 from p2pnode import limits
-from p2pnode.errors import ConnectionLost, HandshakeRefused, PeerTimeout, RemoteProtocolError, StreamReset
+from p2pnode.errors import ConnectionLost, PeerTimeout, RemoteProtocolError, StreamReset
 from p2pnode.transport import identify, ping
-from p2pnode.transport.credentials import Credentials
 from p2pnode.transport.identify_service import IdentifyService
 from p2pnode.transport.multistream import HEADER, encode_message
-from p2pnode.transport.quic import QuicTransport
 from p2pnode.transport.quic_connection import QuicPeerConnection
 from p2pnode.transport.quic_stream import QuicPeerStream
-from tests.kit import certificates
 from tests.kit.net import echo, identity, quic, read_all, running, until
 
 ECHO = "/test/echo/1"
-
-
-class NoCertificate(Credentials):
-    """A client that shows nothing."""
-
-    __slots__ = ()
-
-    def configuration(self, *, is_client: bool, idle_timeout_s: float):
-        configuration = super().configuration(is_client=is_client, idle_timeout_s=idle_timeout_s)
-        configuration.certificate = configuration.private_key = None
-        return configuration
-
-
-class TwoCertificates(Credentials):
-    __slots__ = ()
-
-    def configuration(self, *, is_client: bool, idle_timeout_s: float):
-        configuration = super().configuration(is_client=is_client, idle_timeout_s=idle_timeout_s)
-        configuration.certificate_chain = [self.certificate]
-        return configuration
-
-
-class WrongAlpn(Credentials):
-    __slots__ = ()
-
-    def configuration(self, *, is_client: bool, idle_timeout_s: float):
-        configuration = super().configuration(is_client=is_client, idle_timeout_s=idle_timeout_s)
-        configuration.alpn_protocols = ["h3"]
-        return configuration
-
-
-class UnknownVersion(Credentials):
-    """X.509 v9 does not exist; cryptography's exception for that is no ValueError, so aioquic does not catch it."""
-
-    __slots__ = ()
-
-    def configuration(self, *, is_client: bool, idle_timeout_s: float):
-        configuration = super().configuration(is_client=is_client, idle_timeout_s=idle_timeout_s)
-        configuration.certificate = RawCertificate(
-            self.certificate, b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x08"
-        )
-        return configuration
-
-
-@dataclass(frozen=True)
-class RawCertificate:
-    """What aioquic asks of a certificate that it sends, with bytes of it exchanged."""
-
-    certificate: x509.Certificate
-    before: bytes
-    after: bytes
-
-    def public_bytes(self, encoding: serialization.Encoding) -> bytes:
-        return self.certificate.public_bytes(encoding).replace(self.before, self.after, 1)
-
-
-def disguised(case: str) -> QuicTransport:
-    """A node that shows a bad certificate, and believes any that it is shown."""
-    node = quic("hostile")
-    good = node._credentials
-    kinds = {
-        "no_certificate": NoCertificate,
-        "two_certificates": TwoCertificates,
-        "unknown_version": UnknownVersion,
-        "wrong_alpn": WrongAlpn,
-    }
-    if case in kinds:
-        node._credentials = kinds[case](good.certificate, good.key, good.unix_time)
-    else:
-        made = certificates.make(case, host="hostile")
-        node._credentials = Credentials(made.certificate, made.key, good.unix_time)
-    return node
-
-
-BAD_SERVERS = [*certificates.BAD_CASES, "two_certificates", "unknown_version", "wrong_alpn"]
-BAD_CLIENTS = [*BAD_SERVERS, "no_certificate"]
-
-
-@pytest.mark.parametrize("case", BAD_CLIENTS)
-async def test_a_client_that_proves_nothing_is_refused_in_the_handshake(case: str) -> None:
-    """Refused with a TLS alert, no connection is ever reported, and the next honest peer is served."""
-    server, client, honest = quic("server"), disguised(case), quic("honest")
-    async with running(server, client, honest):
-        seen = []
-        server.observe(lambda connection, is_up: seen.append((connection.peer_id, is_up)))
-        with pytest.raises(HandshakeRefused) as caught:
-            await client.dial(list(server.listen_multiaddrs), server.peer_id)
-        assert caught.value.details["tried"][0][1].startswith("handshake refused")
-        assert seen == []
-        await until(lambda: server.acceptor.half_open == 0)
-        assert server.counters()["refused_handshake"] == 1
-        connection = await honest.dial(list(server.listen_multiaddrs), server.peer_id)
-        assert await connection.ping() >= 0
-
-
-@pytest.mark.parametrize("case", BAD_SERVERS)
-async def test_a_server_that_proves_nothing_is_refused_by_the_client(case: str) -> None:
-    server, client = disguised(case), quic("client")
-    async with running(server, client):
-        with pytest.raises(HandshakeRefused):
-            await client.dial(list(server.listen_multiaddrs), server.peer_id)
-        assert client.connections() == []
-
-
-@pytest.mark.parametrize("case", certificates.GOOD_CASES)
-async def test_unusual_certificates_are_let_in(case: str) -> None:
-    server, client = quic("server"), disguised(case)
-    async with running(server, client):
-        connection = await client.dial(list(server.listen_multiaddrs), server.peer_id)
-        assert await connection.ping() >= 0
 
 
 async def raw_stream(connection: QuicPeerConnection) -> QuicPeerStream:
@@ -281,107 +163,6 @@ async def test_push_updates_what_is_known() -> None:
         await until(lambda: server.connections()[0].identified.agent == "renamed")
         assert server.connections()[0].identified.listen_multiaddrs == tuple(client.listen_multiaddrs)
         assert learned == ["renamed"]
-
-
-# --- floods ----------------------------------------------------------------------------------------
-def initial_flood(target: tuple[str, int], count: int) -> list[bytes]:
-    """Sends `count` well-formed Initials with unreadable insides from one socket; returns the answers."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as flooder:
-        flooder.bind(("127.0.0.1", 0))
-        flooder.setblocking(False)
-        for _ in range(count):
-            head = b"\xc0\0\0\0\1\x08" + os.urandom(8) + b"\x08" + os.urandom(8) + b"\0"
-            rest = 1200 - len(head) - 2
-            flooder.sendto(head + (rest | 0x4000).to_bytes(2, "big") + bytes(rest), target)
-        answers = []
-        while True:
-            try:
-                answers.append(flooder.recv(2048))
-            except BlockingIOError:
-                return answers
-
-
-async def test_ten_thousand_attempts_from_one_address() -> None:
-    """Memory stays flat, almost nothing is answered, an honest peer gets in afterwards."""
-    server, honest = quic("server"), quic("honest")
-    async with running(server, honest):
-        port = int(server.listen_multiaddrs[0].split("/")[4])
-        tracemalloc.start()
-        try:
-            before, _ = tracemalloc.get_traced_memory()
-            answered = 0
-            for _ in range(50):
-                answered += len(initial_flood(("127.0.0.1", port), 200))
-                await asyncio.sleep(0)
-            await until(lambda: sum(server.acceptor.refused.values()) >= 5000)
-            after, peak = tracemalloc.get_traced_memory()
-        finally:
-            tracemalloc.stop()
-        assert after - before < 2_000_000
-        assert peak - before < 20_000_000
-        assert answered == 0
-        assert server.acceptor.half_open == 0
-        assert len(server._connections) == 0
-        assert server.acceptor.refused["address_rate"] > 0
-        assert server.acceptor.refused["undecryptable"] <= limits.HANDSHAKES_PER_ADDRESS_BURST + 200
-        server.acceptor._sources.clear()
-        assert await (await honest.dial(list(server.listen_multiaddrs), server.peer_id)).ping() >= 0
-
-
-async def test_handshakes_under_load_go_through_a_retry() -> None:
-    server, client = quic("server"), quic("client")
-    async with running(server, client):
-        for index in range(limits.HANDSHAKES_BEFORE_RETRY):
-            server.acceptor.begun((f"192.0.2.{index}", 1), 0.0)
-        connection = await client.dial(list(server.listen_multiaddrs), server.peer_id)
-        assert server.acceptor.refused["retry"] == 1
-        assert await connection.ping() >= 0
-
-
-async def test_an_unproven_address_is_never_sent_more_than_three_times_what_came() -> None:
-    """RFC 9000 section 8: one Initial whose sender never answers draws at most 3,600 bytes in all."""
-    server, client = quic("server"), quic("client")
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as deaf:
-        deaf.bind(("127.0.0.1", 0))
-        deaf.setblocking(False)
-        async with running(server, client):
-            sent: list[bytes] = []
-            connection = client._begin_dial(socket.AF_INET, deaf.getsockname(), server.peer_id)
-            await until(lambda: _collect(deaf, sent))
-            connection.abandon()
-            port = int(server.listen_multiaddrs[0].split("/")[4])
-            deaf.sendto(sent[0], ("127.0.0.1", port))
-            answers: list[bytes] = []
-            await until(lambda: _collect(deaf, answers))
-            await asyncio.sleep(0.5)
-            _collect(deaf, answers)
-            assert 0 < sum(map(len, answers)) <= 3 * len(sent[0])
-            assert server.acceptor.half_open == 1
-
-
-def _collect(sock: socket.socket, into: list[bytes]) -> bool:
-    while True:
-        try:
-            into.append(sock.recv(2048))
-        except BlockingIOError:
-            return bool(into)
-
-
-async def test_noise_on_the_port_disturbs_nobody() -> None:
-    server, client = quic("server"), quic("client")
-    async with running(server, client):
-        server.handle(ECHO, echo)
-        connection = await client.dial(list(server.listen_multiaddrs), server.peer_id)
-        stream = await connection.open_stream(ECHO)
-        port = int(server.listen_multiaddrs[0].split("/")[4])
-        cid = next(iter(server.connections()[0].routes))
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as noise:
-            for size in (0, 1, 20, 21, 100, 1200, 1500, 9000):
-                noise.sendto(os.urandom(size), ("127.0.0.1", port))
-                noise.sendto((b"\x40" + cid + os.urandom(size)), ("127.0.0.1", port))
-                noise.sendto((b"\xc0\0\0\0\1\x08" + cid + os.urandom(size)), ("127.0.0.1", port))
-        await stream.write(b"still here")
-        assert await stream.read_exactly(10) == b"still here"
 
 
 async def test_failures_of_handlers_are_logged_not_fatal(caplog: pytest.LogCaptureFixture) -> None:
