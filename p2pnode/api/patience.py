@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import aclosing
 from typing import Any, TypeVar
 
-from p2pnode.api.sse import close
 from p2pnode.errors import ModelLoading
 from p2pnode.facade import GenerateEvent, Loading
 from p2pnode.limits import API_LOADING_LOOK_S
+from p2pnode.pauses import with_pauses
 
 T = TypeVar("T")
 Look = Callable[[], Mapping[str, Any] | None]
@@ -52,33 +53,14 @@ async def with_patience(
 ) -> AsyncGenerator[GenerateEvent, None]:
     """The events of a generation; until the first one, what loads is told (`tell`) or waited for with patience."""
     patience = Patience(look, wait_s)
-    first: asyncio.Future[GenerateEvent] = asyncio.ensure_future(anext(source))
-    try:
-        timeout_s = 0.0
-        while not first.done():
-            # The first look is at once: a model that is in memory answers later than one turn of the loop anyway.
-            await asyncio.wait({first}, timeout=timeout_s)
-            timeout_s = API_LOADING_LOOK_S
-            if first.done():
-                break
-            if not tell:
+    async with aclosing(with_pauses(source, API_LOADING_LOOK_S)) as events:
+        async for event in events:
+            if event is not None:
+                yield event
+            elif not tell:
                 patience.check()
             elif (view := look()) is not None:
                 yield Loading.of(view)
-        try:
-            event = first.result()
-        except StopAsyncIteration:
-            return
-        yield event
-        async for event in source:
-            yield event
-    finally:
-        if not first.done():
-            first.cancel()
-            await asyncio.wait({first})
-        if not first.cancelled():
-            first.exception()
-        await close(source)
 
 
 async def patiently(work: Awaitable[T], look: Look, wait_s: float) -> T:

@@ -26,6 +26,7 @@ from p2pnode.facade import (
     TextDelta,
 )
 from p2pnode.node.links import Links
+from p2pnode.pauses import with_pauses
 from p2pnode.transport import messages
 from p2pnode.transport.port import Connection, Stream, Transport
 from p2pnode.units import PeerId
@@ -134,33 +135,17 @@ async def never_silent(
     source: AsyncIterator[GenerateEvent], look: Look
 ) -> AsyncGenerator[GenerateEvent | None, None]:
     """The events; before the first one, how far the model is whenever that changed, or None in a long wait."""
-    first: asyncio.Future[GenerateEvent] = asyncio.ensure_future(anext(source))
     said, said_s = None, time.monotonic()
-    try:
-        while not first.done():
-            await asyncio.wait({first}, timeout=limits.API_LOADING_LOOK_S)
-            if first.done():
-                break
+    async with aclosing(with_pauses(source, limits.API_LOADING_LOOK_S)) as events:
+        async for event in events:
+            if event is not None:
+                yield event
+                continue
             view = look()
             now_s = time.monotonic()
             if (view is not None and view != said) or now_s - said_s >= limits.WAIT_TOLD_EVERY_S:
                 said, said_s = view, now_s
                 yield None if view is None else Loading.of(view)
-        try:
-            event = first.result()
-        except StopAsyncIteration:
-            return
-        yield event
-        async for event in source:
-            yield event
-    finally:
-        if not first.done():
-            first.cancel()
-            await asyncio.wait({first})
-        if not first.cancelled():
-            first.exception()
-        if isinstance(source, AsyncGenerator):
-            await source.aclose()
 
 
 def _to_wire(request: GenerateRequest) -> dict[str, Any]:
