@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from p2pnode import peer_id as ids
+from p2pnode.durable import sync_folder
 from p2pnode.errors import DataDirError
 from p2pnode.multiformats import DecodeError
 from p2pnode.units import PeerId
@@ -153,8 +154,4 @@ def _write_new(path: Path, data: bytes) -> None:
             temporary.rename(path)
     finally:
         temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync_folder(path.parent)

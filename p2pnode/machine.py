@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from p2pnode.durable import replace_file
 from p2pnode.errors import DataDirError, DuplicateIdentity
 from p2pnode.identity import Identity
 
@@ -101,10 +102,9 @@ def _read(path: Path) -> tuple[str, str]:
 
 
 def _write(path: Path, bound: str) -> None:
-    temporary = path.with_suffix(".tmp")
+    document = json.dumps({"machine": bound, "host": host_name()}) + "\n"
     try:
-        temporary.write_text(json.dumps({"machine": bound, "host": host_name()}) + "\n", encoding="utf-8")
-        temporary.replace(path)
+        replace_file(path, document.encode())
     except OSError as error:
         raise DataDirError(
             f"{path} cannot be written: {error.strerror or error}",

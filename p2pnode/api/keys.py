@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-import os
 import secrets
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from p2pnode.durable import replace_file
 from p2pnode.errors import ConfigError, DataDirError, NotFound, RequestError
 
 Scope = Literal["use", "admin"]
@@ -113,13 +113,8 @@ class FileKeys(MemoryKeys):
         self._keys = {key.key_id: key for key in keys}
 
     def _save(self) -> None:
-        temporary = self._path.with_suffix(".new")
+        document = json.dumps([asdict(key) for key in self.list()], indent=1)
         try:
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                json.dump([asdict(key) for key in self.list()], file, indent=1)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(self._path)
+            replace_file(self._path, document.encode(), mode=0o600)
         except OSError as error:
             raise DataDirError(f"cannot write {self._path}: {error}") from error

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
+from p2pnode.durable import replace_file
 from p2pnode.errors import BadPolicy, DataDirError, DiskFull, FolderInUse
 from p2pnode.events.policy import Policy, parse_policy
 
@@ -52,15 +53,8 @@ class FolderLock:
 
 def publish_checkpoint(folder: Path, note: str) -> None:
     """Replace the published checkpoint, durably and in one step."""
-    target = folder / CHECKPOINT
-    temporary = folder / f".{CHECKPOINT}.tmp"
     try:
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(note)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(target)
-        sync_folder(folder)
+        replace_file(folder / CHECKPOINT, note.encode())
     except OSError as error:
         raise folder_condition(error, folder) from error
 
@@ -86,17 +80,6 @@ def read_policy(data_dir: Path) -> Policy | None:
         raise DataDirError(f"the policy {path} cannot be read: {error.strerror or error}") from error
     except BadPolicy as error:
         raise BadPolicy(f"{path}: {error.message}") from error
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a rename durable; Windows does this by itself."""
-    if sys.platform == "win32":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def free_bytes(folder: Path) -> int:

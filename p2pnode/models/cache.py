@@ -7,8 +7,9 @@ import os
 from pathlib import Path
 
 from p2pnode import limits
+from p2pnode.durable import sync_folder
 from p2pnode.errors import BadModelFile, DataDirError
-from p2pnode.models.files import data_errors, sync_folder, write_atomic
+from p2pnode.models.files import data_errors, write_atomic
 from p2pnode.models.header import outline, slim
 from p2pnode.models.manifest import Chunk, Manifest
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from p2pnode import limits
+from p2pnode.durable import sync_folder
 from p2pnode.errors import (
     BadModelFile,
     BlobMismatch,
@@ -26,7 +27,7 @@ from p2pnode.errors import (
     P2PNodeError,
     PeerTimeout,
 )
-from p2pnode.models.files import data_errors, sync_folder
+from p2pnode.models.files import data_errors
 from p2pnode.models.header import HeaderTruncated, Outline, outline
 from p2pnode.models.hub_ref import HubFile, HubReference, choose
 

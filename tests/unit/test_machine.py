@@ -70,7 +70,7 @@ def test_a_damaged_file_is_written_anew(tmp_path: Path, content: bytes) -> None:
 
 
 def test_a_folder_that_takes_no_file(tmp_path: Path) -> None:
-    (tmp_path / MACHINE_FILE).with_suffix(".tmp").mkdir()
+    (tmp_path / MACHINE_FILE).with_suffix(".json.new").mkdir()
     with pytest.raises(DataDirError, match="cannot be written"):
         bind(tmp_path, KITCHEN)
 
