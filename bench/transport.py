@@ -42,6 +42,7 @@ from conditions import awake_cores
 from p2pnode.errors import RemoteProtocolError
 from p2pnode.identity import Identity
 from p2pnode.transport.quic import QuicTransport
+from p2pnode.transport.quic_connection import QuicPeerConnection
 from p2pnode.transport.quic_core import QuicCore
 from p2pnode.transport.quic_fast import FastQuicCore
 from p2pnode.transport.tls import make_certificate
@@ -306,13 +307,20 @@ async def p2pnode_server(variant: Variant, queue: Queue) -> None:
     await asyncio.Event().wait()
 
 
-async def p2pnode_client(variant: Variant, where: tuple[list[str], Any]) -> dict[str, Any]:
+async def _connected(
+    variant: Variant, where: tuple[list[str], Any]
+) -> tuple[QuicTransport, QuicPeerConnection]:
     node = _node(variant)
     await node.start()
     connection = await node.dial(*where)
     for _ in range(3):
         await connection.ping()
     assert connection.stats().datagram_bytes == variant.datagram, "probes did not settle"
+    return node, connection
+
+
+async def p2pnode_client(variant: Variant, where: tuple[list[str], Any]) -> dict[str, Any]:
+    node, connection = await _connected(variant, where)
 
     async def open_channel() -> tuple[Write, Read, Callable[[], Awaitable[None]]]:
         stream = await connection.open_stream(PROTOCOL)
@@ -332,12 +340,7 @@ async def engines_server(variant: Variant, queue: Queue) -> None:
 
 
 async def engines_client(variant: Variant, where: tuple[list[str], Any]) -> dict[str, Any]:
-    node = _node(variant)
-    await node.start()
-    connection = await node.dial(*where)
-    for _ in range(3):
-        await connection.ping()
-    assert connection.stats().datagram_bytes == variant.datagram, "probes did not settle"
+    node, connection = await _connected(variant, where)
     result = await engine_hop.measure(connection)
     await node.close()
     return result

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 import click
 
@@ -24,6 +26,20 @@ from p2pnode.cli.log_record_commands import (
 )
 from p2pnode.cli.output import print_json
 
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _count_option(what: str) -> Callable[[F], F]:
+    return click.option(
+        "-n",
+        "--lines",
+        "count",
+        type=click.IntRange(min=0),
+        default=20,
+        show_default=True,
+        help=f"How many {what}.",
+    )
+
 
 @click.group("log")
 def log() -> None:
@@ -31,15 +47,7 @@ def log() -> None:
 
 
 @log.command()
-@click.option(
-    "-n",
-    "--lines",
-    "count",
-    type=click.IntRange(min=0),
-    default=20,
-    show_default=True,
-    help="How many events.",
-)
+@_count_option("events")
 @click.option("-f", "--follow", is_flag=True, help="Go on with new events as they come.")
 @folder_options
 def tail(data: Path, as_json: bool, count: int, follow: bool) -> None:
@@ -76,15 +84,7 @@ def show(data: Path, as_json: bool, what: str) -> None:
 
 
 @log.command()
-@click.option(
-    "-n",
-    "--lines",
-    "count",
-    type=click.IntRange(min=0),
-    default=20,
-    show_default=True,
-    help="How many blocks.",
-)
+@_count_option("blocks")
 @click.option("--first", type=click.IntRange(min=0), help="From this block on, instead of the newest ones.")
 @folder_options
 def blocks(data: Path, as_json: bool, count: int, first: int | None) -> None:

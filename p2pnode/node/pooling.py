@@ -201,22 +201,21 @@ class Pooling:
         index = await self._bringing.full_index(model)
         count = real_layer_count(index)
         first = int(active.stages[-1]["layers"][0]) if route.output_has_layers else count
-        context = limits.EMBEDDING_TOKENS_MAX * SESSIONS
+        part, options = Part(first, count, output=True), self._bringing.options(model, index)
         spec = unit_spec(
             index,
             self._bringing.paths(model),
-            Part(first, count, output=True),
-            replace(self._bringing.options(model, index), sessions=SESSIONS, prefix_bytes=0),
+            part,
+            replace(options, sessions=SESSIONS, prefix_bytes=0),
             model_id=self._bringing.model_id(model),
             is_last=True,
         )
-        part = Part(first, count, output=True)
-        spec = await self._bringing.adapted(model, index, part, self._bringing.options(model, index), spec)
+        spec = await self._bringing.adapted(model, index, part, options, spec)
         spec = replace(
             spec,
             output="embedding",
             pooling=pooling_of(index),
-            context_tokens=context,
+            context_tokens=limits.EMBEDDING_TOKENS_MAX * SESSIONS,
             batch_rows=limits.EMBEDDING_TOKENS_MAX,
         )
         with self._loads.of(model.name) as say:

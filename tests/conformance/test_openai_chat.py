@@ -10,7 +10,6 @@ import pytest
 from openai import AsyncOpenAI, OpenAI
 
 from p2pnode.errors import InsufficientCredit, StageLost
-from tests.kit.api_server import serving
 from tests.kit.fake_node import MODEL, FakeNode
 
 HELLO = [{"role": "user", "content": "hello"}]
@@ -23,19 +22,6 @@ WEATHER = {
     },
 }
 CALL = '<tool_call>{"name": "weather", "arguments": {"city": "Oslo"}}</tool_call>'
-
-
-@pytest.fixture(scope="module")
-def served() -> Iterator[tuple[FakeNode, str]]:
-    node = FakeNode()
-    with serving(node) as url:
-        yield node, url
-
-
-@pytest.fixture
-def node(served: tuple[FakeNode, str]) -> FakeNode:
-    served[0].__init__()  # type: ignore[misc] # a fresh node behind the same server
-    return served[0]
 
 
 @pytest.fixture

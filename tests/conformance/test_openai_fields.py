@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,6 @@ from openai import AsyncOpenAI, OpenAI
 from p2pnode.api import schemas
 from p2pnode.errors import StageLost
 from p2pnode.facade import GenerateRequest
-from tests.kit.api_server import serving
 from tests.kit.fake_node import CHATML, MODEL, FakeNode
 
 TOOL = {
@@ -163,18 +162,10 @@ def rows(table: dict[str, Any]) -> list[tuple[str, str]]:
     return [(kind, field) for kind, fields in table.items() for field in sorted(fields)]
 
 
-@pytest.fixture(scope="module")
-def served() -> Iterator[tuple[FakeNode, str]]:
-    node = FakeNode()
-    with serving(node) as url:
-        yield node, url
-
-
 @pytest.fixture
-def node(served: tuple[FakeNode, str]) -> FakeNode:
-    served[0].__init__()  # type: ignore[misc] # a fresh node behind the same server
-    served[0].metadata["chat_template"] = CHATML + "{{ shout }}"
-    return served[0]
+def node(node: FakeNode) -> FakeNode:
+    node.metadata["chat_template"] = CHATML + "{{ shout }}"
+    return node
 
 
 def resource(client: Any, kind: str) -> Any:

@@ -15,6 +15,13 @@ from tests.kit.mesh import MeshOfProcesses, NodeProcess, children_of, kill_now, 
 DEMO = "p2pnode-demo"
 MESSAGES = [{"role": "user", "content": "Tell me a story about three small computers."}]
 TOKENS = 160
+THREE_STAGES = {
+    "model": DEMO,
+    "mode": "pipeline",
+    "devices": ["alpha", "beta", "gamma"],
+    "stages": 3,
+    "apply": True,
+}
 
 
 @pytest.fixture
@@ -68,14 +75,7 @@ def answer_while(
 def test_the_answer_goes_on(mesh: MeshOfProcesses, trouble: Callable[[NodeProcess], None]) -> None:
     """Same stream, same tokens; the record says what was lost and how long it took."""
     alpha, _, gamma, _ = mesh.nodes
-    plan = {
-        "model": DEMO,
-        "mode": "pipeline",
-        "devices": ["alpha", "beta", "gamma"],
-        "stages": 3,
-        "apply": True,
-    }
-    alpha.api.post("/plan", plan)
+    alpha.api.post("/plan", THREE_STAGES)
     sampling = {"temperature": 0.9, "seed": 7} if trouble is kill_node else {}
     undisturbed, _ = answer_while(alpha, 0, lambda: None, **sampling)
     text, end = answer_while(alpha, 20, lambda: trouble(gamma), **sampling)
@@ -132,14 +132,7 @@ def test_an_answer_moves_when_another_plan_takes_its_layers(mesh: MeshOfProcesse
 def test_a_lost_head_frees_the_others(mesh: MeshOfProcesses) -> None:
     """The client hears that its node is gone; the stages hold no session any more."""
     alpha, beta, gamma, _ = mesh.nodes
-    plan = {
-        "model": DEMO,
-        "mode": "pipeline",
-        "devices": ["alpha", "beta", "gamma"],
-        "stages": 3,
-        "apply": True,
-    }
-    alpha.api.post("/plan", plan)
+    alpha.api.post("/plan", THREE_STAGES)
     events = alpha.api.stream("/infer/stream", {"model": DEMO, "messages": MESSAGES, "max_tokens": TOKENS})
     next(events)
     alpha.kill()
