@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
 from p2pnode.errors import BadCheckpoint, IdempotencyConflict, LogFailed, NotFound
-from p2pnode.events import merkle
 from p2pnode.events.assembler import Assembler, Position, fingerprint_of
 from p2pnode.events.block import Block
 from p2pnode.events.codec import Record, decode_trusted
@@ -15,6 +14,7 @@ from p2pnode.events.fraud import equivocation
 from p2pnode.events.keys import LogKeys, decode_binding
 from p2pnode.events.log import LOCAL, Decide, Fold, NewEvent, NoFold, Outcome, State, Subscriber
 from p2pnode.events.note import parse_note, parse_signature_line
+from p2pnode.events.proving import Proving
 from p2pnode.events.secret import commitment_of
 from p2pnode.events.types import Event, PeerEquivocated, SubjectForgotten, WitnessReceived
 from p2pnode.events.witness import BAD_REQUEST, WitnessAnswer, Witnessed, answer_witness, parse_add_checkpoint
@@ -25,7 +25,7 @@ from p2pnode.units import EventIndex, LogSize
 T = TypeVar("T")
 
 
-class MemoryLog(Generic[State]):
+class MemoryLog(Proving, Generic[State]):
     """Implements `EventLog`; clock and randomness are arguments, so runs repeat."""
 
     def __init__(
@@ -167,22 +167,6 @@ class MemoryLog(Generic[State]):
     def tile(self, level: int, index: int) -> bytes:
         return self._tiles.get((level, index)) or self._assembler.edge.partial(level, index)
 
-    def root(self, size: int) -> bytes:
-        self._check_size(size)
-        return merkle.root_at(self, size)
-
-    def inclusion_proof(self, index: int, size: int) -> list[bytes]:
-        self._check_size(size)
-        if not 0 <= index < size:
-            raise NotFound(f"event {index} is not among the first {size}")
-        return merkle.inclusion_proof(self, index, size)
-
-    def consistency_proof(self, size_first: int, size_second: int) -> list[bytes]:
-        self._check_size(size_second)
-        if not 0 < size_first <= size_second:
-            raise NotFound(f"there is no proof from size {size_first} to {size_second}")
-        return merkle.consistency_proof(self, size_first, size_second)
-
     async def witness(self, peer: str, request: str, binding: bytes) -> WitnessAnswer:
         try:
             asked, bound = parse_add_checkpoint(request), decode_binding(binding)
@@ -252,7 +236,3 @@ class MemoryLog(Generic[State]):
     def _check_open(self) -> None:
         if self._is_closed:
             raise LogFailed("the log is closed", hint="")
-
-    def _check_size(self, size: int) -> None:
-        if not 0 <= size <= self.size:
-            raise NotFound(f"the log has {self.size} events, not {size}")

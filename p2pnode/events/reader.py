@@ -14,12 +14,13 @@ from p2pnode.events.database import SecretRow, Tables, connect_reader
 from p2pnode.events.folder import database_path
 from p2pnode.events.merkle import Edge
 from p2pnode.events.note import parse_note, parse_signature_line
+from p2pnode.events.proving import Proving
 from p2pnode.events.witness import Witnessed
 from p2pnode.limits import LOG_READ_EVENTS_MAX
 from p2pnode.units import EventIndex, LogSize
 
 
-class LogReader:
+class LogReader(Proving):
     """Records, blocks, tiles and proofs of what was committed when asked."""
 
     def __init__(self, path: Path) -> None:
@@ -157,22 +158,6 @@ class LogReader:
             stored = self.tables.tile(level, index)
             return stored or self._upper_tile(level, index)
 
-    def root(self, size: int) -> bytes:
-        self._check_size(size)
-        return merkle.root_at(self, size)
-
-    def inclusion_proof(self, index: int, size: int) -> list[bytes]:
-        self._check_size(size)
-        if not 0 <= index < size:
-            raise NotFound(f"event {index} is not among the first {size}")
-        return merkle.inclusion_proof(self, index, size)
-
-    def consistency_proof(self, size_first: int, size_second: int) -> list[bytes]:
-        self._check_size(size_second)
-        if not 0 < size_first <= size_second:
-            raise NotFound(f"there is no proof from size {size_first} to {size_second}")
-        return merkle.consistency_proof(self, size_first, size_second)
-
     def close(self) -> None:
         with self._lock:
             self.tables.connection.close()
@@ -181,10 +166,6 @@ class LogReader:
         """Take over the upper edge from the writer, which has it at hand."""
         with self._lock:
             self._upper_size, self._upper = size, upper
-
-    def _check_size(self, size: int) -> None:
-        if not 0 <= size <= self.size:
-            raise NotFound(f"the log has {self.size} events, not {size}")
 
     def _upper_tile(self, level: int, index: int) -> bytes:
         """The unfinished tile of an upper level; it changes only when a tile below is completed."""
