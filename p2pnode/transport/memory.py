@@ -21,14 +21,12 @@ from p2pnode.errors import (
     StreamReset,
 )
 from p2pnode.identity import Identity
-from p2pnode.transport import identify, multiaddr, ping
+from p2pnode.transport import multiaddr, ping
 from p2pnode.transport.identify import Identify
-from p2pnode.transport.identify_service import IdentifyService
 from p2pnode.transport.memory_pipe import Link, Pipe
 from p2pnode.transport.multistream import NOT_AVAILABLE
-from p2pnode.transport.peer_connections import PeerConnections
-from p2pnode.transport.port import Buffer, ConnectionObserver, ConnectionStats, Gate, StreamHandler
-from p2pnode.transport.router import Router
+from p2pnode.transport.port import Buffer, ConnectionStats
+from p2pnode.transport.routed import RoutedTransport
 from p2pnode.units import PeerId
 
 
@@ -250,27 +248,16 @@ class MemoryNetwork:
             connection.end("the peer went silent", 1)
 
 
-class MemoryTransport:
+class MemoryTransport(RoutedTransport[MemoryConnection]):
     """Implements the Transport port."""
 
     def __init__(self, network: MemoryNetwork, identity: Identity, address: str, agent: str) -> None:
-        self.router = Router()
+        super().__init__(identity, agent)
         self.address = address
         self._network = network
-        self._identity = identity
-        self._peers: PeerConnections[MemoryConnection] = PeerConnections(identity.peer_id)
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_up = False
         self.random_bytes: Callable[[int], bytes] = network.rng.randbytes
-        self.identify = IdentifyService(identity, self.router, agent, lambda: self.listen_multiaddrs)
-        self.router.handle(ping.PROTOCOL, ping.serve)
-        self.router.handle(identify.PROTOCOL, self.identify.serve)
-        self.router.handle(identify.PROTOCOL_PUSH, self.identify.serve_push)
-        self.router.on_protocols_changed = self.announce
-
-    @property
-    def peer_id(self) -> PeerId:
-        return self._identity.peer_id
 
     @property
     def is_up(self) -> bool:
@@ -279,26 +266,6 @@ class MemoryTransport:
     @property
     def listen_multiaddrs(self) -> Sequence[str]:
         return [self.address] if self._is_up else []
-
-    def handle(self, protocol: str, handler: StreamHandler) -> None:
-        self.router.handle(protocol, handler)
-
-    def announce(self) -> None:
-        """Tell connected peers of new protocols or addresses (identify/push)."""
-        if connections := self.connections():
-            self._spawn(self.identify.announce(connections))
-
-    def set_gate(self, gate: Gate) -> None:
-        self.router.set_gate(gate)
-
-    def observe(self, observer: ConnectionObserver) -> None:
-        self.router.observe(observer)
-
-    def connection(self, peer_id: PeerId) -> MemoryConnection | None:
-        return self._peers.best(peer_id)
-
-    def connections(self) -> Sequence[MemoryConnection]:
-        return list(self._peers)
 
     def counters(self) -> dict[str, int]:
         return {"connections": len(self.connections()), "gate_refused": self.router.refused_count}

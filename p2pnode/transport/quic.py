@@ -20,13 +20,10 @@ from p2pnode import limits
 from p2pnode.errors import ConfigError, ConnectionLost, P2PNodeError, PeerUnreachable, StreamReset
 from p2pnode.identity import Identity
 from p2pnode.multiformats import DecodeError
-from p2pnode.transport import identify, multiaddr, ping
+from p2pnode.transport import multiaddr
 from p2pnode.transport.credentials import make_credentials
 from p2pnode.transport.dnsaddr import TxtLookup, system_txt
-from p2pnode.transport.identify_service import IdentifyService
 from p2pnode.transport.interfaces import interface_multiaddrs
-from p2pnode.transport.peer_connections import PeerConnections
-from p2pnode.transport.port import ConnectionObserver, Gate, StreamHandler
 from p2pnode.transport.quic_acceptor import Acceptor, Verdict
 from p2pnode.transport.quic_connection import QuicPeerConnection
 from p2pnode.transport.quic_core import QuicCore
@@ -36,7 +33,8 @@ from p2pnode.transport.quic_path import probe_sizes
 from p2pnode.transport.quic_resets import StatelessResets
 from p2pnode.transport.quic_socket import UdpSocket
 from p2pnode.transport.quic_stream import QuicPeerStream
-from p2pnode.transport.router import RESET_PROTOCOL_VIOLATION, Router
+from p2pnode.transport.routed import RoutedTransport
+from p2pnode.transport.router import RESET_PROTOCOL_VIOLATION
 from p2pnode.units import PeerId
 
 DEFAULT_LISTEN = ("/ip4/0.0.0.0/udp/4001/quic-v1", "/ip6/::/udp/4001/quic-v1")
@@ -50,7 +48,7 @@ SUPPLANTED_GRACE_S = 1.0
 logger = logging.getLogger(__name__)
 
 
-class QuicTransport:
+class QuicTransport(RoutedTransport[QuicPeerConnection]):
     """Implements the Transport port. `unix_time` judges certificates, `random_bytes` fills pings."""
 
     def __init__(
@@ -65,10 +63,9 @@ class QuicTransport:
         unix_time: Callable[[], float] = time.time,
         random_bytes: Callable[[int], bytes] = os.urandom,
     ) -> None:
-        self.router = Router()
+        super().__init__(identity, agent)
         self.random_bytes = random_bytes
         self.acceptor = Acceptor(random_bytes)
-        self._identity = identity
         self._listen = self._parse_listen(listen)
         self._idle_timeout_s = idle_timeout_s
         self._core = core
@@ -78,18 +75,12 @@ class QuicTransport:
         self._sockets: list[UdpSocket] = []
         self._routes: dict[bytes, QuicPeerConnection] = {}
         self._connections: set[QuicPeerConnection] = set()
-        self._peers: PeerConnections[QuicPeerConnection] = PeerConnections(identity.peer_id)
         self._touched: dict[QuicPeerConnection, None] = {}
         self._dials: dict[PeerId, asyncio.Task[QuicPeerConnection]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self.lookup_txt: TxtLookup = system_txt
         self._closed = False
         self._loop: asyncio.AbstractEventLoop | None = None
-        self.identify = IdentifyService(identity, self.router, agent, lambda: self.listen_multiaddrs)
-        self.router.handle(ping.PROTOCOL, ping.serve)
-        self.router.handle(identify.PROTOCOL, self.identify.serve)
-        self.router.handle(identify.PROTOCOL_PUSH, self.identify.serve_push)
-        self.router.on_protocols_changed = self.announce
 
     @staticmethod
     def _parse_listen(listen: Sequence[str]) -> list[multiaddr.QuicAddress]:
@@ -112,34 +103,10 @@ class QuicTransport:
 
     # --- port --------------------------------------------------------------------------------------
     @property
-    def peer_id(self) -> PeerId:
-        return self._identity.peer_id
-
-    @property
     def listen_multiaddrs(self) -> Sequence[str]:
         listening = self._sockets[: len(self._listen)]
         expanded = [address for udp in listening for address in interface_multiaddrs(udp)]
         return list(dict.fromkeys(expanded))[: limits.LISTEN_ADDRESSES_MAX]
-
-    def handle(self, protocol: str, handler: StreamHandler) -> None:
-        self.router.handle(protocol, handler)
-
-    def announce(self) -> None:
-        """Tell connected peers of new protocols or addresses (identify/push)."""
-        if connections := self.connections():
-            self._spawn(self.identify.announce(connections))
-
-    def set_gate(self, gate: Gate) -> None:
-        self.router.set_gate(gate)
-
-    def observe(self, observer: ConnectionObserver) -> None:
-        self.router.observe(observer)
-
-    def connection(self, peer_id: PeerId) -> QuicPeerConnection | None:
-        return self._peers.best(peer_id)
-
-    def connections(self) -> Sequence[QuicPeerConnection]:
-        return list(self._peers)
 
     def counters(self) -> dict[str, int]:
         """For metrics: datagrams, refusals by reason, what the gate refused, resets sent."""
