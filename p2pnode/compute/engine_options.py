@@ -150,6 +150,8 @@ class EngineOptions(_Options):
     yarn_beta_slow: float = -1.0
     yarn_context: int = 0
     """Context the model was made for, where its file does not say."""
+    rpc_split: Literal["layer", "tensor"] = "layer"
+    """How llama.cpp's RPC divides the model among its workers: whole layers, or every matrix by rows."""
     lora: str = ""
     """Adapters, `ID@SCALE,...`; written by the commands that add and remove them."""
     control: str = ""
@@ -161,6 +163,7 @@ class EngineOptions(_Options):
         # "auto" could mean one thing on one device and another on the next
         "flash": ("on", "off"),
         "rope": ("model", "none", "linear", "yarn"),
+        "rpc_split": ("layer", "tensor"),
     }
     bounds: ClassVar[Mapping[str, tuple[float, float]]] = {
         "context": (256, ENGINE_CONTEXT_TOKENS_MAX),

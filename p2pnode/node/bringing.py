@@ -94,15 +94,17 @@ class Bringing:
     def paths(self, model: KnownModel) -> list[Path]:
         return list(self._catalog.store.paths(model.content_id))
 
-    def one_file(self, model: KnownModel, mode: str) -> str:
-        """llama.cpp's own loading takes one whole file; PlanError when it is not here."""
-        paths = self.paths(model)
-        if not model.is_complete_here or len(paths) != 1:
+    def file(self, model: KnownModel, mode: str) -> str:
+        """What llama.cpp's own loading takes: the model's file, or the first of several, beside which the others lie.
+
+        PlanError when not all of it is here.
+        """
+        if not model.is_complete_here:
             raise PlanError(
-                f"{mode} needs the whole model in one file on this device",
+                f"{mode} needs the whole model on this device",
                 hint=f"fetch it with: p2pnode pull {model.name}",
             )
-        return str(paths[0])
+        return str(self.paths(model)[0])
 
     def options(self, model: KnownModel, index: ModelIndex) -> UnitOptions:
         """As somebody chose for this model; else as much context as the memory set aside for it holds."""

@@ -106,7 +106,7 @@ class Embedding:
 
     async def _ranker(self, model: KnownModel) -> tuple[EngineHost, UnitInfo]:
         """The file as it is: a ranking head is no part of any cut."""
-        path = self._bringing.one_file(model, "rerank")
+        path = self._bringing.file(model, "rerank")
         options = self._bringing.options(model, await self._bringing.full_index(model))
         engine = self._engines.setdefault(
             f"{model.content_id} rank", self._new_engine(f"{model.name} (rerank)")

@@ -50,7 +50,7 @@ class Whole:
         )
         spec = await bringing.adapted(model, index, part, options, spec)
         paths = bringing.paths(model)
-        if options.device.maps_files and len(paths) == 1 and model.is_complete_here:
+        if options.device.maps_files and model.is_complete_here:
             whole_file = replace(spec, pieces=(), model_path=str(paths[0]))
             spec = options.device.applied(whole_file)
         engine = self._engines.of(model, "local")
@@ -62,7 +62,7 @@ class Whole:
 
     async def streamed(self, plan_id: str, model: KnownModel, resident_bytes_max: int, say: Say) -> Active:
         """One device, less memory than the model: layers come from the file as they are needed."""
-        path = self._bringing.one_file(model, "streamed")
+        path = self._bringing.file(model, "streamed")
         index, _, options, _ = await self._bringing.brought(model, whole)
         spec = UnitSpec(
             model_path=path,
@@ -75,11 +75,7 @@ class Whole:
             load_mode="mmap",
             repack=False,
         )
-        if options.engine.lora or options.engine.control:
-            raise PlanError(
-                "streamed mode takes no adapters",
-                hint=f"remove those of {model.name}, or choose another mode",
-            )
+        _without_adapters(options, model, "streamed")
         spec = options.engine.applied(spec)
         engine = self._engines.of(model, "streamed")
         info = await engine.ensure(WHOLE, spec, _loading(say))
@@ -89,32 +85,27 @@ class Whole:
 
     async def rpc(self, plan_id: str, model: KnownModel, workers: Sequence[PeerId], say: Say) -> Active:
         """llama.cpp's own RPC: the whole file here, its tensors sent to workers and computed there."""
-        path = self._bringing.one_file(model, "tensor_rpc")
+        path = self._bringing.file(model, "tensor_rpc")
         index, _, options, _ = await self._bringing.brought(model, whole)
-        if options.engine.text:
-            raise PlanError(
-                f"tensor_rpc takes no engine options, and {model.name} has {options.engine.text}",
-                hint=f"choose another mode, or: p2pnode set engine.{model.name} default",
-            )
-        release = [functools.partial(self._tunnel.shut, peer) for peer in workers]
+        _without_adapters(options, model, "tensor_rpc")
+        release = [functools.partial(self._tunnel.shut, peer, plan_id) for peer in workers]
         # llama.cpp's RPC client aborts its process when a worker goes, so this engine serves this plan alone.
         engine = self._engines.of(model, f"rpc {plan_id}")
         try:
-            endpoints = [await self._tunnel.open(peer) for peer in workers]
+            endpoints = [await self._tunnel.open(peer, plan_id) for peer in workers]
             spec = UnitSpec(
                 model_path=path,
                 rpc_endpoints=tuple(endpoints),
                 gpu_layers=-1,
-                split_mode="layer",
+                split_mode=options.engine.rpc_split,
                 context_tokens=options.context_tokens,
                 batch_rows=limits.UNIT_BATCH_ROWS,
                 sessions_max=options.sessions,
                 threads=options.threads,
                 threads_batch=options.threads,
-                flash_attention="off",
                 load_mode="copy",
             )
-            info = await engine.ensure(WHOLE, spec, _loading(say))
+            info = await engine.ensure(WHOLE, options.engine.applied(spec), _loading(say))
         except BaseException:
             await self._engines.drop(engine)
             for undo in release:
@@ -158,3 +149,11 @@ class Whole:
 
 def _loading(say: Say) -> Callable[[float], None]:
     return lambda fraction: say({"state": "loading", "progress": fraction})
+
+
+def _without_adapters(options: UnitOptions, model: KnownModel, mode: str) -> None:
+    if options.engine.lora or options.engine.control:
+        raise PlanError(
+            f"{mode} mode takes no adapters",
+            hint=f"remove those of {model.name}, or choose another mode",
+        )

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 _REFUSED = "refused_"
-TENSOR_PROTOCOLS = ("/p2pnode/stage/1", "/p2pnode/reduce/1", "/p2pnode/rpc/1", "/p2pnode/kv/1")
+TENSOR_PROTOCOLS = ("/p2pnode/stage/1", "/p2pnode/reduce/1", "/p2pnode/rpc/2", "/p2pnode/kv/1")
 """Streams of activations, partial sums, llama.cpp's own tensors, keys and values."""
 
 

@@ -27,7 +27,7 @@ PRIVATE = {
     "/p2pnode/stage/1",
     "/p2pnode/reduce/1",
     "/p2pnode/blob/1",
-    "/p2pnode/rpc/1",
+    "/p2pnode/rpc/2",
     "/p2pnode/infer/1",
     "/omni/tensor-xfer/1",
     "/p2pnode/log/1",

@@ -7,6 +7,8 @@ import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from p2pnode.compute.gguf import ValueType, header_bytes, parse, scalar
+
 ALIGNMENT = 32
 Value = int | float | bool | str | list[str] | list[int]
 
@@ -95,3 +97,22 @@ def write_split(folder: Path, *, seed: int = 0) -> list[Path]:
         gguf({"split.no": 1, "split.count": 2}, [("blk.1.attn_q.weight", rng.randbytes(7000 * 4))])
     )
     return paths
+
+
+def split(data: bytes, count: int, *, total: int | None = None) -> list[bytes]:
+    """A file cut into several, as llama.cpp's gguf-split does."""
+    model = parse(data)
+    tensors = list(model.tensors.values())
+    out = []
+    for number in range(count):
+        mine = tensors[number::count]
+        entries = list(model.metadata.values()) if number == 0 else []
+        entries += [
+            scalar("split.no", ValueType.UINT16, number),
+            scalar("split.count", ValueType.UINT16, count),
+            scalar("split.tensors.count", ValueType.INT32, len(tensors) if total is None else total),
+        ]
+        header, _ = header_bytes(entries, [(t.name, t.shape, t.type, t.size) for t in mine], 32)
+        body = b"".join(data[t.offset : t.offset + t.size].ljust(-(-t.size // 32) * 32, b"\0") for t in mine)
+        out.append(header + body)
+    return out

@@ -25,6 +25,7 @@ from p2pnode.compute.gguf import (
     split_paths,
 )
 from p2pnode.errors import BadModelFile
+from tests.kit.gguf_files import split
 from tests.kit.toy_models import TOYS, model_bytes, write_model
 
 
@@ -209,25 +210,6 @@ def test_files_that_cannot_be_opened(tmp_path: Path) -> None:
         open_model(tmp_path / "empty.gguf")
     with pytest.raises(BadModelFile, match="cannot be read"):
         open_model(tmp_path)
-
-
-def split(data: bytes, count: int, *, total: int | None = None) -> list[bytes]:
-    """A file cut into several, as llama.cpp's gguf-split does."""
-    model = parse(data)
-    tensors = list(model.tensors.values())
-    out = []
-    for number in range(count):
-        mine = tensors[number::count]
-        entries = list(model.metadata.values()) if number == 0 else []
-        entries += [
-            scalar("split.no", ValueType.UINT16, number),
-            scalar("split.count", ValueType.UINT16, count),
-            scalar("split.tensors.count", ValueType.INT32, len(tensors) if total is None else total),
-        ]
-        header, _ = header_bytes(entries, [(t.name, t.shape, t.type, t.size) for t in mine], 32)
-        body = b"".join(data[t.offset : t.offset + t.size].ljust(-(-t.size // 32) * 32, b"\0") for t in mine)
-        out.append(header + body)
-    return out
 
 
 def test_split_files_are_one_index(tmp_path: Path) -> None:

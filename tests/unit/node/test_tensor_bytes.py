@@ -46,7 +46,7 @@ def test_only_streams_of_tensors_count() -> None:
         "received /p2pnode/stage/1": 5,
         "received /p2pnode/kv/1": 6,
         "sent /p2pnode/reduce/1": 7,
-        "sent /p2pnode/rpc/1": 1,
+        "sent /p2pnode/rpc/2": 1,
         "sent /p2pnode/blob/1": 1_000_000,
     }
     families = {row["name"]: row for row in wire_counts.families(counters, {}, (3, 4))}
