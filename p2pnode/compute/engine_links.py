@@ -78,14 +78,17 @@ class GroupLinks:
         return AllReduce(rank, made, half=half, abort_fd=self._side.fileno())
 
     def _lane(self, rank: int, link: Sequence[Any], secret: bytes) -> LaneLink:
+        from p2pnode.compute.lane_socket import LaneEnd
         from p2pnode.compute.reduce_lane import LaneLink  # its ciphers are 6 MB that few engines need
 
         peer, _, ours, host, port, datagram_bytes = link
-        return LaneLink(self._connected(ours, host, port), secret, rank, peer, datagram_bytes, self.moved)
+        end = LaneEnd(secret, rank, peer, datagram_bytes)
+        return LaneLink(self._connected(ours, host, port), end, self.moved)
 
     def frame_lanes(self, ends: Sequence[Sequence[Any]], secrets: bytes) -> list[FrameLane]:
         """Lanes of a ring, greeted in this order: [out, our port, host, port, datagram bytes] and a secret each."""
         from p2pnode.compute.frame_lane import FrameLane
+        from p2pnode.compute.lane_socket import LaneEnd
 
         lanes: list[FrameLane] = []
         try:
@@ -93,7 +96,7 @@ class GroupLinks:
                 secret = secrets[32 * number : 32 * number + 32]
                 me, peer = (0, 1) if out else (1, 0)
                 way = self._connected(ours, host, port)
-                lanes.append(FrameLane(way, secret, me, peer, datagram_bytes, self.moved))
+                lanes.append(FrameLane(way, LaneEnd(secret, me, peer, datagram_bytes), self.moved))
             for lane in lanes:
                 lane.greet()
         except P2PNodeError:

@@ -11,7 +11,7 @@ import socket
 from dataclasses import dataclass
 
 from p2pnode.compute.lane import Datagram, Incoming, Type, missing_bitmap, missing_pieces, piece_count
-from p2pnode.compute.lane_socket import LaneSocket
+from p2pnode.compute.lane_socket import LaneEnd, LaneSocket
 from p2pnode.errors import RemoteProtocolError, RequestError, StageLost
 from p2pnode.limits import LANE_MESSAGE_BYTES_MAX, LANE_MESSAGES_KEPT_MAX, LANE_MESSAGES_PARTIAL_MAX
 
@@ -41,16 +41,8 @@ class _Partial:
 class FrameLane:
     """Messages go one way, requests for what got lost the other; the same class is both ends."""
 
-    def __init__(
-        self,
-        sock: socket.socket,
-        secret: bytes,
-        me: int,
-        peer: int,
-        datagram_bytes: int,
-        moved: list[int] | None = None,
-    ) -> None:
-        self._lane = LaneSocket(sock, secret, me, peer, datagram_bytes, self._take, moved)
+    def __init__(self, sock: socket.socket, end: LaneEnd, moved: list[int] | None = None) -> None:
+        self._lane = LaneSocket(sock, end, self._take, moved)
         self._number = 0
         self._sent: dict[int, _Sent] = {}
         self._partial: dict[int, _Partial] = {}

@@ -10,6 +10,7 @@ import struct
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from p2pnode.compute.lane import Datagram, Opener, Sealer, Type, check_datagram_bytes, piece_bounds
 from p2pnode.errors import RemoteProtocolError, StageLost
@@ -34,16 +35,23 @@ def _offloads(sock: socket.socket) -> bool:
     return sys.platform == "linux"
 
 
+@dataclass(frozen=True, slots=True)
+class LaneEnd:
+    """What both ends of a lane were told, as this one sees it."""
+
+    secret: bytes = field(repr=False)
+    me: int
+    peer: int
+    datagram_bytes: int
+
+
 class LaneSocket:
     """A connected datagram socket and both directions' keys; `take` hears every datagram but greetings."""
 
     def __init__(
         self,
         sock: socket.socket,
-        secret: bytes,
-        me: int,
-        peer: int,
-        datagram_bytes: int,
+        end: LaneEnd,
         take: Callable[[Datagram], None],
         moved: list[int] | None = None,
     ) -> None:
@@ -53,9 +61,9 @@ class LaneSocket:
             sock.setsockopt(socket.SOL_SOCKET, option, _SOCKET_BUFFER_BYTES)
         self._socket = sock
         self._segments = _offloads(sock)
-        self.datagram_bytes = check_datagram_bytes(datagram_bytes)
-        self._sealer = Sealer(secret, me, peer)
-        self._opener = Opener(secret, peer, me)
+        self.datagram_bytes = check_datagram_bytes(end.datagram_bytes)
+        self._sealer = Sealer(end.secret, end.me, end.peer)
+        self._opener = Opener(end.secret, end.peer, end.me)
         self._buffer = memoryview(bytearray(_RECEIVE_BYTES))
         self._take = take
         self._moved = [0, 0] if moved is None else moved

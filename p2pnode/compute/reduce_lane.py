@@ -6,7 +6,7 @@ import socket
 import time
 
 from p2pnode.compute.lane import Datagram, Incoming, Type, missing_bitmap, missing_pieces, piece_count
-from p2pnode.compute.lane_socket import LaneSocket
+from p2pnode.compute.lane_socket import LaneEnd, LaneSocket
 from p2pnode.errors import RemoteProtocolError, StageLost
 
 _ASK_PARTLY_S = 0.002
@@ -20,16 +20,8 @@ class LaneLink:
 
     served_between_steps = True
 
-    def __init__(
-        self,
-        sock: socket.socket,
-        secret: bytes,
-        rank: int,
-        peer: int,
-        datagram_bytes: int,
-        moved: list[int] | None = None,
-    ) -> None:
-        self._lane = LaneSocket(sock, secret, rank, peer, datagram_bytes, self._take, moved)
+    def __init__(self, sock: socket.socket, end: LaneEnd, moved: list[int] | None = None) -> None:
+        self._lane = LaneSocket(sock, end, self._take, moved)
         self._exchange = 0
         self._sent: dict[int, tuple[bytes, int]] = {}
         """Messages that may be asked for again: this one and the one before."""

@@ -29,6 +29,7 @@ from p2pnode.compute.lane import (
     piece_bounds,
     piece_count,
 )
+from p2pnode.compute.lane_socket import LaneEnd
 from p2pnode.compute.reduce import AllReduce, Link
 from p2pnode.compute.reduce_lane import LaneLink
 from p2pnode.compute.reduce_stream import StreamLink
@@ -205,7 +206,7 @@ def test_a_bad_lane_gives_exact_sums(never: int) -> None:
     links: list[LaneLink] = []
 
     def make(rank: int) -> AllReduce:
-        link = LaneLink(relay.ends[rank], SECRET, rank, 1 - rank, 1452)
+        link = LaneLink(relay.ends[rank], LaneEnd(SECRET, rank, 1 - rank, 1452))
         links.append(link)
         link.greet()
         return AllReduce(rank, {1 - rank: link}, half=False, abort_fd=never)

@@ -12,6 +12,7 @@ import pytest
 
 from p2pnode.compute.frame_lane import FrameLane
 from p2pnode.compute.lane import Sealer, Type
+from p2pnode.compute.lane_socket import LaneEnd
 from p2pnode.errors import RequestError, StageLost
 from p2pnode.limits import LANE_MESSAGE_BYTES_MAX, LANE_MESSAGES_KEPT_MAX
 
@@ -56,7 +57,7 @@ class Wire:
 
     def lanes(self) -> tuple[FrameLane, FrameLane]:
         a, b = self.ends
-        return FrameLane(a, SECRET, 0, 1, 1452), FrameLane(b, SECRET, 1, 0, 1452)
+        return FrameLane(a, LaneEnd(SECRET, 0, 1, 1452)), FrameLane(b, LaneEnd(SECRET, 1, 0, 1452))
 
     def close(self) -> None:
         for sock in (*self.ends, *self._middle):
