@@ -2,6 +2,7 @@
 import { html, render, useEffect, useState } from "./lib/dom.js";
 import { get, getKey, setKey } from "./lib/api.js";
 import { refresh, start, store } from "./lib/store.js";
+import { Icon } from "./lib/icons.js";
 import { Home } from "./pages/home.js";
 import { Chat } from "./pages/chat.js";
 import { Plans } from "./pages/plans.js";
@@ -46,13 +47,16 @@ function App() {
   const [title, Page] = PAGES[at.name];
   useEffect(() => {
     document.title = `${title} · p2pnode`;
+    const link = document.querySelector(".nav [aria-current]"); // on a phone the row is longer than the screen (scrollIntoView would move the start of Tab)
+    if (link) link.parentElement.scrollLeft = link.offsetLeft - (innerWidth - link.offsetWidth) / 2;
+    scrollTo(0, 0);
   }, [title]);
   return html`
     <a class="skip" href="#main" onClick=${(event) => { event.preventDefault(); document.getElementById("main").focus(); }}>Skip to content</a>
     <nav class="nav" aria-label="Pages">
       <span class="brand"><img src="/web/icon.svg" alt="" width="26" height="26" />p2pnode</span>
-      ${Object.entries(PAGES).filter(([name]) => name !== "launch" || name === at.name || hasConsole).map(([name, [label]]) => html`<a key=${name} href=${`#/${name}`} aria-current=${name === at.name ? "page" : undefined}>${label}</a>`)}
-      <span class="nav-foot">${state.status.name ?? ""}</span>
+      ${Object.entries(PAGES).filter(([name]) => name !== "launch" || name === at.name || hasConsole).map(([name, [label]]) => html`<a key=${name} href=${`#/${name}`} aria-current=${name === at.name ? "page" : undefined}><${Icon} name=${name} />${label}</a>`)}
+      <span class="nav-foot"><span class=${`beat ${state.connected ? "ok" : ""}`} aria-hidden="true"></span>${state.status.name ?? ""}${state.status.version ? html`<small>version ${state.status.version}</small>` : ""}</span>
     </nav>
     <main id="main" tabindex="-1">
       ${state.error?.status === 401 && html`<${KeyForm} />`}

@@ -3,14 +3,17 @@ import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { test } from "node:test";
 import { SseParser } from "../../web/lib/api.js";
-import { ago, bytes, layers, rtt, shortPeer, units } from "../../web/lib/format.js";
+import { namesOf, tell } from "../../web/lib/facts.js";
+import { ago, bytes, delay, layers, rtt, shortPeer, speed, time, units } from "../../web/lib/format.js";
 import { decode, readEntry } from "../../web/lib/msgpack.js";
 import { BadProof, fromHex } from "../../web/lib/tlog.js";
 import { toCsv } from "../../web/lib/widgets.js";
 import { microUnits } from "../../web/pages/billing.js";
 import { told } from "../../web/pages/chat.js";
 import { recall } from "../../web/pages/launch.js";
-import { attention, pulse, shownPlan } from "../../web/pages/home.js";
+import { labelAt, positions } from "../../web/lib/topology.js";
+import { attention, pulse, shownPlan, tiles } from "../../web/pages/home.js";
+import { splitByHand } from "../../web/pages/plans.js";
 
 test("events split anywhere are the same events", () => {
   const text = ': hello\n\nid: 7\ndata: {"a":1}\n\nevent: error\ndata: x\ndata: y\n\n';
@@ -66,6 +69,55 @@ test("numbers read well", () => {
   assert.equal(rtt(2.44), "2.4 ms");
   assert.equal(rtt(null), "–");
   assert.equal(ago(1000, 66_000), "1 min ago");
+  assert.equal(speed(7184.66), "7,185 tokens/s");
+  assert.equal(speed(41.27), "41.3 tokens/s");
+  assert.equal(speed(0), "–");
+  assert.equal(delay(0.283), "0.28 ms");
+  assert.equal(delay(421), "421 ms");
+  assert.equal(delay(12_300), "12.3 s");
+});
+
+test("a moment is said as short as it can be", () => {
+  const at = (year, month, day, hour) => new Date(year, month, day, hour, 5, 9).getTime();
+  const now = at(2026, 10, 28, 14);
+  assert.equal(time(at(2026, 10, 28, 0), now), "00:05:09");
+  assert.match(time(at(2026, 10, 27, 23), now), /^27 Nov, 23:05:09$/);
+  assert.match(time(at(2025, 0, 2, 3), now), /^2 Jan 2025, 03:05:09$/);
+  assert.equal(time(0, now), "–");
+});
+
+test("an entry is told in names and units, without its hashes", () => {
+  const peer = "12D3KooWRWWnEZ9BgJk6zhimQMsAuzQUMXTKBWEATvyySWBAFcK6";
+  const names = namesOf({ peers: [{ peer, name: "kitchen" }], models: [{ manifest: `baf${"k".repeat(56)}`, name: "demo" }] });
+  const data = {
+    peer, model: `baf${"k".repeat(56)}`, rtt_us: 283, bytes_per_s: 30_749_026, size_bytes: 6_211_136, amount_microunits: 250_000, duration_ms: 994,
+    tokens_per_s_milli: 88_489, free: true, stages: [[peer, 0, 4], ["12D3KooWMuj4T7GBGR7k3tMB7mv2yeN1Gk7qnrZ119y8bbzYxXVu", 4, 6]], label: "",
+    prompt_commitment: "0e256f6c", countersignature: "a3595a", seed: null, shares: [], prompt_tokens: 1017,
+  };
+  assert.deepEqual(tell(data, names), [
+    ["peer", "kitchen"], ["model", "demo"], ["round trip", "0.28 ms"], ["speed", "30.7 MB/s"], ["size", "6.2 MB"], ["amount", "0.25 units"], ["duration", "994 ms"],
+    ["tokens a second", "88.5"], ["free", "yes"], ["layers", "kitchen 0–3, …bbzYxXVu 4–5"], ["prompt tokens", "1,017"],
+  ]);
+  assert.deepEqual(tell(null), []);
+});
+
+test("a split by hand is what the command line takes", () => {
+  assert.deepEqual(splitByHand("kitchen:0-3, study:4–7"), [["kitchen", 0, 4], ["study", 4, 8]]);
+  assert.deepEqual(splitByHand("attic:7"), [["attic", 7, 8]]);
+  assert.deepEqual(splitByHand("  "), []);
+  for (const half of ["kitchen", "kitchen:", "kitchen:3-1", "kitchen:0-3, st"]) assert.equal(splitByHand(half), null, half);
+});
+
+test("no name stands on another device or outside the drawing", () => {
+  for (const [count, width] of [[1, 640], [2, 380], [3, 380], [5, 640], [8, 640]]) {
+    const at = positions(count, width);
+    const height = count < 3 ? 110 : count < 6 ? 220 : 320;
+    for (const place of at) {
+      const label = labelAt(place, width, height);
+      assert.ok(label.x > 60 && label.x < width - 60 && label.y > 10 && label.y + 15 < height, `${count}: ${JSON.stringify(label)}`);
+      for (const other of at) if (other !== place) assert.ok(Math.hypot(other.x - label.x, other.y - label.y) > 24);
+    }
+  }
 });
 
 test("earlier commands come back with the arrows", () => {
@@ -102,6 +154,17 @@ test("home says how things are and what needs you", () => {
   const rebuilding = { folded: 500, size: 2000, decides: false };
   assert.match(attention({ ...calm, status: { ...calm.status, log: { rebuilding } } }).text, /25 % so far/);
   assert.equal(attention({ ...calm, status: { ...calm.status, log: { rebuilding: { ...rebuilding, decides: true } } } }), null);
+});
+
+test("each figure of home leads to what is behind it", () => {
+  const sessions = [{ request_id: "r1", mode: "pipeline", tokens_per_s: 41.25, completion_tokens: 1200 }, { request_id: "r0", mode: "local", completion_tokens: 34 }];
+  const state = { ...calm, sessions, status: { capability: { memory_free_bytes: 6e9, memory_total_bytes: 8e9 } } };
+  assert.deepEqual(tiles(state).map(({ figure, words }) => `${figure} ${words}`), [
+    "2 of 2 devices here", "6.0 GB memory free of 8.0 GB", "41.3 tokens/s last answer, pipeline", "1,234 tokens written in 2 answers",
+  ]);
+  assert.ok(tiles(state).every(({ link }) => link.startsWith("#/")));
+  assert.equal(tiles({ ...calm, running: [{ tokens_per_s: 12 }] })[2].words, "being written now");
+  assert.equal(tiles(calm)[2].words, "no answer yet");
 });
 
 test("without an active plan the newest answer is shown", () => {

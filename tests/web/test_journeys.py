@@ -91,8 +91,12 @@ def test_plan(page: Page, url: str, node: RecordedNode) -> None:
     expect(page.get_by_text("needs 9.1 GB, 6.2 free")).to_be_visible()
     page.get_by_label(re.compile("^Stages")).fill("2")
     page.get_by_role("checkbox", name="kitchen").check()
+    page.get_by_label(re.compile("^Layers by hand")).fill("studio:0-3, kitch")
+    expect(page.get_by_text(re.compile("^Each device with its layers"))).to_be_visible()
+    page.get_by_label(re.compile("^Layers by hand")).fill("studio:0-3, kitchen:4-7")
     page.get_by_role("button", name="Apply this plan").click()
     expect(page.get_by_text("In use.")).to_be_visible()
+    assert node.plans_asked[-1]["blocks"] == [("studio", 0, 4), ("kitchen", 4, 8)]
     assert node.plans_asked[-1] | {"stages": 2, "devices": ["kitchen"], "apply": True} == node.plans_asked[-1]
     picture(page, "plans")
 

@@ -56,6 +56,25 @@ export function rtt(ms) {
   return Number.isFinite(ms) ? `${ms < 10 ? ms.toFixed(1) : Math.round(ms)} ms` : "–";
 }
 
-export function time(ms) {
-  return Number.isFinite(ms) && ms > 0 ? new Date(ms).toLocaleString() : "–";
+// A moment as short as it can be said: the hour today, with its day otherwise; twenty-four hours, as no AM is then needed.
+export function time(ms, now = Date.now()) {
+  if (!Number.isFinite(ms) || ms <= 0) return "–";
+  const [at, today] = [new Date(ms), new Date(now)];
+  const hour = at.toLocaleTimeString("en-GB");
+  if (at.toDateString() === today.toDateString()) return hour;
+  const day = at.toLocaleDateString("en-GB", { day: "numeric", month: "short", ...(at.getFullYear() === today.getFullYear() ? {} : { year: "numeric" }) });
+  return `${day}, ${hour}`;
+}
+
+// Tokens a second: a decimal only where it says something.
+export function speed(perS) {
+  if (!Number.isFinite(perS) || perS <= 0) return "–";
+  return `${perS < 100 ? perS.toFixed(1) : Math.round(perS).toLocaleString("en")} tokens/s`;
+}
+
+// A rate behind one decimal is noise, a delay below a tenth of a millisecond is not nothing.
+export function delay(ms) {
+  if (!Number.isFinite(ms)) return "–";
+  if (ms < 1) return `${ms.toFixed(2)} ms`;
+  return ms < 1000 ? `${ms < 10 ? ms.toFixed(1) : Math.round(ms)} ms` : `${(ms / 1000).toFixed(1)} s`;
 }

@@ -8,19 +8,34 @@ export function layerCount(stages) {
 
 export const toneOf = (index) => `tone-${index % 6}`;
 
-// One bar per plan: a segment per stage, as wide as its share of the layers.
-export function LayerBar({ stages, active = null }) {
+// The segments of one bar in the order of their layers: [index of the stage or null for a gap, layers].
+function segments(stages, total, only) {
+  const parts = [];
+  let at = 0;
+  stages.forEach((stage, index) => {
+    const [first, end] = stage.layers ?? [0, total];
+    if (only !== null && only !== index) return;
+    if (first > at) parts.push([null, first - at]);
+    if (end > first) parts.push([index, end - first]);
+    at = Math.max(at, end);
+  });
+  if (at < total) parts.push([null, total - at]);
+  return parts;
+}
+
+// One bar per plan: a segment per stage, as wide as its share of the layers, with its name where there is room.
+// Stages that share layers (a tensor group) stand below each other. `only` leaves the others of a bar empty.
+export function LayerBar({ stages, active = null, only = null }) {
   const total = layerCount(stages);
+  const shared = only === null && stages.some((stage, index) => index > 0 && (stage.layers?.[0] ?? 0) < (stages[index - 1].layers?.[1] ?? total));
   const words = stages.map((stage) => `${stage.name}: layers ${layers(stage.layers)}`).join("; ");
-  return html`<svg class="layer-bar" viewBox="0 0 1000 28" preserveAspectRatio="none" role="img" aria-label=${words}>
-    ${stages.map((stage, index) => {
-      const [first, end] = stage.layers ?? [0, total];
-      const x = (first / total) * 1000;
-      const width = Math.max(2, ((end - first) / total) * 1000 - 3);
-      return html`<rect key=${index} x=${x} y="0" width=${width} height="28" rx="4"
-        class=${`${toneOf(index)} ${active === index ? "is-active" : ""}`}><title>${stage.name}: ${layers(stage.layers)}</title></rect>`;
-    })}
-  </svg>`;
+  const rows = shared ? stages.map((_, index) => index) : [only];
+  return html`<div class="layer-bars" role="img" aria-label=${words}>${rows.map((row) => html`<div class="layer-bar" key=${row}>
+    ${segments(stages, total, row).map(([index, count], at) => html`<span key=${at} style=${{ flexGrow: String(count) }}
+      class=${index === null ? "gap" : `segment ${toneOf(index)} ${active === index ? "is-active" : ""}`}
+      title=${index === null ? undefined : `${stages[index].name}: layers ${layers(stages[index].layers)}`}>
+      ${index !== null && only === null && html`<b>${stages[index].name}</b> <i>${layers(stages[index].layers)}</i>`}</span>`)}
+  </div>`)}</div>`;
 }
 
 export function StageTable({ stages }) {

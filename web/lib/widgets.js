@@ -38,7 +38,13 @@ export function useAction(after = () => {}) {
   return { ...state, run };
 }
 
-export function CopyButton({ text, label = "Copy" }) {
+// How much of something is in use.
+export function Meter({ part, words }) {
+  const share = Math.min(1, Math.max(0, part));
+  return Number.isFinite(share) ? html`<span class="meter" role="img" aria-label=${`${words}: ${Math.round(share * 100)} %`}><span style=${{ width: `${Math.round(share * 100)}%` }}></span></span>` : null;
+}
+
+export function CopyButton({ text, label = "Copy", quiet = false }) {
   const [copied, setCopied] = useState(false);
   const copy = async () => {
     try {
@@ -49,7 +55,7 @@ export function CopyButton({ text, label = "Copy" }) {
       setCopied(false); // no clipboard over plain http: the text can be selected
     }
   };
-  return html`<button type="button" onClick=${copy}>${copied ? "Copied" : label}</button>`;
+  return html`<button type="button" class=${quiet ? "link-like" : undefined} onClick=${copy}>${copied ? "Copied" : label}</button>`;
 }
 
 const STATES = { preparing: "Preparing", fetching: "Fetching", loading: "Loading" };

@@ -3,6 +3,7 @@ import { html, useEffect, useState } from "../lib/dom.js";
 import { checkedWitnesses, verifiedCheckpoint, verifyEntry } from "../lib/audit.js";
 import { get, post } from "../lib/api.js";
 import { shortPeer, time } from "../lib/format.js";
+import { namesOf, tell } from "../lib/facts.js";
 import { NotSealed, toHex } from "../lib/tlog.js";
 import { download, Failure, toCsv, useView } from "../lib/widgets.js";
 
@@ -10,6 +11,7 @@ const PAGE = 50;
 
 export function Audit({ state, at }) {
   const chosen = /^\d+$/.test(at.rest[0] ?? "") ? Number(at.rest[0]) : null;
+  const names = namesOf(state);
   const nameOf = (actor) => state.peers.find((peer) => peer.peer === actor)?.name || shortPeer(actor);
   const [end, setEnd] = useState(null); // time travel: show the log as it was at this size
   const [words, setWords] = useState(at.query.get("request") ?? "");
@@ -31,7 +33,7 @@ export function Audit({ state, at }) {
     <${Checkpoint} size=${whole} />
     <${Witnesses} size=${whole} peers=${state.peers} />
     <${Failure} error=${error ?? size.error} />
-    ${chosen !== null && html`<${Entry} key=${chosen} index=${chosen} />`}
+    ${chosen !== null && html`<${Entry} key=${chosen} index=${chosen} names=${names} />`}
     <article class="card">
       <div class="row">
         <label>Type <select value=${type} onChange=${(event) => setType(event.target.value)}>
@@ -42,12 +44,12 @@ export function Audit({ state, at }) {
       </div>
       ${whole > 1 && html`<label class="slider">As it was at size ${shown}
         <input type="range" min="1" max=${whole} value=${shown} onInput=${(event) => setEnd(Number(event.target.value) === whole ? null : Number(event.target.value))} /></label>`}
-      <div class="scroll"><table>
+      <div class="scroll"><table class="lines">
         <thead><tr><th class="num">Entry</th><th>Time</th><th>Fact</th><th>By</th><th>What it says</th></tr></thead>
         <tbody>${kept.map((entry) => html`<tr key=${entry.index} class=${entry.index === chosen ? "chosen" : ""}>
-          <td class="num"><a href=${`#/audit/${entry.index}`}>${entry.index}</a></td>
-          <td class="nowrap">${time(entry.time_ms)}</td><td>${entry.type}</td>
-          <td>${nameOf(entry.actor)}</td><td class="says">${says(entry.data)}</td></tr>`)}</tbody>
+          <td class="num inline"><a href=${`#/audit/${entry.index}`}>${entry.index}</a></td>
+          <td class="nowrap inline">${time(entry.time_ms)}</td><td class="inline">${entry.type}</td>
+          <td class="inline">${nameOf(entry.actor)}</td><td class="says"><${Says} data=${entry.data} names=${names} /></td></tr>`)}</tbody>
       </table></div>
       ${searching && html`<p class="muted" role="status">${found.before > 0 ? `Looked back to entry ${found.before}.` : `${kept.length} found in all ${shown} entries.`}
         ${found.before > 0 && html` <button type="button" disabled=${found.busy} onClick=${found.more}>Look further back</button>`}</p>`}
@@ -79,11 +81,11 @@ function useSearch(wanted, words, type, size) {
   return { ...state, more: () => look(state.before, state.entries, () => true) };
 }
 
-const shorter = (text) => text.replace(/[A-Za-z0-9]{24,}/g, (word) => `${word.slice(0, 6)}…${word.slice(-6)}`);
+const SAID_MAX = 8;
 
-function says(data) {
-  const text = shorter(Object.entries(data ?? {}).map(([name, value]) => `${name}: ${typeof value === "object" ? JSON.stringify(value) : value}`).join(" · "));
-  return text.length > 160 ? `${text.slice(0, 160)}…` : text;
+function Says({ data, names }) {
+  const said = tell(data, names);
+  return html`${said.slice(0, SAID_MAX).map(([what, how]) => html`<span key=${what}><i>${what}</i> ${how.length > 90 ? `${how.slice(0, 90)}…` : how}</span>`)}${said.length > SAID_MAX ? "…" : ""}`;
 }
 
 function Checkpoint({ size }) {
@@ -137,7 +139,7 @@ function checked(row) {
 
 const saveProof = (fraud) => download(`fraud-${shortPeer(fraud.peer)}.json`, `${JSON.stringify({ format: "p2pnode-fraud-1", document: fraud.proof }, null, 2)}\n`);
 
-function Entry({ index }) {
+function Entry({ index, names }) {
   const [result, setResult] = useState(null);
   useEffect(() => {
     let current = true;
@@ -152,7 +154,8 @@ function Entry({ index }) {
     <h2><strong class="tick">✓</strong> Entry ${index}: ${event.type}</h2>
     <p class="muted">${time(event.time_ms)}. Its bytes hash to a leaf, ${path.length - 1} hashes lead to the root, and the root is signed.</p>
     <${Path} path=${path} />
-    <details><summary>What it says</summary><pre>${JSON.stringify(event.data, null, 2)}</pre></details>
+    <p class="says"><${Says} data=${event.data} names=${names} /></p>
+    <details><summary>Every field</summary><pre>${JSON.stringify(event.data, null, 2)}</pre></details>
     <p class="muted small">Root <code>${toHex(checkpoint.root)}</code> of ${checkpoint.size} entries, origin <code>${checkpoint.origin}</code></p>
   </article>`;
 }

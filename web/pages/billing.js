@@ -1,6 +1,6 @@
 // Billing: balances, holds, every booking with the event behind it, earnings, export.
 import { html, useState } from "../lib/dom.js";
-import { layers, shortPeer, time, units } from "../lib/format.js";
+import { layers, plural, shortPeer, time, units } from "../lib/format.js";
 import { download, EventLink, Failure, toCsv, useAction, useView } from "../lib/widgets.js";
 
 export function Billing({ state }) {
@@ -14,10 +14,10 @@ export function Billing({ state }) {
     <h1 id="billing-title">Billing</h1>
     <${Failure} error=${error} />
     <div class="grid">${accounts.map((item) => html`<article class="card" key=${item.account}>
-      <h2>${item.name}</h2>
+      <h2>${item.account === "local" ? "This device" : item.name} <span class="chip">${item.account === "local" ? "local" : item.account === data.own_account ? "what it earns" : "account"}</span></h2>
       <p class="figure">${units(item.available_microunits)} <small>units available</small></p>
-      <dl><dt>Held</dt><dd>${units(item.held_microunits)}</dd><dt>Spent</dt><dd>${units(item.spent_microunits)} in ${item.requests} requests</dd>
-        <dt>Earned</dt><dd>${units(item.earned_microunits)}</dd><dt>Topped up</dt><dd>${units(item.topped_up_microunits)}</dd>
+      <dl><dt>Held</dt><dd>${units(item.held_microunits)} units</dd><dt>Spent</dt><dd>${units(item.spent_microunits)} units in ${plural(item.requests, "request")}</dd>
+        <dt>Earned</dt><dd>${units(item.earned_microunits)} units</dd><dt>Topped up</dt><dd>${units(item.topped_up_microunits)} units</dd>
         ${item.quota && html`<dt>Quota</dt><dd>${units(item.quota.left_microunits)} of ${units(item.quota.limit_microunits)} left${item.quota.forecast_microunits ? `; about ${units(Math.round(item.quota.forecast_microunits / 1e4) * 1e4)} at this pace` : ""}</dd>`}</dl>
       <button type="button" aria-pressed=${item.account === account} onClick=${() => setAccount(item.account)}>Statement</button>
     </article>`)}
@@ -32,11 +32,14 @@ export function Billing({ state }) {
     <article class="card"><div class="row"><h2>Statement of ${accounts.find((item) => item.account === account)?.name ?? account}</h2>
       <button type="button" disabled=${!lines.length} onClick=${() => download(`statement-${account}.csv`, toCsv(lines), "text/csv")}>Export CSV</button></div>
       <${Failure} error=${statement.error} />
-      ${lines.length === 0 ? html`<p class="muted">No bookings yet.</p>` : html`<div class="scroll"><table><thead><tr><th class="num">Event</th><th>Time</th><th>What</th><th>For</th><th class="num">Amount</th><th class="num">Balance</th></tr></thead>
-        <tbody>${lines.map((line, index) => html`<tr key=${index}><td class="num"><${EventLink} index=${line.index}>${line.index}<//></td><td class="nowrap">${time(line.wall_ms)}</td><td>${line.type}</td><td class="says">${line.request_id || line.note || "–"}</td><td class="num">${units(line.amount_microunits)}</td><td class="num">${units(line.balance_microunits)}</td></tr>`)}</tbody></table></div>`}
+      ${lines.length === 0 ? html`<p class="muted">No bookings yet.</p>` : html`<div class="scroll"><table><thead><tr><th class="num">Event</th><th>Time</th><th>What</th><th>For</th><th class="num">Amount, units</th><th class="num">Balance, units</th></tr></thead>
+        <tbody>${lines.map((line, index) => html`<tr key=${index}><td class="num"><${EventLink} index=${line.index}>${line.index}<//></td><td class="nowrap">${time(line.wall_ms)}</td><td>${booking(line.type)}</td><td class="says">${line.request_id || line.note || "–"}</td><td class="num">${units(line.amount_microunits)}</td><td class="num">${units(line.balance_microunits)}</td></tr>`)}</tbody></table></div>`}
     </article>
   </section>`;
 }
+
+const BOOKINGS = { CreditHeld: "held for a request", CreditSettled: "settled", CreditToppedUp: "topped up", CreditReleased: "released", CreditGranted: "granted" };
+const booking = (type) => BOOKINGS[type] ?? type;
 
 // Units with at most six decimals as whole micro-units, or null.
 export function microUnits(text) {

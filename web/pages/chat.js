@@ -1,7 +1,7 @@
 // Chat: streams an answer, says how fast and by whom it was computed, and stops when told.
 import { html, useEffect, useRef, useState } from "../lib/dom.js";
 import { get, stream } from "../lib/api.js";
-import { units } from "../lib/format.js";
+import { speed as spoken, units } from "../lib/format.js";
 import { LayerBar, StageTable } from "../lib/layers.js";
 import { toSafeHtml } from "../lib/markdown.js";
 import { Progress, download } from "../lib/widgets.js";
@@ -14,6 +14,7 @@ export const MODES = [
   ["tensor", "Tensor Native"],
   ["hybrid", "Hybrid"],
 ];
+const SUGGESTIONS = ["Tell me a story about three small computers.", "Why is the sky blue?", "Write a haiku about a kitchen."];
 const MODE_KEY = "p2pnode.mode";
 const HISTORY_KEY = "p2pnode.chat";
 
@@ -134,7 +135,9 @@ export function Chat({ state }) {
       <button type="button" onClick=${() => setMessages([])} disabled=${Boolean(live) || !messages.length}>New chat</button>
     </header>
     <div class="messages" ref=${log} role="log" aria-live="polite" aria-busy=${Boolean(live)} tabindex="0">
-      ${shown.length === 0 && html`<p class="muted empty">Ask something. Every answer says which devices computed it.</p>`}
+      ${shown.length === 0 && html`<div class="empty"><h2>Ask your mesh something</h2>
+        <p class="muted">${state.models.length ? "Every answer says which devices computed it, how fast, and what it cost." : html`There is no model yet: <a href="#/models">add one</a> first.`}</p>
+        ${state.models.length > 0 && html`<div class="row">${SUGGESTIONS.map((words) => html`<button type="button" key=${words} onClick=${() => ask([{ role: "user", content: words }])}>${words}</button>`)}</div>`}</div>`}
       ${shown.map((message, index) => html`<${Message} key=${index} message=${message} />`)}
     </div>
     <form class="composer" onSubmit=${submit}>
@@ -183,9 +186,9 @@ function Facts({ message }) {
   const { usage, by } = message;
   const speed = by?.tokens_per_s ?? message.speed;
   const facts = [];
-  if (by) facts.push(by.mode);
-  if (usage) facts.push(`${usage.prompt_tokens} + ${usage.completion_tokens} tokens`);
-  if (speed) facts.push(`${speed.toFixed(1)} tokens/s`);
+  if (by) facts.push(by.stages?.length > 1 ? `${by.mode}, ${by.stages.length} devices` : by.mode);
+  if (usage) facts.push(`${usage.prompt_tokens} tokens read, ${usage.completion_tokens} written`);
+  if (speed) facts.push(spoken(speed));
   if (by) facts.push(by.cost_microunits ? `${units(by.cost_microunits)} units` : "free");
   if (by?.cost_microunits && Number.isFinite(message.balance)) facts.push(`${units(message.balance)} left`);
   if (message.finish === "length") facts.push("cut at the length limit");

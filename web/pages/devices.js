@@ -1,8 +1,8 @@
 // Devices: who belongs to the mesh, invites with QR, pause, drain, forget.
 import { html, useState } from "../lib/dom.js";
-import { ago, bytes, rtt, time } from "../lib/format.js";
+import { ago, bytes, layers, rtt, shortPeer, time } from "../lib/format.js";
 import { refresh } from "../lib/store.js";
-import { CopyButton, Failure, useAction, useView } from "../lib/widgets.js";
+import { CopyButton, Failure, Meter, useAction, useView } from "../lib/widgets.js";
 import { isUp } from "./home.js";
 
 export function Devices({ state, at }) {
@@ -17,13 +17,15 @@ export function Devices({ state, at }) {
       <h2>${peer.name || "unnamed"} <span class=${`chip ${isUp(peer) ? "active" : ""}`}>${peer.self ? "this device" : peer.state}</span>${peer.self && working !== "active" && html` <span class="chip">${working}</span>`}</h2>
       <dl>
         <dt>Role</dt><dd>${peer.role ?? "–"}</dd>
-        <dt>Link</dt><dd>${peer.self ? "–" : [rtt(peer.rtt_ms), peer.path || "no path", ...(peer.link?.bytes_per_s ? [`${bytes(peer.link.bytes_per_s)}/s measured`] : [])].join(", ")}</dd>
-        <dt>Last seen</dt><dd>${peer.self ? "now" : ago(peer.last_seen_ms)}</dd>
-        ${power(peer, state) && html`<dt>Memory</dt><dd>${bytes(power(peer, state).memory_free_bytes)} of ${bytes(power(peer, state).memory_total_bytes)} free, read at ${bytes(power(peer, state).memory_bytes_per_s)}/s</dd>
-          <dt>Cores</dt><dd>${power(peer, state).cores ?? "–"} ${power(peer, state).on_battery ? "(on battery)" : ""}</dd>`}
-        ${!peer.self && Number.isFinite(peer.bytes_sent) && html`<dt>Moved</dt><dd>${bytes(peer.bytes_sent)} there, ${bytes(peer.bytes_received)} back</dd>`}
+        ${!peer.self && html`<dt>Link</dt><dd>${link(peer)}</dd>
+          <dt>Last seen</dt><dd>${ago(peer.last_seen_ms)}</dd>`}
+        ${(peer.stages ?? []).length > 0 && html`<dt>Computes</dt><dd>${peer.stages.map((stage) => `layers ${layers(stage.layers)} of ${stage.model}`).join(", ")}</dd>`}
+        ${power(peer, state) && html`<dt>Memory</dt><dd>${bytes(power(peer, state).memory_free_bytes)} of ${bytes(power(peer, state).memory_total_bytes)} free
+            <${Meter} part=${1 - power(peer, state).memory_free_bytes / power(peer, state).memory_total_bytes} words="Memory in use" /></dd>
+          <dt>Speed</dt><dd>${power(peer, state).cores ?? "–"} cores${power(peer, state).memory_bytes_per_s ? `, memory read at ${bytes(power(peer, state).memory_bytes_per_s)}/s` : ""}${power(peer, state).on_battery ? ", on battery" : ""}</dd>`}
+        ${!peer.self && Number.isFinite(peer.bytes_sent) && html`<dt>Traffic</dt><dd>${bytes(peer.bytes_sent)} sent, ${bytes(peer.bytes_received)} received</dd>`}
         ${peer.lost_reason && html`<dt>Lost</dt><dd>${peer.lost_reason}</dd>`}
-        <dt>Peer id</dt><dd><a href=${`#/audit?request=${peer.peer}`} title="What is recorded of it"><code>${peer.peer}</code></a></dd>
+        <dt>Peer id</dt><dd><a href=${`#/audit?request=${peer.peer}`} title=${`What is recorded of ${peer.peer}`}><code>${shortPeer(peer.peer)}</code></a> <${CopyButton} text=${peer.peer} quiet /></dd>
       </dl>
       <details open=${!isUp(peer)}><summary>Addresses</summary><ul>${addresses(peer).map((line, index) => html`<li key=${index}><code>${line}</code></li>`)}</ul></details>
       <div class="row">
@@ -36,6 +38,12 @@ export function Devices({ state, at }) {
       </div>
     </article>`)}</div>
   </section>`;
+}
+
+// Round trip, way and throughput of a link; what is not known is not said.
+function link(peer) {
+  const parts = [Number.isFinite(peer.rtt_ms) ? rtt(peer.rtt_ms) : "", peer.path, peer.link?.bytes_per_s ? `${bytes(peer.link.bytes_per_s)}/s measured` : ""];
+  return parts.filter(Boolean).join(", ") || "no way there now";
 }
 
 const power = (peer, state) => (peer.self ? state.status.capability : peer.capability);
@@ -59,20 +67,20 @@ function Invite() {
   return html`<article class="card invite" aria-labelledby="invite-title">
     <h2 id="invite-title">Invite a device</h2>
     <form class="row" onSubmit=${send}>
-      <label>Devices <input type="number" min="1" max="1000" value=${wish.uses} onInput=${(event) => set({ uses: Math.max(1, Number(event.target.value)) })} /></label>
+      <label>How many devices <input type="number" min="1" max="1000" value=${wish.uses} onInput=${(event) => set({ uses: Math.max(1, Number(event.target.value)) })} /></label>
       <label>Valid <select value=${wish.expires_s} onChange=${(event) => set({ expires_s: Number(event.target.value) })}>
         <option value="900">15 minutes</option><option value="3600">1 hour</option><option value="86400">1 day</option><option value="604800">7 days</option></select></label>
       <label>Role <select value=${wish.role} onChange=${(event) => set({ role: event.target.value })}><option value="worker">computes</option><option value="client">only asks</option></select></label>
-      <label>Note <input value=${wish.label} maxlength="64" onInput=${(event) => set({ label: event.target.value })} /></label>
+      <label>Note for yourself <input value=${wish.label} maxlength="64" onInput=${(event) => set({ label: event.target.value })} /></label>
       <button class="primary" disabled=${act.busy}>Make an invite</button>
     </form>
     <${Failure} error=${act.error} />
     ${act.done && html`<div class="ticket">
       ${act.done.qr && html`<img class="qr" alt="The ticket as a QR code" src=${`data:image/svg+xml;base64,${btoa(act.done.qr)}`} />`}
-      <div><p>On the other device, until ${time(act.done.expires_ms)}:</p><pre>${command}</pre><${CopyButton} text=${command} label="Copy the command" /></div>
+      <div><p>On the other device, until ${time(act.done.expires_ms)}, run:</p><pre>${command}</pre><${CopyButton} text=${command} label="Copy the command" /></div>
     </div>`}
-    ${(data?.invites ?? []).length > 0 && html`<details><summary>Invites so far (${data.invites.length})</summary><table><thead><tr><th>Note</th><th>Role</th><th>State</th><th>Left</th><th>Expires</th><th></th></tr></thead>
-      <tbody>${data.invites.map((item) => html`<tr key=${item.invite_id}><td>${item.label || "–"}</td><td>${item.role}</td><td>${item.state}</td><td>${item.uses_left}</td><td>${time(item.expires_ms)}</td>
-        <td>${item.state === "open" && html`<button type="button" onClick=${() => revoke.run("/command/revoke_invite", { invite_id: item.invite_id })}>Revoke</button>`}</td></tr>`)}</tbody></table></details>`}
+    ${(data?.invites ?? []).length > 0 && html`<details><summary>Invites so far (${data.invites.length})</summary><div class="scroll"><table><thead><tr><th>Note</th><th>Role</th><th>State</th><th class="num">Uses left</th><th>Expires</th><th></th></tr></thead>
+      <tbody>${data.invites.map((item) => html`<tr key=${item.invite_id}><td>${item.label || "–"}</td><td>${item.role}</td><td>${item.state}</td><td class="num">${item.uses_left}</td><td>${time(item.expires_ms)}</td>
+        <td>${item.state === "open" && html`<button type="button" onClick=${() => revoke.run("/command/revoke_invite", { invite_id: item.invite_id })}>Revoke</button>`}</td></tr>`)}</tbody></table></div></details>`}
   </article>`;
 }

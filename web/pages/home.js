@@ -1,6 +1,6 @@
 // Home: one line that says how things are, the one thing that needs you, devices and their layers.
 import { html } from "../lib/dom.js";
-import { ago, plural, rtt, shortPeer } from "../lib/format.js";
+import { ago, bytes, plural, rtt, shortPeer, speed } from "../lib/format.js";
 import { HopBar, isFresh, useHop } from "../lib/hops.js";
 import { LayerBar, StageTable, toneOf } from "../lib/layers.js";
 import { Topology } from "../lib/topology.js";
@@ -12,12 +12,12 @@ export const isUp = (peer) => peer.self || UP.has(peer.state);
 export function pulse({ peers, plans, running, telemetry = {} }) {
   const up = peers.filter(isUp).length;
   const active = plans.filter((plan) => plan.state === "active").length;
-  const speed = running.reduce((sum, session) => sum + (session.tokens_per_s ?? 0), 0);
+  const writing = running.reduce((sum, session) => sum + (session.tokens_per_s ?? 0), 0);
   const parts = [plural(up, "device"), active ? plural(active, "plan") : "no plan yet"];
   const hops = isFresh(telemetry.hops) ? telemetry.hops : null; // quicker news than the list of answers
   parts.push(running.length ? `${plural(running.length, "answer")} being written` : hops ? "answering" : "idle");
-  if (!speed && hops?.token_ms) parts.push(`${(1000 / hops.token_ms).toFixed(1)} tokens/s`);
-  if (speed > 0) parts.push(`${speed.toFixed(1)} tokens/s`);
+  if (!writing && hops?.token_ms) parts.push(speed(1000 / hops.token_ms));
+  if (writing > 0) parts.push(speed(writing));
   return parts.join(" · ");
 }
 
@@ -60,6 +60,7 @@ export function Home({ state }) {
     html`<p class=${`notice ${notice.tone}`}><span>${notice.text} ${notice.hint ?? ""}</span>
       ${notice.link && html`<a class="button" href=${notice.link}>${notice.label}</a>`}</p>`}
     ${state.models.map((model) => html`<div key=${model.name}><${Progress} view=${model.loading} /><${Progress} view=${model.transfer} /></div>`)}
+    <${Tiles} state=${state} plan=${plan} hops=${fresh ? hops : null} />
     <div class="grid">
       <article class="card wide">
         <h2>Devices</h2>
@@ -69,7 +70,7 @@ export function Home({ state }) {
       <article class="card wide">
         <h2>${plan ? `Who holds ${plan.model}` : "No plan yet"}</h2>
         ${plan
-          ? html`<p class="muted">${plan.mode} · ${plan.state}${plan.tokens_per_s ? ` · ${plan.tokens_per_s.toFixed(1)} tokens/s` : ""}
+          ? html`<p class="muted">${plan.mode} · ${plan.state}${plan.tokens_per_s ? ` · ${speed(plan.tokens_per_s)}` : ""}
                 ${plan.plan_id && html` · <a href=${`#/audit?request=${plan.plan_id}`}>what is recorded of it</a>`}</p>
               <${LayerBar} stages=${plan.stages} active=${hop} />
               ${hops?.model === plan.model && html`<h3>${fresh ? "Where the time goes now" : "Where the time went"}</h3><${HopBar} view=${hops} active=${hop} />`}
@@ -78,6 +79,28 @@ export function Home({ state }) {
       </article>
     </div>
   </section>`;
+}
+
+// What the devices have and did, each figure with a way to what is behind it.
+export function tiles({ peers, status, sessions, running }, hops = null) {
+  const up = peers.filter(isUp);
+  const powers = up.map((peer) => (peer.self ? status.capability : peer.capability)).filter(Boolean);
+  const sum = (name) => powers.reduce((total, power) => total + (power[name] ?? 0), 0);
+  const last = sessions.find((session) => session.tokens_per_s > 0);
+  const now = running.reduce((total, session) => total + (session.tokens_per_s ?? 0), 0) || (hops?.token_ms ? 1000 / hops.token_ms : 0);
+  const tokens = sessions.reduce((total, session) => total + (session.completion_tokens ?? 0), 0);
+  return [
+    { figure: `${up.length} of ${peers.length}`, words: "devices here", link: "#/devices" },
+    { figure: powers.length ? bytes(sum("memory_free_bytes")) : "–", words: powers.length ? `memory free of ${bytes(sum("memory_total_bytes"))}` : "memory free", link: "#/devices" },
+    now ? { figure: speed(now), words: "being written now", link: "#/plans" }
+      : { figure: last ? speed(last.tokens_per_s) : "–", words: last ? `last answer, ${last.mode}` : "no answer yet", link: last ? `#/audit?request=${last.request_id}` : "#/chat" },
+    { figure: tokens.toLocaleString("en"), words: `tokens written in ${plural(sessions.length, "answer")}`, link: "#/audit?request=RequestFinished" },
+  ];
+}
+
+function Tiles({ state, hops }) {
+  if (!state.connected) return null;
+  return html`<div class="tiles">${tiles(state, hops).map(({ figure, words, link }) => html`<a class="tile" href=${link} key=${link + words}><b>${figure}</b><span>${words}</span></a>`)}</div>`;
 }
 
 function PeerTable({ peers, plan }) {
@@ -90,17 +113,11 @@ function PeerTable({ peers, plan }) {
         return html`<tr key=${peer.peer} class=${isUp(peer) ? "" : "faded"}>
           <td class="nowrap"><span class=${`dot ${index >= 0 ? toneOf(index) : ""}`}></span><a href=${`#/devices/${peer.peer}`}>${peer.name || shortPeer(peer.peer)}</a></td>
           <td>${peer.self ? "this device" : peer.state}</td>
-          <td class="wide-only">${index >= 0 ? html`<${LayerBar} stages=${onlyStage(plan.stages, index)} />` : "–"}</td>
+          <td class="wide-only">${index >= 0 ? html`<${LayerBar} stages=${plan.stages} only=${index} />` : "–"}</td>
           <td class="num">${peer.self ? "–" : rtt(peer.rtt_ms)}</td>
           <td class="nowrap">${peer.self ? "now" : ago(peer.last_seen_ms)}</td>
         </tr>`;
       })}
     </tbody>
   </table></div>`;
-}
-
-// The bar of one device: its own segment in place, the others left empty.
-function onlyStage(stages, index) {
-  const total = Math.max(...stages.map((stage) => stage.layers?.[1] ?? 0));
-  return stages.map((stage, at) => (at === index ? stage : { ...stage, layers: [total, total] }));
 }

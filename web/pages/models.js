@@ -19,14 +19,15 @@ export function Models({ state }) {
   return html`<section aria-labelledby="models-title">
     <h1 id="models-title">Models</h1>
     <${Failure} error=${act.error} />
+    ${state.connected && state.models.length === 0 && html`<div class="notice"><span>There is no model in this mesh yet. Add one below, or <code>p2pnode pull</code> it on any device.</span></div>`}
     <div class="grid">${state.models.map((model) => html`<article class="card" key=${model.name}>
       <h2>${model.name} ${model.default && html`<span class="chip active">default</span>`}</h2>
       <dl>
-        <dt>Kind</dt><dd>${model.architecture} ${model.quantisation}</dd>
+        <dt>Kind</dt><dd>${model.architecture}, ${model.quantisation}</dd>
         <dt>Size</dt><dd>${bytes(model.size_bytes)}, ${plural(model.layers ?? 0, "layer")}</dd>
-        <dt>Context</dt><dd>${model.context_length ?? "–"} tokens</dd>
-        <dt>Here</dt><dd>${model.here ?? "–"}</dd>
-        <dt>Held by</dt><dd>${(model.holders ?? []).map(nameOf).join(", ") || "nobody whole"}</dd>
+        <dt>Context</dt><dd>${model.context_length ? `${model.context_length.toLocaleString("en")} tokens` : "–"}</dd>
+        <dt>Here</dt><dd>${{ complete: "whole", part: "a part of it", no: "nothing of it" }[model.here] ?? model.here ?? "–"}${model.loaded ? ", in memory" : ""}</dd>${model.license && html`<dt>Licence</dt><dd>${model.license}</dd>`}
+        <dt>Whole on</dt><dd>${(model.holders ?? []).map(nameOf).join(", ") || "no device"}</dd>
       </dl>
       <${Progress} view=${model.loading} /><${Progress} view=${model.transfer} />
       <${CopyTo} model=${model} peers=${state.peers} />
@@ -37,7 +38,7 @@ export function Models({ state }) {
       </div>
     </article>`)}</div>
     <form class="card row" onSubmit=${pull}>
-      <label class="grow">Add a model (a path on this device, or a hub name) <input value=${source} onInput=${(event) => setSource(event.target.value)} /></label>
+      <label class="grow">Add a model: a GGUF file on this device, or a name on the hub <input placeholder="/models/my-model.gguf or hf:owner/name:Q4_K_M" value=${source} onInput=${(event) => setSource(event.target.value)} /></label>
       <button disabled=${!source.trim() || act.busy}>${act.busy ? "Fetching…" : "Add"}</button>
     </form>
   </section>`;

@@ -16,8 +16,8 @@ export function Settings({ state }) {
   return html`<section aria-labelledby="settings-title">
     <h1 id="settings-title">Settings</h1>
     <${Failure} error=${error} />
-    <article class="card"><h2>Of the mesh</h2>
-      ${rows.length === 0 ? html`<p class="muted">Nothing was changed: all defaults.</p>` : html`<div class="scroll"><table><thead><tr><th>Setting</th><th>Value</th><th>Before</th><th>Changed by</th><th>When</th><th>Event</th></tr></thead>
+    <article class="card"><h2>Settings of the mesh</h2><p class="muted">They hold for every device, and each change is recorded.</p>
+      ${rows.length === 0 ? html`<p class="muted">Nothing was changed so far: all have their defaults.</p>` : html`<div class="scroll"><table><thead><tr><th>Setting</th><th>Value</th><th>Before</th><th>Changed by</th><th>When</th><th>Event</th></tr></thead>
         <tbody>${rows.map((item) => html`<tr key=${item.key}><td>${item.key}</td><td>${String(item.value)}</td><td>${String(item.previous ?? "–")}</td><td>${shortPeer(item.changed_by)}</td><td>${time(item.changed_ms)}</td><td><${EventLink} index=${item.index} /></td></tr>`)}</tbody></table></div>`}
       <form class="row" onSubmit=${save}>
         <label>Setting <input value=${row.key} onInput=${(event) => setRow({ ...row, key: event.target.value })} placeholder="model.default" list="setting-keys" /></label>
@@ -34,7 +34,7 @@ export function Settings({ state }) {
 function Start() {
   const { data } = useView("/settings/origins");
   if (!data?.settings?.length) return null;
-  return html`<article class="card"><h2>Of this start</h2><div class="scroll"><table><thead><tr><th>Option</th><th>Value</th><th>Comes from</th></tr></thead>
+  return html`<article class="card"><h2>How this node was started</h2><p class="muted">Flags win over the environment, that over the config file. They change with the next start.</p><div class="scroll"><table><thead><tr><th>Option</th><th>Value</th><th>Comes from</th></tr></thead>
     <tbody>${data.settings.map((item) => html`<tr key=${item.name}><td>${item.name}</td><td>${Array.isArray(item.value) ? item.value.join(", ") || "–" : String(item.value ?? "") || "–"}</td><td>${item.origin}</td></tr>`)}</tbody></table></div></article>`;
 }
 
@@ -50,9 +50,9 @@ function Keys() {
     await remove(`/keys/${id}`);
     reload();
   };
-  return html`<article class="card"><h2>API keys</h2><${Failure} error=${error} />
+  return html`<article class="card"><h2>API keys</h2><p class="muted">Programs on this machine need none. Others send one as <code>Authorization: Bearer KEY</code>.</p><${Failure} error=${error} />
     <form class="row" onSubmit=${create}>
-      <label>For <input value=${wish.label} maxlength="64" onInput=${(event) => setWish({ ...wish, label: event.target.value })} /></label>
+      <label>For whom <input value=${wish.label} maxlength="64" onInput=${(event) => setWish({ ...wish, label: event.target.value })} /></label>
       <label>May <select value=${wish.scope} onChange=${(event) => setWish({ ...wish, scope: event.target.value })}><option value="use">use models</option><option value="admin">change everything</option></select></label>
       <button disabled=${act.busy}>Create</button>
     </form>
