@@ -40,7 +40,10 @@ class FileSource:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    async def whole(self, store: ModelStore, name: str, progress: Progress | None = None) -> StoredModel:
+    async def whole(
+        self, store: ModelStore, name: str | None = None, progress: Progress | None = None
+    ) -> StoredModel:
+        """Without a name it gets the file's."""
         return await asyncio.to_thread(store.add_file, self.path, name, progress)
 
     async def part(
@@ -64,19 +67,34 @@ class PeerSource:
         self.report = report
 
     async def whole(self, store: ModelStore, name: str, progress: Progress | None = None) -> StoredModel:
-        manifest = await fetch_manifest(self.content_id, self.holders, self.report)
-        await asyncio.to_thread(store.add_manifest, name, manifest)
+        manifest = await self.manifest(store, name)
         wants = [Want(tensor) for tensor in manifest.tensors]
-        await fetch_part(
-            manifest, wants, self.holders, store, vocabulary=True, progress=progress, report=self.report
-        )
+        await self.part(store, manifest, wants, vocabulary=True, progress=progress)
         return await asyncio.to_thread(store.get, name)
 
+    async def manifest(self, store: ModelStore, name: str) -> Manifest:
+        """What the model consists of, registered under this name; its bytes may come later."""
+        manifest = await fetch_manifest(self.content_id, self.holders, self.report)
+        await asyncio.to_thread(store.add_manifest, name, manifest)
+        return manifest
+
     async def part(
-        self, store: ModelStore, manifest: Manifest, wants: Sequence[Want], *, vocabulary: bool = False
+        self,
+        store: ModelStore,
+        manifest: Manifest,
+        wants: Sequence[Want],
+        *,
+        vocabulary: bool = False,
+        progress: Progress | None = None,
     ) -> FetchResult:
         return await fetch_part(
-            manifest, wants, self.holders, store, vocabulary=vocabulary, report=self.report
+            manifest,
+            wants,
+            self.holders,
+            store,
+            vocabulary=vocabulary,
+            progress=progress,
+            report=self.report,
         )
 
 
@@ -87,10 +105,17 @@ class HubSource:
         self.hub = hub
         self.reference = reference
 
-    async def whole(self, store: ModelStore, name: str, progress: Progress | None = None) -> StoredModel:
-        return await asyncio.to_thread(self._whole, store, name, progress)
+    async def whole(
+        self, store: ModelStore, name: str | None = None, progress: Progress | None = None
+    ) -> StoredModel:
+        """Without a name it gets the file's."""
+        try:
+            return await asyncio.to_thread(self._whole, store, name, progress)
+        except asyncio.CancelledError:
+            self.hub.stop.set()  # the thread ends at its next piece; what came is kept
+            raise
 
-    def _whole(self, store: ModelStore, name: str, progress: Progress | None) -> StoredModel:
+    def _whole(self, store: ModelStore, name: str | None, progress: Progress | None) -> StoredModel:
         files = self.hub.resolve(self.reference)
         store.check_room(sum(file.size for file in files))
         paths = self.hub.pull(files, store.pulled_folder(self.reference.repo), progress)

@@ -13,8 +13,9 @@ from p2pnode import limits
 from p2pnode.compute.gguf import ModelIndex, open_model
 from p2pnode.errors import BadModelFile, ModelIncomplete, ModelUnknown, P2PNodeError
 from p2pnode.models import cid
-from p2pnode.models.exchange import FetchResult, Holder, fetch_manifest, fetch_part
+from p2pnode.models.exchange import FetchResult, Holder
 from p2pnode.models.manifest import Manifest, Want
+from p2pnode.models.source import FileSource, PeerSource
 from p2pnode.models.store import DEMO_NAME, ModelStore
 from p2pnode.node.links import Link, Links
 from p2pnode.units import ContentId, PeerId
@@ -142,7 +143,7 @@ class Catalog:
         if name is not None and (name.endswith(".gguf") or "/" in name):
             path = await asyncio.to_thread(_existing_file, name)
             if path is not None:
-                added = await asyncio.to_thread(self.store.add_file, path)
+                added = await FileSource(path).whole(self.store)
                 self._links.status_changed()
                 return self.resolve(added.name)
             if name.endswith(".gguf") and not any(m.is_called(name) for m in self.known()):
@@ -170,14 +171,15 @@ class Catalog:
         try:
             return await asyncio.to_thread(self.store.manifest, content_id)
         except ModelUnknown:
-            holders = self.holders(content_id)
-            known = {holder.peer for holder in holders}
-            holders += [
-                Holder(p, functools.partial(self._open, PeerId(p))) for p in extra_holders if p not in known
-            ]
-            manifest = await fetch_manifest(content_id, holders, report=self._report)
-            await asyncio.to_thread(self.store.add_manifest, name, manifest)
-            return manifest
+            return await self._peers(content_id, extra_holders).manifest(self.store, name)
+
+    def _peers(self, content_id: ContentId, extra_holders: Iterable[str]) -> PeerSource:
+        holders = self.holders(content_id)
+        known = {holder.peer for holder in holders}
+        holders += [
+            Holder(p, functools.partial(self._open, PeerId(p))) for p in extra_holders if p not in known
+        ]
+        return PeerSource(content_id, holders, self._report)
 
     async def fetch(
         self,
@@ -190,20 +192,10 @@ class Catalog:
     ) -> FetchResult:
         """Make sure that these bytes are on this disk, verified."""
         manifest = await asyncio.to_thread(self.store.manifest, content_id)
-        holders = self.holders(content_id)
-        known = {holder.peer for holder in holders}
-        holders += [
-            Holder(p, functools.partial(self._open, PeerId(p))) for p in extra_holders if p not in known
-        ]
+        source = self._peers(content_id, extra_holders)
         try:
-            result = await fetch_part(
-                manifest,
-                list(wants),
-                holders,
-                self.store,
-                vocabulary=vocabulary,
-                progress=on_progress,
-                report=self._report,
+            result = await source.part(
+                self.store, manifest, list(wants), vocabulary=vocabulary, progress=on_progress
             )
         except ModelIncomplete as error:
             if (lost := self.store.lost_file(content_id)) is None:

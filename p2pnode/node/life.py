@@ -14,6 +14,7 @@ from p2pnode import __version__, limits
 from p2pnode import commands as c
 from p2pnode.errors import P2PNodeError
 from p2pnode.machine import now_ms
+from p2pnode.models.source import FileSource
 from p2pnode.node.approval import ask, ask_nearby
 from p2pnode.node.measuring import machine_rates
 from p2pnode.node.mesh import peer_of
@@ -78,7 +79,7 @@ class Life:
         if is_founder and demo is not None:
             await node.recording.offer(await asyncio.to_thread(node.store.add_demo, demo))
         for path in node.options.models:
-            model = await asyncio.to_thread(node.store.add_file, path)
+            model = await FileSource(path).whole(node.store)
             await node.recording.offer(model)
             tell(f"model {model.name}: {model.manifest.size / 1e6:.1f} MB")
 

@@ -12,6 +12,7 @@ from p2pnode.errors import Forbidden, RemoteProtocolError
 from p2pnode.models.hub import ENDPOINT_DEFAULT, Hub
 from p2pnode.models.hub_ref import is_reference, parse
 from p2pnode.models.manifest import Want
+from p2pnode.models.source import HubSource
 from p2pnode.models.store import StoredModel
 from p2pnode.node.catalog import Catalog
 from p2pnode.node.keyed_locks import KeyedLocks
@@ -95,7 +96,6 @@ class Pulling:
 
     async def _from_hub(self, source: str, say: Say) -> tuple[StoredModel, int]:
         hub = Hub(os.environ.get("HF_ENDPOINT", ENDPOINT_DEFAULT), token=os.environ.get("HF_TOKEN"))
-        reference = parse(source)
         loop = asyncio.get_running_loop()
         reported = 0
 
@@ -104,13 +104,5 @@ class Pulling:
             reported = max(reported, done)
             loop.call_soon_threadsafe(say, {"state": "fetching", "done": done, "total": total})
 
-        try:
-            files = await asyncio.to_thread(hub.resolve, reference)
-            store = self._catalog.store
-            folder = store.pulled_folder(reference.repo)
-            await asyncio.to_thread(store.check_room, sum(file.size for file in files))
-            paths = await asyncio.to_thread(hub.pull, files, folder, progress)
-        except asyncio.CancelledError:
-            hub.stop.set()  # the thread ends at its next piece; what came is kept
-            raise
-        return await asyncio.to_thread(self._catalog.store.add_file, paths[0]), reported
+        model = await HubSource(hub, parse(source)).whole(self._catalog.store, progress=progress)
+        return model, reported
