@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from p2pnode import limits
 from p2pnode.errors import ConfigError
 from p2pnode.server_address import BackendAddress, address_of
 
@@ -138,11 +139,13 @@ def _backend(value: Any) -> BackendAddress:
     return address_of(_text(value))
 
 
-def _many(convert: Callable[[Any], Any]) -> Callable[[Any], tuple[Any, ...]]:
+def _many(convert: Callable[[Any], Any], most: int | None = None) -> Callable[[Any], tuple[Any, ...]]:
     def convert_all(value: Any) -> tuple[Any, ...]:
         parts = [part for part in value.split(",") if part.strip()] if isinstance(value, str) else value
         if not isinstance(parts, list | tuple):
             raise ConfigError(f"expected a list, got {value!r}")
+        if most is not None and len(parts) > most:
+            raise ConfigError(f"at most {most} are possible, got {len(parts)}")
         return tuple(convert(part.strip() if isinstance(part, str) else part) for part in parts)
 
     return convert_all
@@ -185,7 +188,7 @@ CONVERTERS: Mapping[str, Callable[[Any], Any]] = {
     "api": _api,
     "peers": _many(_text),
     "models": _many(_path),
-    "backends": _many(_backend),
+    "backends": _many(_backend, limits.BACKENDS_MAX),
     "threads": _positive,
     "memory_max_bytes": _size,
     "mdns": _boolean,

@@ -156,10 +156,6 @@ class ApprovalPending(AdmissionError):
     code, http_status, retryable = "approval_pending", 202, True
 
 
-class VersionMismatch(AdmissionError):
-    code = "version_mismatch"
-
-
 # --- log -------------------------------------------------------------------------------------------
 class LogError(P2PNodeError):
     code, http_status = "log", 500
@@ -173,10 +169,6 @@ class CorruptRecord(LogError):
     """Details: `index`, the first event that cannot be what was sealed."""
 
     code = "corrupt_record"
-
-
-class InconsistentLog(LogError):
-    code = "inconsistent_log"
 
 
 class BadCheckpoint(LogError):
@@ -252,12 +244,6 @@ class BadReceipt(BillingError):
     """Not a receipt, wrongly signed, out of order, or about other work than was done."""
 
     code, http_status = "bad_receipt", 400
-
-
-class ReceiptConflict(BadReceipt):
-    """Two signed receipts with one channel and sequence: details carry the fraud proof."""
-
-    code, http_status = "receipt_conflict", 409
 
 
 # --- models ----------------------------------------------------------------------------------------

@@ -16,16 +16,11 @@ EventIndex = NewType("EventIndex", int)
 LogSize = NewType("LogSize", int)
 """Number of events in a log."""
 
-MicroUnits = NewType("MicroUnits", int)
-"""Billing amount: 1 unit = 1,000,000 micro-units."""
-
-TokenCount = NewType("TokenCount", int)
-ByteCount = NewType("ByteCount", int)
 UnixMs = NewType("UnixMs", int)
 """Milliseconds since 1970-01-01T00:00:00Z."""
 
-LayerIndex = NewType("LayerIndex", int)
 SessionId = NewType("SessionId", int)
 """Unsigned 64-bit, chosen by the head, unique among its sessions."""
 
 MICRO_PER_UNIT = 1_000_000
+"""Billing amounts are whole micro-units."""

@@ -65,11 +65,6 @@ def by_speed(shape: ModelShape, devices: Sequence[Device]) -> tuple[Group, ...]:
     return to_groups(aligned(counts, shape.boundary), [d.peer for d in devices])
 
 
-def shares_by_speed(devices: Sequence[Device], units: int = 1000) -> tuple[int, ...]:
-    """Integer shares of a tensor group in proportion to speed."""
-    return tuple(proportional_split(units, [d.decode_bytes_per_s for d in devices]))
-
-
 def read_map(text: str) -> tuple[tuple[str, int, int], ...]:
     """A hand-written map: `[[blocks]]` tables with `device` and `layers = [first, end]`, in order."""
     try:

@@ -17,8 +17,6 @@ from typing import Any
 from p2pnode.errors import EngineIncompatible
 
 BINDING = "llama_cpp"
-LAYER_INPUT_SET = "_Z30llama_set_embeddings_layer_inpP13llama_contextjb"
-LAYER_INPUT_GET = "_Z30llama_get_embeddings_layer_inpP13llama_contextj"
 
 TENSOR_TYPE = 0
 TENSOR_NE = 16
@@ -31,7 +29,6 @@ TENSOR_NAME_BYTES = 64
 
 GGML_TYPE_F32 = 0
 GGML_TYPE_F16 = 1
-GGML_TYPE_Q8_0 = 8
 _DEVICE_GPU = 1
 """ggml's kind of a device with memory of its own; integrated ones share the machine's."""
 

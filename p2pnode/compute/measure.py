@@ -10,7 +10,7 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,14 +138,3 @@ def on_battery() -> bool:
     with contextlib.suppress(OSError, RuntimeError):
         battery = psutil.sensors_battery() if hasattr(psutil, "sensors_battery") else None
     return bool(battery is not None and not battery.power_plugged)
-
-
-def link_rate(samples: Sequence[tuple[int, float]]) -> float | None:
-    """Bytes per second of a link from (bytes, seconds) of real transfers: the median, weighted by size."""
-    usable = sorted((size / seconds, size) for size, seconds in samples if size > 0 and seconds > 0)
-    half, seen = sum(size for _, size in usable) / 2, 0
-    for rate, size in usable:
-        seen += size
-        if seen >= half:
-            return rate
-    return None

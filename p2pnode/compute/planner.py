@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from p2pnode import limits
 from p2pnode.compute import care, cost
-from p2pnode.compute.builder import Builder, describe
+from p2pnode.compute.builder import Builder
 from p2pnode.compute.candidates import candidates, pipeline
 from p2pnode.compute.cost import Device, Group, Mesh, ModelShape
 from p2pnode.compute.plan import Plan
@@ -232,9 +232,3 @@ def _first_that_fits(wish: Wish, shape: ModelShape, mesh: Mesh) -> Plan | None:
         return None
     result = builder.build(*pipeline(wish, found.groups))
     return result if isinstance(result, Plan) else None
-
-
-def label_of(made: Plan, mesh: Mesh) -> str:
-    """The line for people again, from a plan."""
-    groups = [Group(s.layer_first, s.layer_end, s.peers, s.shares) for s in made.stages]
-    return describe(made.mode, groups, mesh)

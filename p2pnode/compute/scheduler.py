@@ -30,7 +30,6 @@ class Cells:
         self.cells_total = cells
         self.cells_free = cells
         self.sessions_free = sessions
-        self.sessions_total = sessions
         self._queue: deque[tuple[int, asyncio.Future[None]]] = deque()
 
     @property

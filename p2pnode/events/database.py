@@ -65,12 +65,6 @@ CREATE INDEX secrets_owner ON secrets (owner) WHERE owner <> '';
 """
 
 
-class Cursor(Protocol):
-    def fetchone(self) -> Any: ...
-    def fetchall(self) -> list[Any]: ...
-    def __iter__(self) -> Iterator[Any]: ...
-
-
 class Connection(Protocol):
     """What is used of a database connection (sqlite3's; the power-cut tests bring apsw's)."""
 

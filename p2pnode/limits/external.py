@@ -3,6 +3,8 @@
 from p2pnode.limits.transport import FRAME_PAYLOAD_BYTES_MAX
 
 BACKENDS_MAX = 16
+"""Addresses that may be named; all of them are asked for their models again and again."""
+
 BACKEND_MODELS_MAX = 64
 """Of one server, and of all servers of another device: they are told in every status."""
 

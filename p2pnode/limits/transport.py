@@ -1,7 +1,4 @@
-"""The wire: clocks that differ, connections, addresses, members of a mesh, frames."""
-
-CLOCK_SKEW_MS_MAX = 5 * 60 * 1000
-"""Clocks of home devices drift; five minutes is what kerberos tolerates too."""
+"""The wire: connections, addresses, members of a mesh, frames."""
 
 HANDSHAKE_TIMEOUT_S = 10.0
 """A QUIC handshake is two round trips; on a phone link with loss that stays below this."""

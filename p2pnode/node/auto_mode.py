@@ -26,7 +26,6 @@ class AutoMode:
     def __init__(self, node: Node) -> None:
         self._node = node
         self._since_s = 0.0
-        self.last_reason = "not evaluated yet"
 
     @property
     def is_on(self) -> bool:
@@ -69,7 +68,6 @@ class AutoMode:
                 Option(plan, float(model.summary.get("size_bytes") or 0), model.content_id == default)
             )
         decision = decide(self._current(options), options, now_s=time.monotonic())
-        self.last_reason = decision.reason
         if decision.action == "activate" and decision.plan is not None:
             model = node.catalog.resolve(decision.plan.content_id)
             await node.choosing.apply(model, decision.plan, PlanRequest(model=model.name))

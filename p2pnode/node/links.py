@@ -38,7 +38,6 @@ class Link:
     addresses: list[str] = field(default_factory=list)
     connection: Connection | None = None
     status: messages.Status | None = None
-    status_at_s: float = 0.0
     tried: list[list[str]] = field(default_factory=list)
     reached_by: set[PeerId] = field(default_factory=set)
     """Members that said last that they are connected to it."""
@@ -267,7 +266,6 @@ class Links:
         if not isinstance(message, messages.Status):
             raise RemoteProtocolError(f"expected a status, got {type(message).__name__}")
         link.status = check_status(message)
-        link.status_at_s = asyncio.get_running_loop().time()
         link.name = message.name[: limits.NAME_CHARACTERS_MAX] or link.name
         self._something_new()
         self._on_status(link, message)

@@ -109,12 +109,6 @@ def _api_key_revoked(state: Node, record: Record, event: facts.ApiKeyRevoked) ->
         key.revoked = True
 
 
-def key_is_valid(state: Node, key_id: str) -> bool:
-    """Whether an API key was made here and not revoked since."""
-    key = state.api_keys.get(key_id)
-    return key is not None and not key.revoked
-
-
 def view(state: Node, now_ms: int) -> JsonObject:
     """{"peer_id", "mesh_id", "mesh_name", "name", "role", "version", "running", "work", "uptime_ms",
     "starts", "crashes", "engine": {"deaths", "restarts", "down": {model: reason}}, "api_keys":

@@ -53,14 +53,6 @@ def initial() -> Plans:
     return Plans()
 
 
-def active_for(state: Plans, model: str) -> tuple[str, Plan] | None:
-    """The newest active plan of a model."""
-    for plan_id, plan in reversed(state.plans.items()):
-        if plan.model == model and plan.state == "active":
-            return plan_id, plan
-    return None
-
-
 def measured_milli(plan: Plan) -> int | None:
     """Measured tokens per second in thousandths over all answers of this plan; None before the first."""
     return plan.decode_tokens * 1_000_000 // plan.decode_ms if plan.decode_ms else None

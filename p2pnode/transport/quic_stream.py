@@ -116,10 +116,6 @@ class QuicPeerStream:
         if self._writer is not None and not self._writer.done():
             self._writer.set_result(None)
 
-    @property
-    def waits_to_write(self) -> bool:
-        return self._writer is not None
-
     def _drop_unread(self) -> None:
         dropped, self._unread = self._unread, 0
         self._chunks.clear()

@@ -15,9 +15,8 @@ from p2pnode.units import PeerId
 
 PUBLIC_PROTOCOLS = frozenset({ping.PROTOCOL, identify.PROTOCOL, identify.PROTOCOL_PUSH})
 
-RESET_REFUSED = 0x1007
-"""libp2p error code GATED: the peer may not use this."""
 RESET_PROTOCOL_VIOLATION = 0x1003
+"""libp2p's code for: the peer broke the protocol."""
 RESET_INTERNAL = 0x1
 """Below 0x1000 codes are the implementation's own."""
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from p2pnode import limits
 from p2pnode.config import describe, load_options, parse_duration_s, parse_host_port, parse_size
 from p2pnode.errors import ConfigError
 
@@ -45,6 +46,14 @@ def test_environment(tmp_path: Path) -> None:
     assert (options.mdns, options.console, options.threads) == (False, True, 2)
     assert options.memory_max_bytes == 512 * 1024**2
     assert options.invite_file == Path("~/ticket").expanduser()
+
+
+def test_as_many_external_servers_as_can_be_asked(tmp_path: Path) -> None:
+    """Every one of them is asked for its models again and again."""
+    named = [f"http://127.0.0.1:{number}" for number in range(1, limits.BACKENDS_MAX + 2)]
+    assert len(load_options({"data": tmp_path, "backends": named[1:]}, {}).options.backends) == 16
+    with pytest.raises(ConfigError, match="at most 16 are possible, got 17"):
+        load_options({"data": tmp_path, "backends": named}, {})
 
 
 def test_default_folder(tmp_path: Path) -> None:

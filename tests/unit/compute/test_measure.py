@@ -85,11 +85,6 @@ def test_batteries_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert measure.on_battery() is False
 
 
-def test_links_are_rated_by_their_large_transfers() -> None:
-    assert measure.link_rate([(100, 1.0), (1_000_000, 0.1), (1_000_000, 0.2)]) == pytest.approx(5e6)
-    assert measure.link_rate([(0, 1.0), (10, 0.0)]) is None
-
-
 def test_the_memory_of_gpus_is_told_as_engines_find_it(tmp_path: Path) -> None:
     machine = Capability(tmp_path, threads=1, memory_max_bytes=None)
     names = ("gpu_memory_free_bytes", "gpu_memory_total_bytes", "gpu_layers")

@@ -76,7 +76,6 @@ def test_aligned_cuts() -> None:
     assert layout.aligned([3, 3, 2], 1) == [3, 3, 2]
     assert layout.aligned([3, 3, 2], 4) == [0, 4, 4]
     assert [g.peers for g in layout.to_groups([0, 4, 4], ["a", "b", "c"])] == [("b",), ("c",)]
-    assert sum(layout.shares_by_speed([device("a"), device("b", gb_per_s=30)])) == 1000
 
 
 def test_layers_follow_the_memory_of_gpus_whose_owners_use_them() -> None:

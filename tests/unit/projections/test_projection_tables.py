@@ -10,7 +10,7 @@ from p2pnode import limits
 from p2pnode.commands import ActivatePlan, StartNode
 from p2pnode.events import types as facts
 from p2pnode.events.types import Event
-from p2pnode.projections import models, peers, plans, sessions, usage, views
+from p2pnode.projections import models, peers, sessions, usage, views
 from tests.kit.story import HASH, SELF, Story, finish, folded, serve
 
 
@@ -191,12 +191,9 @@ def test_a_plans_promise_stands_beside_what_was_measured() -> None:
         "bytes": 600,
         "memory_bytes": 600,
     }
-    found = plans.active_for(story.state.plans, "bafk1")
-    assert found is not None
-    assert found[0] == "plan"
-    assert plans.active_for(story.state.plans, "other") is None
+    assert story.state.plans.plans["plan"].state == "active"
     story.do(StartNode(version="1", platform="linux", device_name="me"))
-    assert plans.active_for(story.state.plans, "bafk1") is None
+    assert story.state.plans.plans["plan"].state != "active"
 
 
 def test_idle_plans_are_forgotten_before_serving_ones(monkeypatch: pytest.MonkeyPatch) -> None:
