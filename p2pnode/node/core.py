@@ -1,4 +1,7 @@
-"""The node itself: its rooms put together, started in order and ended in the other."""
+"""The node itself: its rooms put together, started in order and ended in the other.
+
+Long for being the one list of all rooms and of what each is given; what they do stands in files of their own.
+"""
 
 from __future__ import annotations
 
@@ -117,6 +120,20 @@ class Node:
         self.tasks = Tasks(self.report)
         self.recording = Recording(ledger, self.tasks, self.say)
         self.life = Life(self)
+        self.telemetry: list[Callable[[dict[str, Any]], None]] = []
+        self._know_devices()
+        self._host()
+        self._plan()
+        self._tell()
+        self._answer()
+        self._vouch()
+        self._look_after()
+        transport.handle(BLOB, BlobServer(store).handle)
+
+    # --- the rooms, each after those that it is built from --------------------------------------------
+    def _know_devices(self) -> None:
+        """This one, the others, and what models all of them have."""
+        options, ledger, transport = self.options, self.ledger, self.transport
         self.capability = Capability(
             options.data,
             threads=self.threads,
@@ -140,7 +157,7 @@ class Node:
             is_forwarded=bool(options.announce),
         )
         self.mesh = Mesh(
-            identity=identity,
+            identity=self.identity,
             ledger=ledger,
             transport=transport,
             data_dir=options.data,
@@ -157,11 +174,15 @@ class Node:
             changed=lambda: self.say({"kind": "approvals", "data": {"waiting": len(self.approvals.waiting)}}),
         )
         self.catalog = Catalog(
-            store,
+            self.store,
             self.links,
             report=self.recording.blob_refused,
             default_name=lambda: default_model(ledger.state),
         )
+
+    def _host(self) -> None:
+        """What this device computes for others, and the ways on which rows come to it."""
+        options, ledger, transport = self.options, self.ledger, self.transport
         self.engine_options = EngineSettings(ledger)
         self.capability.gpu_layers = lambda: self.engine_options.of_device().gpu_layers
         self.adapters = Adapters(options.data / "adapters", self.links)
@@ -209,6 +230,10 @@ class Node:
             adapters=self.adapters,
         )
         self.kv_transfers = KvTransfers(hosting=self.hosting, links=self.links, transport=transport)
+
+    def _plan(self) -> None:
+        """Which devices compute what: measured, chosen, loaded."""
+        options, ledger = self.options, self.ledger
         self.routing = routing_of(self)
         self.link_times = LinkTimes(
             self.links, is_busy=lambda: bool(self.requests.running), tell=self._link_timed
@@ -247,6 +272,10 @@ class Node:
             loads=self.loads,
             say=self.say,
         )
+
+    def _tell(self) -> None:
+        """What other devices hear of this one."""
+        ledger, transport = self.ledger, self.transport
         self.duplicates = Duplicates(
             me=self.me,
             mine=Instance(secrets.token_hex(8), f"{host_name()} (process {os.getpid()})"),
@@ -277,6 +306,10 @@ class Node:
             now_ms=now_ms,
             say=self.say,
         )
+
+    def _answer(self) -> None:
+        """Requests, wherever they are computed, and what they cost."""
+        options, ledger, transport = self.options, self.ledger, self.transport
         self.receipts = Receipts(
             me=self.me,
             record=ledger,
@@ -339,6 +372,10 @@ class Node:
                 new_id=_request_id,
             ),
         )
+
+    def _vouch(self) -> None:
+        """The record before others, and theirs before this node."""
+        options, ledger, transport = self.options, self.ledger, self.transport
         self.log_sharing = LogSharing(ledger=ledger, links=self.links, transport=transport)
         self.histories = Histories(
             ledger=ledger,
@@ -353,6 +390,10 @@ class Node:
             refused=self.histories.hear,
             policy=read_policy(options.data),
         )
+
+    def _look_after(self) -> None:
+        """What goes on without being asked, and tools."""
+        options = self.options
         self.auto_mode = AutoMode(self)
         self.pulling = Pulling(
             catalog=self.catalog,
@@ -381,8 +422,6 @@ class Node:
             clock=time.monotonic,
         )
         self.tools = Tools(read_file(options.mcp) if options.mcp else {}, self.recording.tool_called)
-        self.telemetry: list[Callable[[dict[str, Any]], None]] = []
-        transport.handle(BLOB, BlobServer(store).handle)
 
     # --- life ----------------------------------------------------------------------------------------
     async def start(self, tell: Tell) -> None:
