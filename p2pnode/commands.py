@@ -47,6 +47,22 @@ class JoinMesh:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Federate:
+    """Be a guest of another mesh, under a name that people here give it; again for a newer grant or name."""
+
+    mesh_id: str
+    mesh_name: str
+    name: str
+    gateway: str
+    grant: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndFederation:
+    mesh_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CreateInvite:
     """Make a ticket; its secret stays with whoever holds the ticket."""
 
@@ -320,7 +336,8 @@ class RecordFact:
 
 
 Command = (
-    StartNode | StopNode | CreateMesh | JoinMesh | CreateInvite | RevokeInvite | AdmitPeer | RevokePeer
+    StartNode | StopNode | CreateMesh | JoinMesh | Federate | EndFederation
+    | CreateInvite | RevokeInvite | AdmitPeer | RevokePeer
     | ForgetPeer | RecordPeerSeen | RecordPeerLost | RecordMeasurement | PauseDevice | ResumeDevice
     | DrainDevice | ChangeSetting | CreateApiKey | RevokeApiKey | AddModel | RemoveModel | StoreShard
     | ProposePlan | ActivatePlan | RejectPlan | AbandonPlan | ServeRequest | SettleUnit | FinishRequest

@@ -305,7 +305,7 @@ class PlanRequest(Struct, forbid_unknown_fields=True, kw_only=True):
 class InviteRequest(Struct, forbid_unknown_fields=True, kw_only=True):
     uses: Annotated[int, Meta(ge=1, le=10_000)] = 1
     expires_s: Annotated[int, Meta(ge=30, le=30 * 86_400)] = 3600
-    role: Literal["worker", "client"] = "worker"
+    role: Literal["worker", "client", "guest"] = "worker"
     label: Annotated[str, Meta(max_length=64)] = ""
 
 

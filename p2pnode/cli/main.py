@@ -19,6 +19,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "approve": ("admission", "approve", "Let in a device that asks, by its match code."),
     "refuse": ("admission", "refuse", "Say no to a device that asks."),
     "revoke": ("admission", "revoke", "End a device's membership."),
+    "federation": (
+        "federation_commands",
+        "federation",
+        "Other meshes that answer whole requests: add, list, remove.",
+    ),
     "peers": ("mesh_commands", "peers", "Devices of the mesh and how to reach them."),
     "plan": ("mesh_commands", "plan", "Who would compute which layers of a model, and why."),
     "run": ("run", "run", "Ask a model: one prompt, or what stdin says."),
@@ -52,7 +57,8 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
 _SAID_ELSEWHERE = {
     "help": "--help", "ls": "models", "list": "models", "serve": "join", "up": "join",
     "start": "join", "worker": "join", "download": "pull", "get": "pull", "remove": "rm", "delete": "rm",
-    "nodes": "peers", "devices": "peers", "token": "invite", "usage": "statement", "verify": "log verify",
+    "meshes": "federation", "nodes": "peers", "devices": "peers", "token": "invite", "usage": "statement",
+    "verify": "log verify",
 }  # fmt: skip
 """What other programs call it: hands that know them are shown the way."""
 

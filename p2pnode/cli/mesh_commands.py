@@ -52,10 +52,10 @@ def since(ms: object) -> str:
 )
 @click.option(
     "--role",
-    type=click.Choice(["worker", "client"]),
+    type=click.Choice(["worker", "client", "guest"]),
     default="worker",
     show_default=True,
-    help="A client asks but does not compute.",
+    help="A client asks but does not compute. A guest is another mesh: it gets whole answers and nothing else.",
 )
 @click.option("--label", default="", metavar="TEXT", help="Note for yourself.")
 @click.option("--qr", is_flag=True, help="Show it as a QR code too.")
@@ -85,7 +85,8 @@ def invite(
         segno.make(made["ticket"], error="l").terminal(compact=True)
     if sys.stderr.isatty():
         until = datetime.fromtimestamp(made["expires_ms"] / 1000).astimezone()
-        click.echo(f"valid until {until:%H:%M on %d %B} for {uses} device(s): p2pnode join TICKET", err=True)
+        how = "p2pnode federation add TICKET" if role == "guest" else "p2pnode join TICKET"
+        click.echo(f"valid until {until:%H:%M on %d %B} for {uses} device(s): {how}", err=True)
 
 
 @click.command()
@@ -186,10 +187,17 @@ def ps(everything: bool, data: Path | None, api: str | None, as_json: bool) -> N
                 session.get("state", "-"),
                 session.get("tokens", session.get("completion_tokens", "-")),
                 f"{speed:.1f}" if isinstance(speed, int | float) else "-",
-                stages or (f"whole by {session['served_by_name']}" if session.get("served_by_name") else "-"),
+                stages or served_by(session),
             )
         )
     print_table("Sessions", ("SESSION", "MODEL", "MODE", "STATE", "TOKENS", "TOK/S", "STAGES"), rows)
+
+
+def served_by(session: dict[str, Any]) -> str:
+    """Whose whole answer it is."""
+    if mesh := session.get("served_mesh"):
+        return f"whole by the mesh {mesh}"
+    return f"whole by {session['served_by_name']}" if session.get("served_by_name") else "-"
 
 
 @click.command()

@@ -9,6 +9,8 @@ from p2pnode.commands import (
     AdmitPeer,
     CreateInvite,
     CreateMesh,
+    EndFederation,
+    Federate,
     ForgetPeer,
     JoinMesh,
     RecordMeasurement,
@@ -33,10 +35,11 @@ from p2pnode.errors import (
 )
 from p2pnode.events import types as facts
 from p2pnode.events.log import Decision
-from p2pnode.projections import MeshState, invites, peers, sessions
+from p2pnode.projections import MeshState, federation, invites, peers, sessions
 from p2pnode.projections.peers import Measured
 
-ROLES: Final = ("worker", "client", "member")
+ROLES: Final = ("worker", "client", "guest", "member")
+GUEST: Final = "guest"
 MEASURE_INTERVAL_MS: Final = 60_000
 MEASURE_CHANGE_PERCENT: Final = 20
 
@@ -96,6 +99,50 @@ def _in_mesh(state: MeshState, mesh_id: str) -> bool:
     return state.node.mesh_id == mesh_id
 
 
+def federate(state: MeshState, command: Federate, now_ms: int) -> Decision:
+    """MeshFederated. Raises: WrongMesh for this node's own mesh, RequestError for a name that is taken or cannot be."""
+    mesh_id, name = label(command.mesh_id, "mesh_id"), label(command.name, "name")
+    if mesh_id == state.node.mesh_id:
+        raise WrongMesh(
+            f"this is a ticket of {command.mesh_name}, the mesh this device is in",
+            hint="another device joins it with: p2pnode join TICKET",
+        )
+    if "@" in name or name != name.strip():
+        raise RequestError(
+            f"a mesh cannot be called {name!r} here: models are asked for as MODEL@NAME", field="name"
+        )
+    known = state.federation.meshes
+    if federation.called(state.federation, name) not in (None, mesh_id):
+        raise RequestError(
+            f"another mesh is called {name!r} here already",
+            hint="choose a name with: p2pnode federation add TICKET --as NAME",
+            field="name",
+        )
+    if mesh_id not in known and len(known) >= limits.FEDERATED_MESHES_MAX:
+        raise RequestError(
+            f"{len(known)} meshes are known already, at most {limits.FEDERATED_MESHES_MAX} can be",
+            hint="end one with: p2pnode federation remove NAME",
+        )
+    event = facts.MeshFederated(
+        mesh_id=mesh_id,
+        mesh_name=command.mesh_name,
+        name=name,
+        gateway=command.gateway,
+        grant=command.grant,
+    )
+    return decision(event, answer={"mesh_id": mesh_id, "mesh": command.mesh_name, "name": name})
+
+
+def end_federation(state: MeshState, command: EndFederation, now_ms: int) -> Decision:
+    entry = state.federation.meshes.get(command.mesh_id)
+    if entry is None:
+        raise NotFound(f"there is no mesh {command.mesh_id} to end")
+    return decision(
+        facts.MeshFederationEnded(mesh_id=command.mesh_id),
+        answer={"mesh_id": command.mesh_id, "mesh": entry.mesh_name, "name": entry.name},
+    )
+
+
 def create_invite(state: MeshState, command: CreateInvite, now_ms: int) -> Decision:
     """InviteCreated. Raises: RequestError for a role, number of uses or time that cannot be."""
     invite_id = label(command.invite_id, "invite_id")
@@ -146,7 +193,7 @@ def admit_peer(state: MeshState, command: AdmitPeer, now_ms: int) -> Decision:
     role = command.role or "worker"
     if command.invite_id:
         invite = _open_invite(state, command.invite_id, now_ms)
-        role = invite.role
+        role = command.role if command.role == GUEST else invite.role  # who asks for less gets less
         events.append(
             facts.InviteUsed(invite_id=command.invite_id, peer=peer, uses_left=invite.uses_left - 1)
         )
@@ -262,6 +309,8 @@ DECIDERS: Final[Deciders] = {
     StopNode: stop_node,
     CreateMesh: create_mesh,
     JoinMesh: join_mesh,
+    Federate: federate,
+    EndFederation: end_federation,
     CreateInvite: create_invite,
     RevokeInvite: revoke_invite,
     AdmitPeer: admit_peer,

@@ -75,6 +75,27 @@ class PeerRevoked:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MeshFederated:
+    """This node became a guest of another mesh, which may serve whole requests; told again, the newer grant counts."""
+
+    mesh_id: Label
+    mesh_name: Label
+    """What that mesh calls itself."""
+    name: Label
+    """What people here call it: `MODEL@name`."""
+    gateway: Label
+    """The member of it that let this node in."""
+    grant: Document
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeshFederationEnded:
+    """This node asks another mesh no more."""
+
+    mesh_id: Label
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PeerSeen:
     """A member became reachable."""
 

@@ -132,7 +132,7 @@ class RequestFailed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestForwarded:
-    """A request was handed whole to another member, which decides about it and records it under a name of its own."""
+    """A request was handed whole to a member of this or another mesh, which decides about it and records it itself."""
 
     request_id: Label
     caller: Label
@@ -141,6 +141,8 @@ class RequestForwarded:
     prompt_commitment: Hash
     max_tokens: Count
     seed: Count | None = None
+    mesh: Label = ""
+    """Id of the mesh that member is of; empty for this node's own. Since version 2."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

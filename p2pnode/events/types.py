@@ -29,6 +29,8 @@ from p2pnode.events.facts_mesh import (
     InviteRevoked,
     InviteUsed,
     MeshCreated,
+    MeshFederated,
+    MeshFederationEnded,
     MeshJoined,
     PeerAdmitted,
     PeerForgotten,
@@ -101,6 +103,8 @@ __all__ = [
     "InviteUsed",
     "KeysBound",
     "MeshCreated",
+    "MeshFederated",
+    "MeshFederationEnded",
     "MeshJoined",
     "ModelAdded",
     "ModelRemoved",
@@ -151,7 +155,7 @@ Event = (
     | ApiKeyRevoked
     | MeshCreated | MeshJoined | InviteCreated | InviteRevoked | InviteUsed
     | PeerAdmitted | PeerRevoked | PeerSeen | PeerLost | PeerForgotten | PeerMeasured
-    | IdentityDuplicated
+    | IdentityDuplicated | MeshFederated | MeshFederationEnded
     | ModelAdded | ModelRemoved | ShardStored | BlobRefused
     | PlanProposed | PlanActivated | PlanRejected | PlanAbandoned
     | RequestAccepted | RequestFinished | RequestFailed | StageLost | StageRecovered

@@ -12,7 +12,13 @@ from typing import Any
 Data = dict[str, Any]
 Upcaster = Callable[[Data], Data]
 
-UPCASTERS: Mapping[tuple[str, int], Upcaster] = {}
+
+def _of_this_mesh(data: Data) -> Data:
+    """Only members of one's own mesh were asked then."""
+    return {**data, "mesh": ""}
+
+
+UPCASTERS: Mapping[tuple[str, int], Upcaster] = {("RequestForwarded", 1): _of_this_mesh}
 
 
 def schema_version(type_name: str, upcasters: Mapping[tuple[str, int], Upcaster] = UPCASTERS) -> int:

@@ -86,6 +86,19 @@ STAGE_ASK_AFTER_S = 0.5
 FORWARD_SILENCE_S = 1.0
 """A device that answers whole and says nothing for so long is asked whether it is there at all."""
 
+FEDERATED_MESHES_MAX = 16
+"""Other meshes that may be asked: friends, the office; each costs a few connections."""
+
+OTHER_MESH_MEMBERS_ASKED_MAX = 4
+"""Of each: enough that one may be off, and no guest talks to a whole mesh."""
+
+OTHER_MESHES_REFRESH_S = 30.0
+"""What is offered changes when people change it; who is gone is noticed when it is asked."""
+
+TOLD_MODELS_MAX = 128
+TOLD_TEMPLATE_CHARACTERS_MAX = 65_536
+"""The longest chat templates in use have about 20,000; 128 such models are 8 MiB of a guest's memory."""
+
 STAGE_SILENCE_S_MIN = 4.0
 """A stage that answered in milliseconds and then not for seconds sleeps or is gone."""
 

@@ -1,20 +1,26 @@
-"""Who answers: this device, an external server beside it, or the nearest device that can."""
+"""Who answers: this device, an external server beside it, the nearest device that can, or another mesh."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
-from p2pnode.facade import GenerateEvent, GenerateRequest
+from p2pnode.compute.other_meshes import Offer, may_move
+from p2pnode.errors import ModelUnknown, P2PNodeError
+from p2pnode.facade import GenerateEvent, GenerateRequest, TextDelta
 from p2pnode.node.backends import Backends
 from p2pnode.node.catalog import Catalog, KnownModel
 from p2pnode.node.choosing import Choosing
 from p2pnode.node.federation import nearest_holder
-from p2pnode.node.forwarding import Forwarding
+from p2pnode.node.forwarding import Forwarding, closable
 from p2pnode.node.links import Links
 from p2pnode.node.loading import Loads
+from p2pnode.node.other_meshes import OtherMeshes
 from p2pnode.node.planning import Planning
 from p2pnode.node.requests import Requests
+from p2pnode.units import PeerId
 
 
 class Answering:
@@ -29,7 +35,9 @@ class Answering:
         backends: Backends,
         forwarding: Forwarding,
         loads: Loads,
+        others: OtherMeshes,
     ) -> None:
+        self._others = others
         self._catalog = catalog
         self._links = links
         self._choosing = choosing
@@ -47,10 +55,67 @@ class Answering:
             holder = nearest_holder(self._links, self._backends.holders(request.model))
             name = request.model or ""
             return self._forwarding.generate([holder], name, request, name=name)
-        model = self._catalog.resolve(request.model)
+        try:
+            model = self._catalog.resolve(request.model)
+        except ModelUnknown:
+            offers = self._others.named(request.model)
+            if not offers:
+                raise
+            return self._beyond(offers, request)
+        if self._others.same(model.content_id):
+            return self._here_or_beyond(model, request)
+        return self._in_this_mesh(model, request)
+
+    def _in_this_mesh(self, model: KnownModel, request: GenerateRequest) -> AsyncIterator[GenerateEvent]:
         if request.mode != "auto" or self._choosing.stands(model) or not model.holders:
             return self._requests.generate(request)
         return self._wherever(model, request)
+
+    # --- other meshes --------------------------------------------------------------------------------
+    def _beyond(
+        self, offers: Sequence[Offer], request: GenerateRequest
+    ) -> AsyncGenerator[GenerateEvent, None]:
+        """Whole by another mesh; where this one has the very same model, it goes on with the answer in the end."""
+        first = offers[0]
+        asked = replace(request, model=first.asked_as, mode="auto")
+        own = [m for m in self._catalog.known() if m.content_id == first.model.manifest]
+        here = (lambda again: self._in_this_mesh(own[0], replace(again, model=own[0].name))) if own else None
+        peers = [PeerId(offer.peer) for offer in offers]
+        mesh = (first.mesh_id, first.mesh)
+        return self._forwarding.generate(peers, first.name, asked, name=first.name, here=here, mesh=mesh)
+
+    async def _here_or_beyond(
+        self, model: KnownModel, request: GenerateRequest
+    ) -> AsyncGenerator[GenerateEvent, None]:
+        """In this mesh; when that cannot be, before the first word, in another one that has the same model."""
+        is_told = False
+        try:
+            async with aclosing(closable(self._in_this_mesh(model, request))) as events:
+                async for event in events:
+                    is_told = is_told or isinstance(event, TextDelta)
+                    yield event
+            return
+        except P2PNodeError as error:
+            offers = self._others.same(model.content_id)
+            if is_told or not offers or not may_move(error, self._others.policy):
+                raise
+            refused = error
+        offers = [offer for offer in offers if offer.mesh_id == offers[0].mesh_id]
+        asked = replace(request, model=model.content_id, mode="auto")
+        peers, mesh = [PeerId(offer.peer) for offer in offers], (offers[0].mesh_id, offers[0].mesh)
+        name = offers[0].name
+        try:
+            async with aclosing(
+                self._forwarding.generate(peers, name, asked, name=name, mesh=mesh)
+            ) as events:
+                async for event in events:
+                    is_told = is_told or isinstance(event, TextDelta)
+                    yield event
+        except P2PNodeError as error:
+            if is_told:
+                raise
+            message = f"{refused.message}; {offers[0].mesh} could not answer either: {error.message}"
+            raise type(refused)(message, hint=refused.hint) from error
 
     async def _wherever(
         self, model: KnownModel, request: GenerateRequest

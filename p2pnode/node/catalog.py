@@ -122,6 +122,10 @@ class Catalog:
         """Whether at least its manifest is on this disk."""
         return any(model.content_id == content_id for model in self.store.models())
 
+    def is_known(self, name: str) -> bool:
+        """Whether this mesh has a model of this name or content id."""
+        return any(model.is_called(name) for model in self.known())
+
     def resolve(self, name: str | None) -> KnownModel:
         """By name or content id; None is the operator's default, else the first that is complete here."""
         models = self.known()

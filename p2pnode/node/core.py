@@ -17,6 +17,8 @@ from weakref import WeakSet
 from p2pnode.compute.care import Policy
 from p2pnode.compute.elsewhere import SETTING as ELSEWHERE
 from p2pnode.compute.elsewhere import elsewhere_of
+from p2pnode.compute.other_meshes import SETTING as BEYOND
+from p2pnode.compute.other_meshes import beyond_of
 from p2pnode.config import JoinOptions, parse_host_port
 from p2pnode.errors import P2PNodeError
 from p2pnode.events.folder import read_policy
@@ -58,7 +60,9 @@ from p2pnode.node.loading import Loads
 from p2pnode.node.log_sharing import LogSharing
 from p2pnode.node.mcp import Tools, read_file
 from p2pnode.node.mesh import Mesh
+from p2pnode.node.offering import Offering
 from p2pnode.node.omni import OmniStages
+from p2pnode.node.other_meshes import OtherMeshes
 from p2pnode.node.planning import Planning
 from p2pnode.node.pooling import Pooling
 from p2pnode.node.presence import Presence
@@ -339,11 +343,32 @@ class Node:
             requests=self.requests,
             say=self.say,
         )
+        self.others = OtherMeshes(
+            me=self.me,
+            name=self.name,
+            ledger=ledger,
+            transport=transport,
+            data_dir=options.data,
+            policy=lambda: beyond_of(value_of(ledger.state.settings, BEYOND)),
+            now_ms=now_ms,
+            say=self.say,
+        )
         self.federation = Federation(
             transport=transport,
             links=self.links,
             generate=lambda request: self.answering.generate_here(request),
             loading=lambda model: self.answering.loading_here(model),
+            others=self.others,
+            offering=Offering(
+                me=self.me,
+                name=self.name,
+                mesh=self.mesh,
+                catalog=self.catalog,
+                backends=self.backends,
+                addresses=self.addresses,
+                where=self.where,
+            ),
+            is_guest=self.mesh.is_guest,
         )
         self.forwarding = Forwarding(
             ledger=ledger, ask=self.federation.ask, loads=self.loads, new_id=_request_id
@@ -357,6 +382,7 @@ class Node:
             backends=self.backends,
             forwarding=self.forwarding,
             loads=self.loads,
+            others=self.others,
         )
         self.embedding = Embedding(
             self.bringing,
@@ -480,12 +506,13 @@ class Node:
     def _member_removed(self, peer: PeerId) -> None:
         """The gate refuses new streams; what is open ends with the connection."""
         link = self.links.links.get(peer)
+        open_now = link.connection if link is not None else self.transport.connection(peer)
         self.links.forget(peer)
         self.duplicates.forget(peer)
         self.reach.observed.forget(peer)
         self.routing.lose_peer(peer, "its membership was revoked")
-        if link is not None and link.connection is not None:
-            self.tasks.spawn("close revoked", link.connection.close(CLOSE_GATED, "membership revoked"))
+        if open_now is not None:
+            self.tasks.spawn("close revoked", open_now.close(CLOSE_GATED, "membership revoked"))
         self.links.status_changed()
 
     def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateEvent]:

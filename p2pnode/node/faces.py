@@ -10,8 +10,9 @@ from typing import Any
 import msgspec
 
 from p2pnode import __version__, limits
+from p2pnode.compute import other_meshes
 from p2pnode.config import describe
-from p2pnode.errors import Busy, NotFound, RequestError
+from p2pnode.errors import Busy, ModelUnknown, NotFound, RequestError
 from p2pnode.events.codec import Record
 from p2pnode.events.witness_view import witness_view
 from p2pnode.facade import GenerateEvent, GenerateRequest, JsonObject, Ranking
@@ -23,6 +24,7 @@ from p2pnode.node.core import Node
 from p2pnode.node.hops import chrome_trace
 from p2pnode.node.lane_bytes import LaneBytes
 from p2pnode.node.memory_use import memory_use
+from p2pnode.node.mesh import GUEST
 from p2pnode.node.mode_commands import ModeCommands
 from p2pnode.node.owner_commands import OwnerCommands
 from p2pnode.node.planning import PlanRequest, engine_over
@@ -75,7 +77,9 @@ class Faces:
             "mesh": {
                 "name": node.mesh.mesh_name,
                 "role": node.mesh.my_role,
-                "members": sum(peer["state"] != "pending" for peer in self.peers()["peers"]),
+                "members": sum(
+                    peer["state"] != "pending" and peer["role"] != GUEST for peer in self.peers()["peers"]
+                ),
             },
             "state": node.state,
             "missing": node.readiness.missing(),
@@ -108,6 +112,7 @@ class Faces:
             },
             "running": len(node.requests.running),
             "backends": node.backends.view(),
+            "meshes": node.others.view(),
         }
 
     def peers(self) -> JsonObject:
@@ -122,6 +127,8 @@ class Faces:
             link = self._node.links.links.get(PeerId(entry["peer"]))
             entry["role"] = self._node.mesh.role_of(PeerId(entry["peer"])) or entry["role"]
             if link is None:
+                if self._node.mesh.is_guest(PeerId(entry["peer"])):
+                    self._show_guest(entry)
                 continue
             entry["addresses"] = list(link.addresses)
             entry["tried"] = [{"address": a, "reason": r} for a, r in link.tried]
@@ -156,6 +163,14 @@ class Faces:
         view["peers"] = [entry for entry in view["peers"] if entry["peer"] not in asking] + waiting
         return view
 
+    def _show_guest(self, entry: JsonObject) -> None:
+        """It has no link of its own: it is there while it asks."""
+        connection = self._node.transport.connection(PeerId(entry["peer"]))
+        entry["state"] = "offline" if connection is None else "online"
+        if connection is not None:
+            stats = connection.stats()
+            entry.update(rtt_ms=round(stats.rtt_s * 1000, 3), path=stats.path, last_seen_ms=now_ms())
+
     def models(self) -> JsonObject:
         node = self._node
         known = node.catalog.known()
@@ -177,6 +192,7 @@ class Faces:
                 for model in map(each.as_called, each.names)
             ]
             + [view for view in node.backends.views() if node.is_external(view["name"])]
+            + other_meshes.views(node.others.offers())
         }
 
     def sessions(self) -> JsonObject:
@@ -222,7 +238,13 @@ class Faces:
     def resolve_model(self, name: str | None) -> str:
         if name is not None and self._node.is_external(name):
             return name
-        return self._node.catalog.resolve(name).name
+        try:
+            return self._node.catalog.resolve(name).name
+        except ModelUnknown:
+            offers = self._node.others.named(name)
+            if not offers:
+                raise
+            return offers[0].name
 
     def loading(self, model: str) -> JsonObject | None:
         return self._node.loads.view(model)
@@ -233,13 +255,26 @@ class Faces:
     def model_metadata(self, name: str) -> JsonObject:
         if self._node.is_external(name):
             return {"external": True, "chat_template": None, "bos_token": "", "eos_token": ""}
-        return self._node.catalog.metadata(self._node.catalog.resolve(name))
+        try:
+            return self._node.catalog.metadata(self._node.catalog.resolve(name))
+        except ModelUnknown:
+            offers = self._node.others.named(name)
+            if not offers:
+                raise
+            return other_meshes.metadata(offers[0])
 
     def _own(self, model: str) -> str:
-        """RequestError for a model that only external servers have."""
+        """RequestError for a model that only external servers or other meshes have."""
         if self._node.is_external(model):
             raise RequestError(
                 f"{model} is computed by an external server: ask that one for this", param="model"
+            )
+        offers = [] if self._node.catalog.is_known(model) else self._node.others.named(model)
+        if offers:
+            raise RequestError(
+                f"{offers[0].mesh} answers whole requests for {offers[0].model.name} and nothing else",
+                hint="ask a device of that mesh for this",
+                param="model",
             )
         return model
 

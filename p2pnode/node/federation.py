@@ -1,4 +1,4 @@
-"""Whole requests served for, and by, another member: `/p2pnode/infer/1`.
+"""Whole requests served for, and by, a member of this or another mesh: `/p2pnode/infer/1`.
 
 The asking node sends one request and reads events; closing the stream ends the work on the other side. The
 serving node decides about it like about any request: it is the authenticated peer that pays.
@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -26,12 +27,14 @@ from p2pnode.facade import (
     TextDelta,
 )
 from p2pnode.node.links import Links
+from p2pnode.node.mesh import INFER
+from p2pnode.node.offering import Offering
+from p2pnode.node.other_meshes import OtherMeshes
 from p2pnode.pauses import with_pauses
 from p2pnode.transport import messages
-from p2pnode.transport.port import Connection, Stream, Transport
+from p2pnode.transport.port import Stream, Transport
 from p2pnode.units import PeerId
 
-INFER = "/p2pnode/infer/1"
 _KINDS: dict[str, type[TextDelta] | type[PrefillProgress] | type[Loading] | type[Finished]] = {
     "text": TextDelta,
     "prefill": PrefillProgress,
@@ -52,7 +55,13 @@ class Federation:
         links: Links,
         generate: Generate,
         loading: Callable[[str | None], Mapping[str, Any] | None],
+        others: OtherMeshes,
+        offering: Offering,
+        is_guest: Callable[[PeerId], bool],
     ) -> None:
+        self._others = others
+        self._offering = offering
+        self._is_guest = is_guest
         self._links = links
         self._generate = generate
         self._loading = loading
@@ -62,21 +71,18 @@ class Federation:
     # --- asking --------------------------------------------------------------------------------------
     async def ask(self, peer: PeerId, request: GenerateRequest) -> AsyncIterator[GenerateEvent]:
         """The request's events as the other device makes them; its conditions arrive as the same conditions."""
-        link = self._links.links.get(peer)
-        if link is None or link.connection is None or not link.is_up:
-            raise PeerUnreachable(f"{self._links.name_of(peer)} is not reachable now")
         try:
             async with asyncio.timeout(limits.CONTROL_TIMEOUT_S):
-                stream = await link.connection.open_stream(INFER)
+                stream = await self._open(peer)
                 await messages.send_message(
                     stream, messages.Call(method="generate", arguments=_to_wire(request))
                 )
         except TimeoutError:
-            raise PeerTimeout(f"{self._links.name_of(peer)} did not take the request in time") from None
+            raise PeerTimeout(f"{self._name_of(peer)} did not take the request in time") from None
         try:
             while True:
                 async with asyncio.timeout(limits.STAGE_ANSWER_S_MAX):
-                    message = await self._next(peer, link.connection, stream)
+                    message = await self._next(peer, stream)
                 if isinstance(message, messages.Refused):
                     raise messages.refusal_error(message)
                 if not isinstance(message, messages.Progress):
@@ -88,24 +94,31 @@ class Federation:
                 if isinstance(event, Finished):
                     return
         except TimeoutError:
-            raise PeerTimeout(
-                f"{self._links.name_of(peer)} went silent in the middle of the answer"
-            ) from None
+            raise PeerTimeout(f"{self._name_of(peer)} went silent in the middle of the answer") from None
         finally:
             stream.reset()
 
-    async def _next(self, peer: PeerId, connection: Connection, stream: Stream) -> messages.AnyMessage:
+    async def _open(self, peer: PeerId) -> Stream:
+        if (other := self._others.mesh_of(peer)) is not None:
+            return await self._others.open(peer, other)
+        link = self._links.links.get(peer)
+        if link is None or link.connection is None or not link.is_up:
+            raise PeerUnreachable(f"{self._name_of(peer)} is not reachable now")
+        return await link.connection.open_stream(INFER)
+
+    def _name_of(self, peer: PeerId) -> str:
+        return self._links.name_of(peer) if self._others.mesh_of(peer) is None else self._others.name_of(peer)
+
+    async def _next(self, peer: PeerId, stream: Stream) -> messages.AnyMessage:
         """The next message. A device that went without a word is noticed by the silence, long before its connection."""
         coming = asyncio.ensure_future(messages.receive_message(stream))
         try:
             while not (await asyncio.wait([coming], timeout=limits.FORWARD_SILENCE_S))[0]:
                 try:
-                    await connection.ping(timeout_s=limits.SILENCE_PING_S)
+                    await stream.connection.ping(timeout_s=limits.SILENCE_PING_S)
                 except (P2PNodeError, TimeoutError):
                     if not coming.done():
-                        raise PeerUnreachable(
-                            f"{self._links.name_of(peer)} does not answer any more"
-                        ) from None
+                        raise PeerUnreachable(f"{self._name_of(peer)} does not answer any more") from None
             return coming.result()
         finally:
             if not coming.done():
@@ -116,9 +129,14 @@ class Federation:
     async def _serve(self, stream: Stream) -> None:
         async with asyncio.timeout(limits.CONTROL_TIMEOUT_S):
             call = await messages.receive_message(stream)
+        if isinstance(call, messages.Call) and call.method == "models":
+            await self._tell_models(stream)
+            return
         self.serving += 1
         try:
             request = _request_of(call, stream)
+            if self._is_guest(stream.peer_id):
+                request = replace(request, mode="auto")  # how this mesh computes is decided in it
             source = self._generate(request)
             async with aclosing(never_silent(source, lambda: self._loading(request.model))) as events:
                 async for event in events:
@@ -128,6 +146,12 @@ class Federation:
             await messages.send_message(stream, messages.refusal(error))
         finally:
             self.serving -= 1
+        await stream.close_write()
+
+    async def _tell_models(self, stream: Stream) -> None:
+        for model in self._offering.models():
+            await messages.send_message(stream, messages.Progress(data={"model": model}))
+        await messages.send_message(stream, messages.Answer(data=self._offering.about()))
         await stream.close_write()
 
 

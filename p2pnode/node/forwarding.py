@@ -1,4 +1,4 @@
-"""Requests that another member serves whole: both records tell of them, each under its own name."""
+"""Requests that a member of this or another mesh serves whole: both records tell of them, each under its own name."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from p2pnode import commands as c
 from p2pnode.errors import (
+    AdmissionError,
     Busy,
     EngineUnavailable,
     ModelIncomplete,
@@ -20,7 +21,15 @@ from p2pnode.errors import (
     TransportError,
 )
 from p2pnode.events import types as facts
-from p2pnode.facade import Finished, GenerateEvent, GenerateRequest, Loading, PrefillProgress, TextDelta
+from p2pnode.facade import (
+    Finished,
+    GenerateEvent,
+    GenerateRequest,
+    JsonObject,
+    Loading,
+    PrefillProgress,
+    TextDelta,
+)
 from p2pnode.node.ledger import Ledger
 from p2pnode.node.loading import Loads
 from p2pnode.units import PeerId
@@ -28,7 +37,7 @@ from p2pnode.units import PeerId
 Ask = Callable[[PeerId, GenerateRequest], AsyncIterator[GenerateEvent]]
 Here = Callable[[GenerateRequest], AsyncIterator[GenerateEvent]]
 
-MOVABLE = (StageLost, EngineUnavailable, TransportError, Busy, ModelIncomplete)
+MOVABLE = (StageLost, EngineUnavailable, TransportError, Busy, ModelIncomplete, AdmissionError)
 """Conditions that say something about a member, not about the request: another may do better."""
 _SEEDS = 2**31
 
@@ -86,7 +95,14 @@ def repeatable(request: GenerateRequest) -> GenerateRequest:
     return replace(request, sampling=replace(request.sampling, seed=secrets.randbelow(_SEEDS)))
 
 
-async def _closable(events: AsyncIterator[GenerateEvent]) -> AsyncGenerator[GenerateEvent, None]:
+def _of_mesh(stages: Sequence[JsonObject], mesh: str) -> Sequence[JsonObject]:
+    """Who computed it, with the mesh where that is another one."""
+    if not mesh:
+        return stages
+    return [{**stage, "mesh": mesh, "name": f"{stage.get('name', '')} of {mesh}"} for stage in stages]
+
+
+async def closable(events: AsyncIterator[GenerateEvent]) -> AsyncGenerator[GenerateEvent, None]:
     """Ends what computes here together with its reader."""
     try:
         async for event in events:
@@ -110,18 +126,19 @@ class Forwarding:
         *,
         name: str,
         here: Here | None = None,
+        mesh: tuple[str, str] = ("", ""),
     ) -> AsyncGenerator[GenerateEvent, None]:
         """A member's events, the last one with the request's name in this record.
 
         A member that goes away in the middle is replaced by the next of `peers`, in the end by `here`, which compute
         the same answer again: the caller's stream goes on after what it has seen. `model` is what the record calls
-        it, `name` what people here do.
+        it, `name` what people here do; `mesh` is id and name of the other mesh that the members are of.
         """
         request = repeatable(replace(request, request_id=request.request_id or self._new_id()))
         seen = Seen()
         for left, peer in zip(range(len(peers) - 1, -1, -1), peers, strict=True):
             try:
-                async with aclosing(self._by(peer, model, request, name, seen)) as events:
+                async with aclosing(self._by(peer, model, request, name, seen, mesh)) as events:
                     async for event in events:
                         yield event
                 return
@@ -131,12 +148,12 @@ class Forwarding:
                 seen.moved(error)
         assert here is not None, "the last member's condition is the caller's"
         # It is another request in this record: one that this device computes.
-        async with aclosing(seen.rest(_closable(here(replace(request, request_id=""))))) as own:
+        async with aclosing(seen.rest(closable(here(replace(request, request_id=""))))) as own:
             async for event in own:
                 yield event
 
     async def _by(
-        self, peer: PeerId, model: str, request: GenerateRequest, name: str, seen: Seen
+        self, peer: PeerId, model: str, request: GenerateRequest, name: str, seen: Seen, mesh: tuple[str, str]
     ) -> AsyncGenerator[GenerateEvent, None]:
         """The answer of one member, as far as it was not seen before."""
         request_id = request.request_id
@@ -149,6 +166,7 @@ class Forwarding:
             prompt_commitment=self._commit(request_id, request, prompt),
             max_tokens=request.max_tokens,
             seed=request.sampling.seed,
+            mesh=mesh[0],
         )
         await self._ledger.do(c.RecordFact(fact=forwarded))
         started_s = time.monotonic()
@@ -171,7 +189,8 @@ class Forwarding:
                 async for event in events:
                     if isinstance(event, Finished):
                         await self._ledger.do(c.RecordFact(fact=ended(event.reason, event)))
-                        event = replace(event, request_id=request_id)
+                        stages = _of_mesh(event.stages, mesh[1])
+                        event = replace(event, request_id=request_id, stages=stages)
                     yield event
         except P2PNodeError as error:
             failed = facts.RequestFailed(

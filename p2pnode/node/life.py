@@ -41,6 +41,7 @@ class Life:
         if answer.get("crashed"):
             tell("the last run did not end cleanly; its record was recovered")
         is_first = not node.mesh.restore()
+        node.others.restore()
         if node.options.ticket:
             await node.mesh.join(node.options.ticket, tell)
         elif is_first and node.options.ask:
@@ -61,6 +62,7 @@ class Life:
         node.tasks.spawn("histories", node.histories.run())
         node.tasks.spawn("auto mode", node.auto_mode.run())
         node.tasks.spawn("measuring", self._measure())
+        node.tasks.spawn("other meshes", node.others.run())
         node.is_started = True
 
     async def _ask_to_join(self, tell: Tell) -> None:
@@ -89,7 +91,7 @@ class Life:
         assert node.mesh.membership is not None
         for key in node.mesh.membership.members():
             peer = peer_of(key)
-            if peer != node.me:
+            if peer != node.me and node.mesh.is_member(peer):
                 node.links.know(peer, addresses=remembered.get(peer, []))
         for address, peer_id in map(peer_address, node.options.peers):
             node.links.know(peer_id, addresses=[address])

@@ -41,8 +41,13 @@ from p2pnode.transport.port import Stream, Transport
 from p2pnode.units import PeerId, UnixMs
 
 ADMIT = "/p2pnode/admit/1"
+INFER = "/p2pnode/infer/1"
+"""Whole answers: `node.federation`."""
 OPEN_PROTOCOLS = frozenset({ADMIT, "/ipfs/ping/1.0.0", "/ipfs/id/1.0.0", "/ipfs/id/push/1.0.0"})
 """What a stranger may use."""
+GUEST = "guest"
+GUEST_PROTOCOLS = frozenset({*OPEN_PROTOCOLS, INFER})
+"""What the node of another mesh may use: whole answers, no stage, no weights, nothing that members tell each other."""
 
 
 def peer_of(key: bytes) -> PeerId:
@@ -117,17 +122,22 @@ class Mesh:
         return (self.membership.role(self.my_key) or "") if self.membership else ""
 
     def is_member(self, peer_id: PeerId) -> bool:
-        if self.membership is None:
-            return False
-        try:
-            return self.membership.role(key_of(peer_id)) is not None
-        except (NotAdmitted, DecodeError):
-            return False
+        """Guests, which belong to another mesh, are none."""
+        return self.role_of(peer_id) not in ("", GUEST)
+
+    def is_guest(self, peer_id: PeerId) -> bool:
+        return self.role_of(peer_id) == GUEST
 
     def role_of(self, peer_id: PeerId) -> str:
-        return (self.membership.role(key_of(peer_id)) or "") if self.membership else ""
+        """Empty for strangers and for who was revoked."""
+        try:
+            return (self.membership.role(key_of(peer_id)) or "") if self.membership else ""
+        except (NotAdmitted, DecodeError):
+            return ""
 
     def _gate(self, peer_id: PeerId, protocol: str) -> bool:
+        if self.is_guest(peer_id):
+            return protocol in GUEST_PROTOCOLS
         return protocol in OPEN_PROTOCOLS or self.is_member(peer_id)
 
     # --- creating and inviting -----------------------------------------------------------------------
@@ -139,7 +149,7 @@ class Mesh:
 
     async def invite(self, *, uses: int, expires_s: int, role: str, label: str) -> dict[str, Any]:
         """A ticket for `uses` devices; only its hash is kept."""
-        if self.membership is None or self.my_role == "client":
+        if self.membership is None or self.my_role not in ("founder", "worker"):
             raise RequestError(
                 "this device may not invite others", hint="ask the owner of a worker device for a ticket"
             )
@@ -191,9 +201,14 @@ class Mesh:
             raise NotAdmitted(
                 "this ticket is not one of this device", hint="make a new one with: p2pnode invite"
             )
-        return await self.let_in(
-            peer_id, request.name, request.addresses, role=invite.role, invite_id=invite_id
-        )
+        role = GUEST if request.guest else invite.role
+        return await self.let_in(peer_id, request.name, request.addresses, role=role, invite_id=invite_id)
+
+    def grants_for_guests(self) -> list[bytes]:
+        """By which a guest knows whom it may ask; who else is a guest is none of its business."""
+        assert self.membership is not None
+        grants = (self.membership.grant(key) for key in self.membership.members())
+        return [grant.encode() for grant in grants if grant is not None and grant.role != GUEST]
 
     def serve_strangers(self, handler: Stranger) -> None:
         """Who answers devices that come without a ticket."""
@@ -226,11 +241,12 @@ class Mesh:
             )
         )
         self.membership.add(grant)
-        self._member_added(peer_id, name, [a for a in addresses if a.startswith("/")])
+        if role != GUEST:
+            self._member_added(peer_id, name, [a for a in addresses if a.startswith("/")])
         return messages.Admitted(
             grant=grant.encode(),
             mesh_name=self.mesh_name,
-            grants=self.membership.export(),
+            grants=self.grants_for_guests() if role == GUEST else self.membership.export(),
             revocations=self.membership.export_revocations(),
             peers=[{"peer": peer, "addresses": addresses} for peer, addresses in self._where().items()],
         )
@@ -248,6 +264,11 @@ class Mesh:
             tell("already a member: the ticket is not used")
             return
         ticket = decode_ticket(text, now_ms=UnixMs(self._now_ms()))
+        if ticket.role == GUEST:
+            raise RequestError(
+                f"this ticket lets a mesh of your own ask {ticket.mesh_name!r}, it lets no device join it",
+                hint="start your own mesh with: p2pnode join, then: p2pnode federation add TICKET",
+            )
         minutes = max(0, (ticket.expires_ms - self._now_ms()) // 60_000)
         tell(f'ticket valid: mesh "{ticket.mesh_name}", role {ticket.role}, expires in {minutes} min')
         inviter = peer_of(ticket.inviter_key)
@@ -309,7 +330,7 @@ class Mesh:
             raise WrongMesh("this device is in no mesh yet")
         subject_key = key_of(peer_id)
         grant = self.membership.grant(subject_key)
-        if grant is None or not self.is_member(peer_id):
+        if grant is None or not self.role_of(peer_id):
             raise NotFound(f"{peer_id} is no member that could be revoked")
         revocation = make_revocation(
             self._identity.sign,
@@ -335,7 +356,8 @@ class Mesh:
             known = self.membership.grant(grant.subject_key)
             if (known is None or known.issued_ms < grant.issued_ms) and self.membership.add(grant):
                 await self._record(grant)
-                self._member_added(peer_of(grant.subject_key), grant.name, [])
+                if grant.role != GUEST:
+                    self._member_added(peer_of(grant.subject_key), grant.name, [])
         await self._hear_revocations(status.revocations)
 
     async def _hear_revocations(self, revocations: list[bytes]) -> None:

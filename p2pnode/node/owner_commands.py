@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from p2pnode import commands as c
-from p2pnode.compute import care, elsewhere
+from p2pnode.compute import care, elsewhere, other_meshes
 from p2pnode.compute.engine_options import DeviceOptions, EngineOptions
 from p2pnode.errors import NotFound, RequestError
 from p2pnode.events.types import ConsoleCommandRun
@@ -17,7 +17,11 @@ from p2pnode.node.core import Node
 from p2pnode.node.engine_settings import DEVICE, MODEL
 from p2pnode.units import PeerId
 
-_WORDS: dict[str, tuple[str, ...]] = {**care.WORDS, elsewhere.SETTING: elsewhere.WORDS}
+_WORDS: dict[str, tuple[str, ...]] = {
+    **care.WORDS,
+    elsewhere.SETTING: elsewhere.WORDS,
+    other_meshes.SETTING: other_meshes.WORDS,
+}
 """Settings that are one of some words."""
 Command = Callable[[Mapping[str, Any]], Awaitable[JsonObject]]
 
@@ -55,6 +59,8 @@ class OwnerCommands:
             "approve_peer": self._approve_peer,
             "refuse_peer": self._refuse_peer,
             "revoke_peer": self._revoke_peer,
+            "federation_add": self._federation_add,
+            "federation_remove": self._federation_remove,
         }
 
     async def _top_up(self, a: Mapping[str, Any]) -> JsonObject:
@@ -157,6 +163,12 @@ class OwnerCommands:
         peer, reason = PeerId(str(a["peer"])), str(a.get("reason", ""))[:500]
         await self._node.mesh.revoke(peer, reason or "revoked by its owner")
         return {"peer": peer, "revoked": True}
+
+    async def _federation_add(self, a: Mapping[str, Any]) -> JsonObject:
+        return await self._node.others.add(str(a["ticket"]), str(a.get("name") or "")[:64])
+
+    async def _federation_remove(self, a: Mapping[str, Any]) -> JsonObject:
+        return await self._node.others.remove(str(a["name"]))
 
     async def _revoke_invite(self, a: Mapping[str, Any]) -> JsonObject:
         return await self._node.ledger.do(c.RevokeInvite(invite_id=str(a["invite_id"])))

@@ -39,6 +39,8 @@ class Request(msgspec.Struct, array_like=True):
     end_index: int = -1
     served_by: str = ""
     """The member that was asked for all of it; empty for those this node runs itself."""
+    served_mesh: str = ""
+    """Id of the mesh that member is of, where that is another than this node's."""
 
 
 class Sessions(msgspec.Struct):
@@ -105,7 +107,7 @@ def _request_forwarded(state: Sessions, record: Record, event: facts.RequestForw
     entry = Request(
         record.index, event.caller, event.model, "forwarded", "", 0, event.max_tokens, record.wall_ms
     )
-    entry.served_by = event.peer
+    entry.served_by, entry.served_mesh = event.peer, event.mesh
     state.requests[event.request_id] = entry
     forget_oldest(state.requests, limits.REQUESTS_KEPT_MAX)
 
@@ -147,17 +149,22 @@ def _stage_recovered(state: Sessions, record: Record, event: facts.StageRecovere
 
 
 def view(
-    state: Sessions, now_ms: int, *, names: Mapping[str, str], models: Mapping[str, tuple[str, int, int]]
+    state: Sessions,
+    now_ms: int,
+    *,
+    names: Mapping[str, str],
+    models: Mapping[str, tuple[str, int, int]],
+    meshes: Mapping[str, str],
 ) -> JsonObject:
     """{"sessions": [{"request_id", "caller", "model", "mode", "plan_id", "state", "reason", "message",
     "accepted_ms", "duration_ms", "prompt_tokens", "completion_tokens", "cached_tokens", "prefill_ms",
     "decode_ms", "tokens_per_s", "cost_microunits", "stages_lost", "stages_recovered", "stages": [{"peer",
-    "name", "layers"}], "served_by", "served_by_name", "index", "end_index"}], "running", "accepted",
+    "name", "layers"}], "served_by", "served_by_name", "served_mesh", "index", "end_index"}], "running", "accepted",
     "finished", "failed", "forwarded"}, newest first.
     """
     return {
         "sessions": [
-            _request_view(request_id, entry, now_ms, names, models)
+            _request_view(request_id, entry, now_ms, names, models, meshes)
             for request_id, entry in reversed(state.requests.items())
         ],
         "running": len(running(state)),
@@ -174,7 +181,9 @@ def _request_view(
     now_ms: int,
     names: Mapping[str, str],
     models: Mapping[str, tuple[str, int, int]],
+    meshes: Mapping[str, str],
 ) -> JsonObject:
+    mesh = meshes.get(entry.served_mesh, entry.served_mesh[-8:])
     rate = (entry.completion_tokens - 1) * 1000 / entry.decode_ms if entry.decode_ms else None
     return {
         "request_id": request_id,
@@ -202,6 +211,7 @@ def _request_view(
         ],
         "served_by": entry.served_by or None,
         "served_by_name": names.get(entry.served_by, entry.served_by[-8:]) or None,
+        "served_mesh": mesh or None,
         "index": entry.index,
         "end_index": entry.end_index if entry.end_index >= 0 else None,
     }

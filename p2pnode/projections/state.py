@@ -19,6 +19,7 @@ from p2pnode.events.types import EVENT_TYPES, Event, UnknownEvent
 from p2pnode.projections import (
     audit,
     billing,
+    federation,
     invites,
     models,
     node,
@@ -33,12 +34,13 @@ from p2pnode.projections.fold import Handler
 VERSIONS: Final[dict[str, int]] = {
     "audit": 4,
     "billing": 4,
+    "federation": 1,
     "invites": 4,
     "models": 4,
     "node": 4,
     "peers": 4,
     "plans": 4,
-    "sessions": 4,
+    "sessions": 5,
     "settings": 4,
     "usage": 4,
 }
@@ -51,6 +53,7 @@ class MeshState(msgspec.Struct):
     """Events applied so far; the next must have this index."""
     audit: audit.Audit = msgspec.field(default_factory=audit.initial)
     billing: billing.Billing = msgspec.field(default_factory=billing.initial)
+    federation: federation.Federation = msgspec.field(default_factory=federation.initial)
     invites: invites.Invites = msgspec.field(default_factory=invites.initial)
     models: models.Models = msgspec.field(default_factory=models.initial)
     node: node.Node = msgspec.field(default_factory=node.initial)
@@ -64,6 +67,7 @@ class MeshState(msgspec.Struct):
 _MODULES: Final[dict[str, ModuleType]] = {
     "audit": audit,
     "billing": billing,
+    "federation": federation,
     "invites": invites,
     "models": models,
     "node": node,

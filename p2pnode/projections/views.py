@@ -47,7 +47,8 @@ def _plans(state: MeshState, now_ms: int) -> JsonObject:
 
 
 def _sessions(state: MeshState, now_ms: int) -> JsonObject:
-    return sessions.view(state.sessions, now_ms, names=names(state), models=model_facts(state))
+    meshes = {mesh_id: entry.name for mesh_id, entry in state.federation.meshes.items()}
+    return sessions.view(state.sessions, now_ms, names=names(state), models=model_facts(state), meshes=meshes)
 
 
 def _models(state: MeshState, now_ms: int) -> JsonObject:
@@ -75,7 +76,7 @@ PARTS_SHOWN: Final[dict[str, frozenset[str]]] = {
     "metrics": frozenset({"audit", "billing", "models", "node", "peers", "plans", "sessions", "usage"}),
     "models": frozenset({"models", "settings"}),
     "plans": frozenset({"plans", "peers", "models"}),
-    "sessions": frozenset({"sessions", "peers", "models"}),
+    "sessions": frozenset({"sessions", "peers", "models", "federation"}),
     "usage": frozenset({"usage", "models"}),
 }
 """What each view looks at: while a part of it is rebuilt, the view is as old as that part."""

@@ -19,7 +19,7 @@ from p2pnode.errors import InviteExpired, TicketInvalid
 from p2pnode.units import UnixMs
 
 PREFIX = "p2p1-"
-ROLES = ("worker", "client")
+ROLES = ("worker", "client", "guest")
 CHECKSUM_BYTES = 4
 _QUIC = re.compile(r"^/(ip4|ip6)/([^/]+)/udp/(\d{1,5})/quic-v1$")
 

@@ -19,11 +19,13 @@ class Message(msgspec.Struct, frozen=True, tag_field="t", forbid_unknown_fields=
 
 
 # --- /p2pnode/admit/1 --------------------------------------------------------------------------------
-class AdmitRequest(Message, tag="admit", frozen=True, kw_only=True):
+class AdmitRequest(Message, tag="admit", frozen=True, kw_only=True, omit_defaults=True):
     secret: bytes
     name: str
     version: str
     addresses: list[str] = []
+    guest: bool = False
+    """Whether the asker wants whole answers and nothing else, whatever its ticket is good for."""
 
 
 class Admitted(Message, tag="admitted", frozen=True, kw_only=True):

@@ -18,6 +18,7 @@ DEMO = "p2pnode-demo"
 DONE: dict[str, tuple[str, ...]] = {
     "invite": ("--uses", "2", "--expires", "15m"),
     "peers": (),
+    "federation list": (),
     "plan": (DEMO, "--mode", "pipeline", "--devices", "alpha,beta", "--why", "--apply"),
     "run": (DEMO, "What is a mesh?", "--max-tokens", "4", "--temperature", "0"),
     "ps": ("--all",),

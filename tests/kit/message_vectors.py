@@ -17,6 +17,8 @@ KEY = bytes(range(32))
 SENT: list[tuple[str, str, messages.AnyMessage]] = [
     ("admit", "/p2pnode/admit/1, with a ticket", messages.AdmitRequest(
         secret=bytes(16), name="kitchen", version="0.1.0", addresses=["/ip4/192.0.2.1/udp/9481/quic-v1"])),
+    ("admit a guest", "whole answers and nothing else", messages.AdmitRequest(
+        secret=bytes(16), name="kitchen", version="0.1.0", guest=True)),
     ("admitted", "grants are signed bytes of 02", messages.Admitted(
         grant=b"\x01\x02", mesh_name="home", grants=[b"\x03"], revocations=[],
         peers=[{"key": KEY, "name": "attic", "addresses": []}])),
@@ -35,6 +37,14 @@ SENT: list[tuple[str, str, messages.AnyMessage]] = [
     ("reduce", "the first message of /p2pnode/reduce/1", messages.Call(
         method="reduce", arguments={"token": KEY[:16]})),
     ("tile", "a question of /p2pnode/log/1", messages.Call(method="tile", arguments={"level": 0, "index": 3})),
+    ("models", "a question of /p2pnode/infer/1", messages.Call(method="models", arguments={})),
+    ("a model told", "one for each name, before the answer", messages.Progress(data={"model": {
+        "name": "tiny", "manifest": "bafk", "complete": True, "default": True, "architecture": "llama",
+        "quantisation": "Q8_0", "size_bytes": 8000, "layers": 8, "context_length": 512, "chat_template": None,
+        "bos_token": "<s>", "eos_token": "</s>", "add_bos": True}})),
+    ("about a mesh", "after its models, for a guest", messages.Answer(data={
+        "name": "attic", "mesh_name": "home", "grants": [b"\x03"], "revocations": [],
+        "peers": [{"peer": "12D3KooW", "addresses": ["/ip4/192.0.2.1/udp/9481/quic-v1"]}]})),
     ("empty progress", "breaks the silence", messages.Progress(data={})),
     ("answer", "", messages.Answer(data={"hashes": [KEY]})),
 ]  # fmt: skip
@@ -45,7 +55,7 @@ READ: list[tuple[str, str, dict[str, Any]]] = [
     ("fields in another order", "maps have none", {"arguments": {}, "method": "plan.info", "t": "call"}),
 ]
 
-_STATUS = msgpack.unpackb(messages.encode_message(SENT[8][2])[4:])
+_STATUS = msgpack.unpackb(messages.encode_message(SENT[9][2])[4:])
 _ASK = {"t": "ask", "name": "", "version": "", "commitment": b""}
 REFUSED: list[tuple[str, str, bytes]] = [
     ("unknown type", "", msgpack.packb({"t": "nonsense"})),

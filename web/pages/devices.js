@@ -37,6 +37,7 @@ export function Devices({ state, at }) {
         ${!peer.self && !isUp(peer) && peer.state !== "pending" && html`<button type="button" class="danger" onClick=${() => confirm(`Forget ${peer.name}?`) && act.run("/command/forget_peer", { peer: peer.peer })}>Forget</button>`}
       </div>
     </article>`)}</div>
+    <${OtherMeshes} meshes=${state.status.meshes ?? []} />
   </section>`;
 }
 
@@ -44,6 +45,32 @@ export function Devices({ state, at }) {
 function link(peer) {
   const parts = [Number.isFinite(peer.rtt_ms) ? rtt(peer.rtt_ms) : "", peer.path, peer.link?.bytes_per_s ? `${bytes(peer.link.bytes_per_s)}/s measured` : ""];
   return parts.filter(Boolean).join(", ") || "no way there now";
+}
+
+function OtherMeshes({ meshes }) {
+  const [wish, setWish] = useState({ ticket: "", name: "" });
+  const act = useAction(() => {
+    setWish({ ticket: "", name: "" });
+    refresh();
+  });
+  const send = (event) => {
+    event.preventDefault();
+    act.run("/command/federation_add", wish);
+  };
+  return html`<article class="card" aria-labelledby="meshes-title">
+    <h2 id="meshes-title">Other meshes</h2>
+    <p class="muted">They answer whole requests for their models, called MODEL@MESH. Nothing else goes there or comes from there.</p>
+    ${meshes.length > 0 && html`<table><thead><tr><th>Mesh</th><th>State</th><th>Models</th><th>Devices</th><th></th></tr></thead>
+      <tbody>${meshes.map((mesh) => html`<tr key=${mesh.mesh_id}><td>${mesh.name}</td><td>${mesh.trouble || "can be asked"}</td><td>${mesh.models.join(", ") || "–"}</td>
+        <td>${mesh.members.map((member) => member.name || member.peer.slice(-6)).join(", ") || "–"}</td>
+        <td><button type="button" onClick=${() => confirm(`Ask ${mesh.name} no more?`) && act.run("/command/federation_remove", { name: mesh.name })}>Remove</button></td></tr>`)}</tbody></table>`}
+    <form class="row" onSubmit=${send}>
+      <label>Ticket for guests <input value=${wish.ticket} maxlength="2048" autocomplete="off" required onInput=${(event) => setWish({ ...wish, ticket: event.target.value })} /></label>
+      <label>Call it <input value=${wish.name} maxlength="64" onInput=${(event) => setWish({ ...wish, name: event.target.value })} /></label>
+      <button disabled=${act.busy}>Ask this mesh, too</button>
+    </form>
+    <${Failure} error=${act.error} />
+  </article>`;
 }
 
 const power = (peer, state) => (peer.self ? state.status.capability : peer.capability);
@@ -63,14 +90,14 @@ function Invite() {
     event.preventDefault();
     act.run("/invites?qr=1", wish);
   };
-  const command = act.done ? `p2pnode join ${act.done.ticket}` : "";
+  const command = act.done ? `p2pnode ${act.done.role === "guest" ? "federation add" : "join"} ${act.done.ticket}` : "";
   return html`<article class="card invite" aria-labelledby="invite-title">
     <h2 id="invite-title">Invite a device</h2>
     <form class="row" onSubmit=${send}>
       <label>How many devices <input type="number" min="1" max="1000" value=${wish.uses} onInput=${(event) => set({ uses: Math.max(1, Number(event.target.value)) })} /></label>
       <label>Valid <select value=${wish.expires_s} onChange=${(event) => set({ expires_s: Number(event.target.value) })}>
         <option value="900">15 minutes</option><option value="3600">1 hour</option><option value="86400">1 day</option><option value="604800">7 days</option></select></label>
-      <label>Role <select value=${wish.role} onChange=${(event) => set({ role: event.target.value })}><option value="worker">computes</option><option value="client">only asks</option></select></label>
+      <label>Role <select value=${wish.role} onChange=${(event) => set({ role: event.target.value })}><option value="worker">computes</option><option value="client">only asks</option><option value="guest">another mesh</option></select></label>
       <label>Note for yourself <input value=${wish.label} maxlength="64" onInput=${(event) => set({ label: event.target.value })} /></label>
       <button class="primary" disabled=${act.busy}>Make an invite</button>
     </form>

@@ -6,10 +6,13 @@ from typing import Any
 
 import pytest
 
+from p2pnode import limits
 from p2pnode.commands import (
     AdmitPeer,
     CreateInvite,
     CreateMesh,
+    EndFederation,
+    Federate,
     ForgetPeer,
     JoinMesh,
     RecordMeasurement,
@@ -159,6 +162,45 @@ def test_the_owner_can_admit_without_a_ticket_and_a_ticket_decides_the_role() ->
     assert story.do(admit("b", invite_id=""))["role"] == "worker"
     story.do(invite(role="client"))
     assert story.do(admit("c", role="worker"))["role"] == "client"
+
+
+def test_who_asks_to_be_a_guest_is_one_whatever_the_ticket_is_good_for() -> None:
+    story = Story()
+    story.do(invite(role="worker"))
+    assert story.do(admit("g", role="guest"))["role"] == "guest"
+    assert story.state.peers.peers["g"].role == "guest"
+
+
+# --- other meshes ----------------------------------------------------------------------------------
+def federate(mesh_id: str = "m2", name: str = "office", **changes: Any) -> Federate:
+    fields: dict[str, Any] = {"mesh_name": "their-mesh", "gateway": PEER, "grant": b"g"}
+    return Federate(mesh_id=mesh_id, name=name, **{**fields, **changes})
+
+
+def test_a_guest_of_another_mesh_is_told_once_more_when_it_renews_its_grant() -> None:
+    story = Story()
+    story.do(CreateMesh(mesh_id="m1", mesh_name="home"))
+    assert story.do(federate()) == {"mesh_id": "m2", "mesh": "their-mesh", "name": "office"}
+    assert names_of(story, federate(grant=b"new")) == ["MeshFederated"]
+    assert story.do(EndFederation(mesh_id="m2"))["name"] == "office"
+    with pytest.raises(NotFound, match="there is no mesh m2"):
+        story.do(EndFederation(mesh_id="m2"))
+
+
+def test_a_mesh_is_no_guest_of_itself_and_names_are_given_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    story = Story()
+    story.do(CreateMesh(mesh_id="m1", mesh_name="home"))
+    with pytest.raises(WrongMesh, match="the mesh this device is in"):
+        story.do(federate("m1"))
+    for name in ("a@b", " office"):
+        with pytest.raises(RequestError, match="cannot be called"):
+            story.do(federate(name=name))
+    story.do(federate())
+    with pytest.raises(RequestError, match="another mesh is called 'office'"):
+        story.do(federate("m3"))
+    monkeypatch.setattr(limits, "FEDERATED_MESHES_MAX", 1)
+    with pytest.raises(RequestError, match="1 meshes are known already"):
+        story.do(federate("m3", "friends"))
 
 
 def test_a_removed_member_stays_out_until_it_is_forgotten() -> None:

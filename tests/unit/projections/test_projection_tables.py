@@ -10,7 +10,7 @@ from p2pnode import limits
 from p2pnode.commands import ActivatePlan, StartNode
 from p2pnode.events import types as facts
 from p2pnode.events.types import Event
-from p2pnode.projections import models, peers, sessions, usage, views
+from p2pnode.projections import federation, models, peers, sessions, usage, views
 from tests.kit.story import HASH, SELF, Story, finish, folded, serve
 
 
@@ -247,6 +247,40 @@ def test_an_invites_state_is_shown_and_its_peers() -> None:
     story.tell(facts.InviteUsed(invite_id="i", peer="p", uses_left=0))
     shown = view(story, "invites")["invites"][0]
     assert (shown["state"], shown["peers"], shown["role"]) == ("used", ["p"], "client")
+
+
+def test_other_meshes_are_kept_by_their_newest_grant_until_they_are_ended() -> None:
+    def joined(name: str, grant: bytes) -> facts.MeshFederated:
+        return facts.MeshFederated(mesh_id="m", mesh_name="office", name=name, gateway="g", grant=grant)
+
+    story = Story().tell(joined("office", b"1"))
+    first_ms = story.state.federation.meshes["m"].since_ms
+    story.now_ms += 5000
+    story.tell(joined("work", b"2"))
+    entry = story.state.federation.meshes["m"]
+    assert (entry.name, entry.mesh_name, entry.grant, entry.since_ms) == ("work", "office", b"2", first_ms)
+    assert federation.called(story.state.federation, "work") == "m"
+    assert federation.called(story.state.federation, "office") is None
+    story.tell(facts.MeshFederationEnded(mesh_id="m"), facts.MeshFederationEnded(mesh_id="never"))
+    assert story.state.federation.meshes == {}
+    assert folded(story.records) == story.state
+
+
+def test_a_session_says_which_mesh_served_it() -> None:
+    def forwarded(request_id: str, mesh: str) -> facts.RequestForwarded:
+        return facts.RequestForwarded(
+            request_id=request_id, caller="local", model="tiny@work", peer="12D3KooOther", mesh=mesh,
+            prompt_commitment=bytes(32), max_tokens=9,
+        )  # fmt: skip
+
+    story = Story().tell(
+        facts.MeshFederated(mesh_id="12D3KooMesh", mesh_name="o", name="work", gateway="g", grant=b""),
+        forwarded("r1", "12D3KooMesh"),
+        forwarded("r2", "12D3KooEnded"),
+        forwarded("r3", ""),
+    )
+    shown = {row["request_id"]: row["served_mesh"] for row in view(story, "sessions")["sessions"]}
+    assert shown == {"r1": "work", "r2": "KooEnded", "r3": None}
 
 
 def test_the_node_shows_its_engine_and_uptime() -> None:

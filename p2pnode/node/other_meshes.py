@@ -1,0 +1,356 @@
+"""Other meshes whose guest this node is: admission there, what their members offer, and ways to those members.
+
+A guest gets whole answers and nothing else, so nothing of another mesh is planned with, fetched or gossiped about.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from p2pnode import __version__, limits
+from p2pnode import commands as c
+from p2pnode.compute import other_meshes as pure
+from p2pnode.compute.other_meshes import Beyond, Offer, ToldModel
+from p2pnode.decide import decide
+from p2pnode.errors import (
+    ModelUnknown,
+    NotAdmitted,
+    NotFound,
+    P2PNodeError,
+    PeerTimeout,
+    PeerUnreachable,
+    RemoteProtocolError,
+)
+from p2pnode.models.files import write_atomic
+from p2pnode.multiformats import DecodeError
+from p2pnode.node.ledger import Ledger
+from p2pnode.node.mesh import ADMIT, INFER, key_of, peer_of
+from p2pnode.transport import messages
+from p2pnode.transport.invite import decode_ticket
+from p2pnode.transport.membership import Membership, decode_grant, decode_revocation
+from p2pnode.transport.port import Connection, Stream, Transport
+from p2pnode.units import PeerId, UnixMs
+
+_ASK_AGAIN = "ask its owner for a new ticket, then: p2pnode federation add TICKET"
+
+
+@dataclass(slots=True)
+class Other:
+    """One other mesh as it is known now; the record has only that this node is its guest."""
+
+    mesh_id: str
+    name: str
+    gateway: PeerId
+    membership: Membership
+    addresses: dict[PeerId, list[str]] = field(default_factory=dict)
+    names: dict[PeerId, str] = field(default_factory=dict)
+    offers: dict[PeerId, list[ToldModel]] = field(default_factory=dict)
+    trouble: str = "not asked yet"
+
+    def role_of(self, peer: PeerId) -> str | None:
+        with suppress(NotAdmitted, DecodeError):
+            return self.membership.role(key_of(peer))
+        return None
+
+    def members(self) -> list[PeerId]:
+        """Whom to ask, who let this node in first."""
+        known = (peer_of(key) for key in self.membership.members() if self.membership.role(key) != "guest")
+        return sorted((p for p in known if self.addresses.get(p)), key=lambda p: (p != self.gateway, p))
+
+
+class OtherMeshes:
+    def __init__(
+        self,
+        *,
+        me: PeerId,
+        name: str,
+        ledger: Ledger,
+        transport: Transport,
+        data_dir: Path,
+        policy: Callable[[], Beyond],
+        now_ms: Callable[[], int],
+        say: Callable[[dict[str, Any]], None],
+    ) -> None:
+        self._me, self._name = me, name
+        self._ledger = ledger
+        self._transport = transport
+        self._path = data_dir / "other_meshes.json"
+        self._policy = policy
+        self._now_ms = now_ms
+        self._say = say
+        self._meshes: dict[str, Other] = {}
+
+    # --- being a guest -------------------------------------------------------------------------------
+    async def add(self, text: str, name: str = "") -> dict[str, Any]:
+        """Use a ticket of another mesh: from then on its members may be asked for whole answers."""
+        ticket = decode_ticket(text)
+        mesh_id, mesh_name = peer_of(ticket.mesh_key), ticket.mesh_name[: limits.NAME_CHARACTERS_MAX]
+        gateway = peer_of(ticket.inviter_key)
+        before = self._meshes.get(mesh_id)
+        name = name or (before.name if before is not None else mesh_name)
+        wish = c.Federate(mesh_id=mesh_id, mesh_name=mesh_name, name=name, gateway=gateway, grant=b"")
+        decide(
+            self._ledger.state, wish, self._now_ms()
+        )  # what cannot be is refused before the ticket is used
+        ticket = decode_ticket(text, now_ms=UnixMs(self._now_ms()))
+        connection = await self._transport.dial(list(ticket.addresses), gateway)
+        answer = await self._be_admitted(connection, ticket.secret)
+        membership = Membership(ticket.mesh_key)
+        membership.add_all(
+            decode_grant(data) for data in (*answer.grants[: limits.MESH_MEMBERS_MAX], answer.grant)
+        )
+        if membership.role(key_of(self._me)) is None:
+            raise NotAdmitted("the grants of that mesh do not let this device in")
+        answered = await self._ledger.do(
+            c.Federate(
+                mesh_id=mesh_id,
+                mesh_name=answer.mesh_name[: limits.NAME_CHARACTERS_MAX],
+                name=name,
+                gateway=gateway,
+                grant=answer.grant,
+            )
+        )
+        other = Other(mesh_id, name, gateway, membership)
+        other.addresses[gateway] = list(ticket.addresses)
+        self._learn_addresses(other, answer.peers)
+        self._meshes[mesh_id] = other
+        await self._refresh(other)
+        return {**answered, **self._view(other)}
+
+    async def _be_admitted(self, connection: Connection, secret: bytes) -> messages.Admitted:
+        try:
+            async with asyncio.timeout(limits.CONTROL_TIMEOUT_S):
+                stream = await connection.open_stream(ADMIT)
+                request = messages.AdmitRequest(
+                    secret=secret, name=self._name, version=__version__, guest=True
+                )
+                await messages.send_message(stream, request)
+                answer = await messages.receive_message(stream)
+        except TimeoutError:
+            raise PeerTimeout("the device that made this ticket did not answer in time") from None
+        if isinstance(answer, messages.Refused):
+            raise messages.refusal_error(answer)
+        if not isinstance(answer, messages.Admitted):
+            raise RemoteProtocolError("the inviter answered something else than admission")
+        return answer
+
+    async def remove(self, name: str) -> dict[str, Any]:
+        """Ask a mesh, by its name here or its id, no more."""
+        other = self._called(name)
+        answer = await self._ledger.do(c.EndFederation(mesh_id=other.mesh_id))
+        del self._meshes[other.mesh_id]
+        await asyncio.to_thread(self._remember)
+        for peer in other.addresses:
+            if (connection := self._transport.connection(peer)) is not None:
+                await connection.close(0, "no guest any more")
+        return answer
+
+    def _called(self, name: str) -> Other:
+        for other in self._meshes.values():
+            if name in (other.name, other.mesh_id):
+                return other
+        known = ", ".join(sorted(other.name for other in self._meshes.values())) or "none"
+        raise NotFound(f"no other mesh is called {name[:64]!r} here", hint=f"known: {known}")
+
+    # --- what they offer -----------------------------------------------------------------------------
+    def restore(self) -> None:
+        """From the record; where their members are is a forgettable file beside it."""
+        remembered = self._remembered()
+        for mesh_id, entry in self._ledger.state.federation.meshes.items():
+            membership = Membership(key_of(mesh_id))
+            other = Other(mesh_id, entry.name, PeerId(entry.gateway), membership)
+            said = remembered.get(mesh_id, {})
+            with suppress(P2PNodeError):  # what was damaged is told again by the next member that answers
+                self._learn_membership(other, [bytes.fromhex(text) for text in said.get("grants", [])], [])
+            for peer, addresses in dict(said.get("addresses", {})).items():
+                other.addresses[PeerId(peer)] = [str(a) for a in addresses][: limits.PEER_ADDRESSES_MAX]
+            self._meshes[mesh_id] = other
+
+    async def run(self) -> None:
+        while True:
+            await self.refresh()
+            await asyncio.sleep(limits.OTHER_MESHES_REFRESH_S)
+
+    async def refresh(self) -> None:
+        """Ask all of them anew."""
+        await asyncio.gather(*(self._refresh(other) for other in list(self._meshes.values())))
+
+    async def _refresh(self, other: Other) -> None:
+        """Ask the first few members what they have; one that fails says why, and its offers are gone."""
+        before = self._view(other)
+        asked = other.members()[: limits.OTHER_MESH_MEMBERS_ASKED_MAX]
+        found = await asyncio.gather(*(self._ask(other, peer) for peer in asked), return_exceptions=True)
+        troubles = []
+        for peer, heard in zip(asked, found, strict=True):
+            if isinstance(heard, list):
+                other.offers[peer] = heard
+            elif isinstance(heard, P2PNodeError):
+                other.offers.pop(peer, None)
+                troubles.append(heard.message)
+            else:
+                raise heard
+        for peer in other.offers.keys() - set(asked):
+            del other.offers[peer]
+        is_heard = bool(asked) and len(troubles) < len(asked)
+        other.trouble = "" if is_heard else next(iter(troubles), "no address of its members is known")
+        await asyncio.to_thread(self._remember)
+        if self._view(other) != before:
+            self._say({"kind": "meshes", "data": {"meshes": self.view()}})
+
+    async def _ask(self, other: Other, peer: PeerId) -> list[ToldModel]:
+        try:
+            async with asyncio.timeout(limits.CONTROL_TIMEOUT_S):
+                stream = await self.open(peer, other)
+                try:
+                    await messages.send_message(stream, messages.Call(method="models", arguments={}))
+                    return await self._hear(other, peer, stream)
+                finally:
+                    stream.reset()
+        except TimeoutError:
+            raise PeerTimeout(f"{self.name_of(peer)} did not say in time what it has") from None
+
+    async def _hear(self, other: Other, peer: PeerId, stream: Stream) -> list[ToldModel]:
+        found: list[ToldModel] = []
+        while True:
+            message = await messages.receive_message(stream)
+            if isinstance(message, messages.Refused):
+                if message.code == RemoteProtocolError.code:
+                    raise RemoteProtocolError(
+                        f"{self.name_of(peer)} runs an older version that does not say which models it has",
+                        hint=f"{other.name} can be asked once it is updated",
+                    )
+                raise messages.refusal_error(message)
+            if isinstance(message, messages.Progress) and len(found) < limits.TOLD_MODELS_MAX:
+                found.append(pure.told_model(message.data.get("model")))
+            if isinstance(message, messages.Answer):
+                data = message.data
+                other.names[peer] = str(data.get("name", ""))[: limits.NAME_CHARACTERS_MAX]
+                grants, revocations = list(data.get("grants", [])), list(data.get("revocations", []))
+                self._learn_membership(other, grants, revocations)
+                self._learn_addresses(other, list(data.get("peers", [])))
+                return found
+
+    def _learn_membership(self, other: Other, grants: Sequence[bytes], revocations: Sequence[bytes]) -> None:
+        """Each stands or falls by its own signatures."""
+        for data in grants[: limits.MESH_MEMBERS_MAX]:
+            other.membership.add(decode_grant(data))
+        for data in revocations[: limits.MESH_MEMBERS_MAX]:
+            other.membership.revoke(decode_revocation(data))
+
+    def _learn_addresses(self, other: Other, peers: Sequence[dict[str, Any]]) -> None:
+        for entry in peers[: limits.MESH_MEMBERS_MAX]:
+            said = [str(a) for a in entry.get("addresses", []) if str(a).startswith("/")]
+            peer = PeerId(str(entry.get("peer")))
+            if said and other.role_of(peer) not in (None, "guest"):
+                other.addresses[peer] = said[: limits.PEER_ADDRESSES_MAX]
+
+    # --- choosing ------------------------------------------------------------------------------------
+    @property
+    def policy(self) -> Beyond:
+        return self._policy()
+
+    def offers(self) -> list[Offer]:
+        found = []
+        for other in self._meshes.values():
+            for peer, models in other.offers.items():
+                connection = self._transport.connection(peer)
+                rtt_s = connection.stats().rtt_s if connection is not None else 1.0
+                found += [Offer(other.mesh_id, other.name, peer, model, rtt_s) for model in models]
+        return found
+
+    def named(self, name: str | None) -> list[Offer]:
+        """Who is asked for a model that this mesh does not have; ModelUnknown or PeerUnreachable when nobody is."""
+        offers = self.offers()
+        if found := pure.named(offers, name, self.policy):
+            return found
+        meant = pure.split(name or "", {other.name for other in self._meshes.values()})
+        if meant is None:
+            return []
+        other = self._called(meant[1])
+        if other.trouble:
+            raise PeerUnreachable(
+                f"the mesh {other.name} cannot be asked now: {other.trouble}",
+                hint="p2pnode federation list shows which meshes can be asked",
+            )
+        has = ", ".join(sorted({offer.model.name for offer in offers if offer.mesh == other.name}))
+        raise ModelUnknown(
+            f"the mesh {other.name} has no model named {meant[0]!r}", hint=f"it has: {has or 'none'}"
+        )
+
+    def same(self, content_id: str) -> list[Offer]:
+        return pure.same(self.offers(), content_id) if self._meshes else []
+
+    # --- ways there ----------------------------------------------------------------------------------
+    def mesh_of(self, peer: PeerId) -> Other | None:
+        """The mesh that a peer is asked for, if it is a member of another one."""
+        return next((other for other in self._meshes.values() if peer in other.addresses), None)
+
+    def name_of(self, peer: PeerId) -> str:
+        other = self.mesh_of(peer)
+        if other is None:
+            return peer[-6:]
+        return f"{other.names.get(peer) or peer[-6:]} of {other.name}"
+
+    async def open(self, peer: PeerId, other: Other) -> Stream:
+        """A stream for one answer; NotAdmitted when that mesh does not let this node in any more."""
+        connection = self._transport.connection(peer)
+        if connection is None or connection.is_closed:
+            connection = await self._transport.dial(other.addresses.get(peer, []), peer)
+        try:
+            return await connection.open_stream(INFER)
+        except RemoteProtocolError:
+            raise NotAdmitted(
+                f"the mesh {other.name} does not let this device in any more", hint=_ASK_AGAIN
+            ) from None
+
+    # --- faces ---------------------------------------------------------------------------------------
+    def view(self) -> list[dict[str, Any]]:
+        return [self._view(other) for other in self._meshes.values()]
+
+    def _view(self, other: Other) -> dict[str, Any]:
+        entry = self._ledger.state.federation.meshes.get(other.mesh_id)
+        return {
+            "mesh_id": other.mesh_id,
+            "name": other.name,
+            "mesh": entry.mesh_name if entry is not None else other.name,
+            "since_ms": entry.since_ms if entry is not None else 0,
+            "state": "trouble" if other.trouble else "asked",
+            "trouble": other.trouble,
+            "members": [
+                {"peer": peer, "name": other.names.get(peer, ""), "models": len(models)}
+                for peer, models in other.offers.items()
+            ],
+            "models": sorted({model.name for models in other.offers.values() for model in models}),
+        }
+
+    # --- remembered ----------------------------------------------------------------------------------
+    def _remembered(self) -> dict[str, Any]:
+        """A damaged file is the same as none."""
+        try:
+            found = json.loads(self._path.read_text())
+            return {
+                str(mesh_id): {
+                    "grants": [text for text in said["grants"] if bytes.fromhex(text)],
+                    "addresses": {str(p): list(a) for p, a in said["addresses"].items()},
+                }
+                for mesh_id, said in found.items()
+            }
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            return {}
+
+    def _remember(self) -> None:
+        document = {
+            other.mesh_id: {
+                "grants": [data.hex() for data in other.membership.export()],
+                "addresses": other.addresses,
+            }
+            for other in list(self._meshes.values())
+        }
+        if document != self._remembered():
+            write_atomic(self._path, json.dumps(document, indent=1).encode())
