@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -12,18 +13,21 @@ from quart import Blueprint, Response
 from p2pnode.api.completions import NAMED, StreamBody
 from p2pnode.api.context import ApiContext, body, caller
 from p2pnode.api.conversation import ChatPrompt, chat_prompt
-from p2pnode.api.envelope import json_response
+from p2pnode.api.envelope import envelope, error_response, json_response
 from p2pnode.api.generation import collect, extension, first_then, new_id, run_choices
+from p2pnode.api.grammar import format_grammar
 from p2pnode.api.schemas import (
     Fraction,
     FunctionCall,
     FunctionSpec,
     JsonMap,
+    JsonSchemaFormat,
     Message,
     ModelName,
     NamedFunction,
     NamedTool,
     PositiveInt,
+    ResponseFormat,
     StopText,
     Tool,
     ToolCall,
@@ -32,7 +36,7 @@ from p2pnode.api.schemas import (
 from p2pnode.api.security import Caller
 from p2pnode.api.sse import stream_response
 from p2pnode.api.tools import Call, ToolPlan, ToolReader, plan_tools
-from p2pnode.errors import RequestError
+from p2pnode.errors import P2PNodeError, RequestError
 from p2pnode.facade import (
     Finished,
     GenerateEvent,
@@ -43,7 +47,8 @@ from p2pnode.facade import (
 )
 from p2pnode.limits import API_MESSAGES_MAX, API_STOP_SEQUENCES_MAX, API_TOOLS_MAX
 
-IGNORED = ("metadata", "service_tier", "thinking")
+IGNORED = ("cache_control", "metadata", "service_tier", "thinking")
+_TYPES = {413: "request_too_large", 500: "api_error", 503: "overloaded_error"}
 _UNSEEN = ("thinking", "redacted_thinking")
 """Blocks that its clients send back and no model here reads."""
 
@@ -66,6 +71,16 @@ class Choice(Struct):
     disable_parallel_tool_use: bool | None = None
 
 
+class OutputFormat(Struct):
+    type: Literal["json_schema"]
+    schema: JsonMap
+
+
+class OutputConfig(Struct, forbid_unknown_fields=True):
+    format: OutputFormat | None = None
+    effort: str | None = None
+
+
 class CountRequest(Struct, kw_only=True):
     """Counting takes whatever a request may say; only the prompt matters."""
 
@@ -86,6 +101,37 @@ class MessagesRequest(CountRequest, forbid_unknown_fields=True, kw_only=True):
     metadata: JsonMap | None = None
     service_tier: str | None = None
     thinking: JsonMap | None = None
+    cache_control: JsonMap | None = None
+    output_config: OutputConfig | None = None
+
+
+def failure(condition: P2PNodeError) -> dict[str, Any]:
+    """The envelope as its clients tell errors apart: `type: error` outside, their names of types inside."""
+    inside = envelope(condition)["error"]
+    kind = "invalid_request_error" if condition.http_status == 400 else inside["type"]
+    if kind in ("server_error", "invalid_request_error", "insufficient_quota"):
+        kind = _TYPES.get(condition.http_status, "rate_limit_error" if condition.http_status == 429 else kind)
+    return {"type": "error", "error": inside | {"type": "api_error" if kind == "server_error" else kind}}
+
+
+EVENTS = replace(NAMED, failure=failure)
+
+
+def grammar_of(asked: MessagesRequest, tools: ToolPlan) -> str | None:
+    """What may be written: calls that were demanded, or a document of the schema."""
+    form = None if asked.output_config is None else asked.output_config.format
+    if form is None:
+        return tools.grammar
+    if tools.grammar is not None:
+        raise RequestError("a demanded tool and output_config.format cannot both be", param="output_config")
+    return format_grammar(
+        ResponseFormat(type="json_schema", json_schema=JsonSchemaFormat(schema=form.schema))
+    )
+
+
+def ignored_in(asked: MessagesRequest) -> list[str]:
+    names = [name for name in IGNORED if getattr(asked, name) is not None]
+    return names + ["output_config.effort"] * bool(asked.output_config and asked.output_config.effort)
 
 
 def text_of(content: object) -> str:
@@ -256,6 +302,10 @@ def anthropic_routes(context: ApiContext) -> Blueprint:
     routes = Blueprint("anthropic", __name__)
     node = context.node
 
+    @routes.errorhandler(Exception)
+    async def failed(error: Exception) -> Response:
+        return error_response(error, failure)
+
     @routes.post("/v1/messages")
     async def messages() -> Response:
         who = caller("use")
@@ -264,8 +314,8 @@ def anthropic_routes(context: ApiContext) -> Blueprint:
         model = node.resolve_model(asked.model)
         made = await chat_prompt(node, model, messages_of(asked), tools=tools)
         document = Document(model, tools)
-        request = _request(asked, document, made, tools.grammar, who)
-        ignored = [name for name in IGNORED if getattr(asked, name) is not None]
+        request = _request(asked, document, made, grammar_of(asked, tools), who)
+        ignored = ignored_in(asked)
         headers = {"request-id": document.identity, "x-request-id": document.identity}
         if ignored:
             headers["X-P2PNode-Ignored"] = ", ".join(ignored)
@@ -296,7 +346,7 @@ def anthropic_routes(context: ApiContext) -> Blueprint:
         except BaseException:
             context.generating -= 1
             raise
-        response = stream_response(StreamBody(context, events, document, lambda _: [], form=NAMED))
+        response = stream_response(StreamBody(context, events, document, lambda _: [], form=EVENTS))
         response.headers.extend(headers)
         return response
 

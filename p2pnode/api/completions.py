@@ -27,7 +27,7 @@ from p2pnode.api.grammar import grammar_of
 from p2pnode.api.reply import Reply, completion_choice, completion_logprobs, finish_reason
 from p2pnode.api.schemas import CompletionRequest, check_fields, parse
 from p2pnode.api.sse import DONE, HEARTBEAT, close, sse_data, stream_response, until_closed
-from p2pnode.errors import EngineUnavailable, RequestError
+from p2pnode.errors import EngineUnavailable, P2PNodeError, RequestError
 from p2pnode.facade import Finished, GenerateEvent, GenerateRequest, Loading, PrefillProgress, TextDelta
 from p2pnode.limits import API_CHOICES_MAX
 
@@ -41,6 +41,7 @@ class Form:
     event: Callable[[dict[str, Any], str | None], bytes]
     silence: bytes
     done: bytes
+    failure: Callable[[P2PNodeError], dict[str, Any]] = envelope
 
 
 SSE = Form(lambda document, _: sse_data(json_bytes(document)), HEARTBEAT, DONE)
@@ -48,8 +49,6 @@ NAMED = Form(
     lambda document, name: sse_data(json_bytes(document), event=name or document["type"]), HEARTBEAT, b""
 )
 """The Responses API names its events."""
-LINES = Form(lambda document, _: json_bytes(document) + b"\n", b"", b"")
-"""Ollama's lines of JSON, which have no place for a comment."""
 
 
 class StreamBody:
@@ -125,7 +124,7 @@ class StreamBody:
             if self._form.done:
                 yield self._form.done
         except Exception as error:
-            yield self._form.event(envelope(condition_of(error)), "error")
+            yield self._form.event(self._form.failure(condition_of(error)), "error")
         finally:
             await items.aclose()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -113,9 +113,12 @@ def json_response(document: Any, status: int = 200, headers: Mapping[str, str] |
     return response
 
 
-def error_response(error: BaseException) -> Response:
+def error_response(
+    error: BaseException, form: Callable[[P2PNodeError], dict[str, Any]] = envelope
+) -> Response:
+    """The condition with its status; `form` writes it as the clients of a route are used to."""
     condition = condition_of(error)
     status = condition.http_status
     if isinstance(condition, RateLimited | Cancelled):
         log.debug("%s: %s", condition.code, condition.message)
-    return json_response(envelope(condition), status, retry_headers(condition))
+    return json_response(form(condition), status, retry_headers(condition))

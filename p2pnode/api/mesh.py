@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Mapping
+from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 from quart import Blueprint, Response, request
 
 from p2pnode.api.context import ApiContext, body, caller
-from p2pnode.api.envelope import condition_of, envelope, json_bytes, json_response
-from p2pnode.api.patience import Look
+from p2pnode.api.envelope import json_response
 from p2pnode.api.schemas import InviteRequest, PlanRequest, parse
-from p2pnode.api.sse import DONE, HEARTBEAT, sse_data, stream_response
-from p2pnode.errors import EngineUnavailable, RequestError
-from p2pnode.facade import JsonObject, Mode
-from p2pnode.limits import API_LOADING_LOOK_S, API_STREAM_HEARTBEAT_S
+from p2pnode.api.sse import stream_response
+from p2pnode.api.watched import watched
+from p2pnode.errors import RequestError
+from p2pnode.facade import Mode
 
 
 def plain(request_struct: msgspec.Struct) -> dict[str, Any]:
@@ -50,7 +49,8 @@ def view_routes(context: ApiContext) -> Blueprint:
     async def openai_models() -> Response:
         caller("use")
         rows = [openai_model(model) for model in node.models().get("models", [])]
-        return json_response({"object": "list", "data": rows})
+        ends = {"first_id": rows[0]["id"] if rows else None, "last_id": rows[-1]["id"] if rows else None}
+        return json_response({"object": "list", "data": rows, "has_more": False, **ends})
 
     @routes.get("/v1/models/<path:name>")
     async def openai_model_one(name: str) -> Response:
@@ -109,10 +109,16 @@ def qr_svg(text: str) -> str:
 
 
 def openai_model(model: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of OpenAI's list and of Anthropic's at once: each reads the names it knows."""
+    added_s = int(model.get("added_ms", 0)) // 1000
     return {
         "id": model["name"],
         "object": "model",
-        "created": int(model.get("added_ms", 0)) // 1000,
+        "type": "model",
+        "display_name": str(model.get("title") or model["name"]),
+        "lifecycle": "active",
+        "created": added_s,
+        "created_at": datetime.fromtimestamp(added_s, UTC).isoformat().replace("+00:00", "Z"),
         "owned_by": "p2pnode",
         "p2pnode": dict(model),
     }
@@ -159,38 +165,6 @@ def mesh_routes(context: ApiContext) -> Blueprint:
         return json_response(await node.command("set", await arguments()))
 
     return routes
-
-
-async def watched(
-    context: ApiContext, work: Awaitable[JsonObject], kind: str, look: Look, end: str
-) -> AsyncGenerator[bytes, None]:
-    """Events of type `kind` while something long is done, then its answer as one of type `end`."""
-    task = asyncio.ensure_future(work)
-    stop = asyncio.ensure_future(context.closing.wait())
-    last: Mapping[str, Any] | None = None
-    silent_s = 0.0
-    try:
-        while not task.done():
-            await asyncio.wait({task, stop}, timeout=API_LOADING_LOOK_S, return_when=asyncio.FIRST_COMPLETED)
-            if stop.done():
-                raise EngineUnavailable("the node is stopping", hint="try again when it is back")
-            view = look()
-            if task.done():
-                break
-            if view is not None and view != last:
-                last, silent_s = view, 0.0
-                yield sse_data(json_bytes({"type": kind, **view}))
-            elif (silent_s := silent_s + API_LOADING_LOOK_S) >= API_STREAM_HEARTBEAT_S:
-                silent_s = 0.0
-                yield HEARTBEAT
-        yield sse_data(json_bytes({"type": end, **task.result()}))
-        yield DONE
-    except Exception as error:
-        yield sse_data(json_bytes(envelope(condition_of(error))))
-    finally:
-        stop.cancel()
-        task.cancel()
-        await asyncio.wait({task})
 
 
 async def answer_plan(context: ApiContext, mode: Mode) -> Response:

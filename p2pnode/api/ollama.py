@@ -1,27 +1,29 @@
 """Ollama's addresses, for the many programs that speak them: /api/chat, generate, embed, tags, show, ps, version.
 
-Streams are lines of JSON, as there, and on unless the request says no. Errors keep this API's one envelope: Ollama's
-clients show what is under `error`. Models are waited for, however long they load, as there.
+Streams are lines of JSON, as there, and on unless the request says no. An error is a sentence under `error`, which
+its clients show as it is, with the rest of the envelope beside it. Models are waited for, however long they load.
 """
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
-from datetime import UTC, datetime
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 from quart import Blueprint, Response
 
 from p2pnode import __version__
-from p2pnode.api.completions import LINES, StreamBody
+from p2pnode.api.completions import StreamBody
 from p2pnode.api.context import ApiContext, body, caller
-from p2pnode.api.conversation import NO_TOOLS, ChatPrompt, chat_prompt
+from p2pnode.api.conversation import ChatPrompt, chat_prompt
 from p2pnode.api.embeddings import inputs_of
-from p2pnode.api.envelope import json_response
-from p2pnode.api.generation import Outcome, collect, first_then, new_id, run_choices, sampling_of, stop_list
+from p2pnode.api.envelope import error_response, json_response
+from p2pnode.api.generation import collect, first_then, new_id, run_choices, sampling_of, stop_list
 from p2pnode.api.grammar import grammar_of
+from p2pnode.api.ollama_lines import LINES, Lines, failure, nanoseconds, ndjson, now
+from p2pnode.api.ollama_models import OllamaModels, model_of
 from p2pnode.api.ollama_schemas import (
     IGNORED,
     OPTIONS,
@@ -35,23 +37,10 @@ from p2pnode.api.ollama_schemas import (
 )
 from p2pnode.api.schemas import FunctionCall, InferRequest, Message, ToolCall, parse
 from p2pnode.api.security import Caller
-from p2pnode.api.tools import Call, ToolPlan, ToolReader, plan_tools
-from p2pnode.errors import ModelUnknown, RequestError
-from p2pnode.facade import Finished, GenerateEvent, GenerateRequest, NodeFacade, TextDelta
+from p2pnode.api.tools import plan_tools
+from p2pnode.errors import RequestError
+from p2pnode.facade import GenerateRequest
 from p2pnode.limits import OLLAMA_TOKENS_DEFAULT
-
-NDJSON = "application/x-ndjson"
-_LATEST = ":latest"
-
-
-def model_of(node: NodeFacade, name: str | None) -> str:
-    """Its clients add `:latest` to names."""
-    try:
-        return node.resolve_model(name)
-    except ModelUnknown:
-        if name is None or not name.endswith(_LATEST):
-            raise
-        return node.resolve_model(name.removesuffix(_LATEST))
 
 
 def settings_of(options: Mapping[str, Any], form: Any) -> InferRequest:
@@ -101,73 +90,22 @@ def messages_of(rows: Sequence[OllamaMessage]) -> list[Message]:
     return messages
 
 
-class Lines:
-    """Turns a generation into the lines of one of the two forms: `message` of chat, `response` of generate."""
-
-    def __init__(self, model: str, *, chat: bool, tools: ToolPlan = NO_TOOLS) -> None:
-        self.model = model
-        self.chat = chat
-        self._reader = ToolReader(tools)
-        self._begun_s = time.perf_counter()
-
-    def __call__(self, index: int, event: GenerateEvent) -> list[dict[str, Any]]:
-        del index  # one choice only
-        if isinstance(event, TextDelta):
-            return [self.line(piece) for piece in self._reader.feed(event.text)]
-        if not isinstance(event, Finished):
-            return []
-        return [*(self.line(piece) for piece in self._reader.finish()), self.line("") | self.end(event)]
-
-    def line(self, piece: str | Call) -> dict[str, Any]:
-        head = {"model": self.model, "created_at": now(), "done": False}
-        if not self.chat:
-            return head | {"response": piece if isinstance(piece, str) else piece.arguments}
-        message: dict[str, Any] = {"role": "assistant", "content": piece if isinstance(piece, str) else ""}
-        if isinstance(piece, Call):
-            arguments = msgspec.json.decode(piece.arguments)
-            message["tool_calls"] = [{"function": {"name": piece.name, "arguments": arguments}}]
-        return head | {"message": message}
-
-    def end(self, end: Finished) -> dict[str, Any]:
-        """Counts and nanoseconds, as its clients show them; what is not computing counts as loading."""
-        total_s = time.perf_counter() - self._begun_s
-        return {
-            "done": True,
-            "done_reason": "length" if end.reason == "length" else "stop",
-            "total_duration": _ns(total_s),
-            "load_duration": _ns(max(0.0, total_s - end.prefill_s - end.decode_s)),
-            "prompt_eval_count": end.prompt_tokens,
-            "prompt_eval_duration": _ns(end.prefill_s),
-            "eval_count": end.completion_tokens,
-            "eval_duration": _ns(end.decode_s),
-        }
-
-    def whole(self, outcome: Outcome) -> dict[str, Any]:
-        lines = [line for text in outcome.text for line in self(0, TextDelta(text, 0))]
-        lines += self(0, outcome.end)
-        last = lines[-1]
-        if not self.chat:
-            return last | {"response": "".join(line["response"] for line in lines)}
-        said = "".join(line["message"]["content"] for line in lines)
-        calls = [call for line in lines for call in line["message"].get("tool_calls", [])]
-        return last | {
-            "message": {"role": "assistant", "content": said, **({"tool_calls": calls} if calls else {})}
-        }
+def wished_logprobs(asked: OllamaChatRequest | OllamaGenerateRequest) -> int | None:
+    """How many others beside each token, None for none at all."""
+    if asked.top_logprobs is not None and not asked.logprobs:
+        raise RequestError("top_logprobs needs logprobs: true", param="top_logprobs")
+    return (asked.top_logprobs or 0) if asked.logprobs else None
 
 
-def now() -> str:
-    return datetime.now(UTC).isoformat().replace("+00:00", "Z")
-
-
-def _ns(seconds: float) -> int:
-    return int(seconds * 1e9)
-
-
-def ndjson(lines: AsyncIterator[bytes], headers: Mapping[str, str]) -> Response:
-    response = Response(lines, content_type=NDJSON)
-    response.timeout = None
-    response.headers.extend(dict(headers))
-    return response
+def shortened(vector: Sequence[float], dimensions: int | None) -> list[float]:
+    """The first `dimensions` numbers, as long as one again: what models trained for it take as a smaller vector."""
+    if dimensions is None:
+        return list(vector)
+    if dimensions > len(vector):
+        raise RequestError(f"this model's vectors have {len(vector)} dimensions", param="dimensions")
+    kept = vector[:dimensions]
+    length = math.sqrt(sum(number * number for number in kept)) or 1.0
+    return [number / length for number in kept]
 
 
 def model_row(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -194,6 +132,11 @@ class OllamaFace:
 
     def routes(self) -> Blueprint:
         routes = Blueprint("ollama", __name__)
+
+        @routes.errorhandler(Exception)
+        async def failed(error: Exception) -> Response:
+            return error_response(error, failure)
+
         for path, view in (("version", self.version), ("tags", self.tags), ("ps", self.loaded)):
             routes.add_url_rule(f"/api/{path}", path, view, methods=["GET"])
         for path, view in (
@@ -201,6 +144,7 @@ class OllamaFace:
             ("embeddings", self.embeddings),
         ):  # fmt: skip
             routes.add_url_rule(f"/api/{path}", path, view, methods=["POST"])
+        OllamaModels(self._context).add_to(routes)
         return routes
 
     def _views(self) -> list[dict[str, Any]]:
@@ -244,10 +188,11 @@ class OllamaFace:
         settings = settings_of(options, asked.format)
         model = model_of(self._node, asked.model)
         if not asked.messages:
-            return await self._only_load(model, {"message": {"role": "assistant", "content": ""}})
+            part = {"message": {"role": "assistant", "content": ""}}
+            return await self._only_load(model, part, ignored_in(asked, options))
         tools = plan_tools(asked.tools, None, None)
         made = await chat_prompt(self._node, model, messages_of(asked.messages), tools=tools)
-        wanted = self._request(settings, model, made, who)
+        wanted = self._request(settings, model, made, who, wished_logprobs(asked))
         lines = Lines(asked.model or model, chat=True, tools=tools)
         return await self._answered(
             wanted, lines, stream=asked.stream is not False, ignored=ignored_in(asked, options)
@@ -263,12 +208,12 @@ class OllamaFace:
                 raise RequestError(f"{name} is not supported by this API", param=name)
         model = model_of(self._node, asked.model)
         if not asked.prompt:
-            return await self._only_load(model, {"response": ""})
+            return await self._only_load(model, {"response": ""}, ignored_in(asked, options))
         made = ChatPrompt(asked.prompt, ())
         if not asked.raw:
             system = [Message("system", asked.system)] if asked.system else []
             made = await chat_prompt(self._node, model, [*system, Message("user", asked.prompt)])
-        wanted = self._request(settings, model, made, who)
+        wanted = self._request(settings, model, made, who, wished_logprobs(asked))
         lines = Lines(asked.model or model, chat=False)
         return await self._answered(
             wanted, lines, stream=asked.stream is not False, ignored=ignored_in(asked, options)
@@ -280,6 +225,7 @@ class OllamaFace:
         model: str,
         made: ChatPrompt,
         who: Caller,
+        logprobs: int | None,
     ) -> GenerateRequest:
         return GenerateRequest(
             model=model,
@@ -287,17 +233,17 @@ class OllamaFace:
             messages=made.messages,
             max_tokens=settings.max_tokens or OLLAMA_TOKENS_DEFAULT,
             stop=stop_list(settings) + made.stops,
-            sampling=sampling_of(settings, grammar=grammar_of(settings), logprobs=None),
+            sampling=sampling_of(settings, grammar=grammar_of(settings), logprobs=logprobs),
             caller=who.account,
             address=who.address,
             request_id=new_id("ollama"),
         )
 
-    async def _only_load(self, model: str, part: dict[str, Any]) -> Response:
-        """An empty prompt there means: have it in memory."""
+    async def _only_load(self, model: str, part: dict[str, Any], ignored: list[str]) -> Response:
+        """An empty prompt there means: have it in memory. What leaves it is for the node to decide."""
         await self._node.tokenize(model, " ", add_special=False, parse_special=False)
         line = {"model": model, "created_at": now(), **part, "done": True, "done_reason": "load"}
-        return json_response(line)
+        return json_response(line, headers={"X-P2PNode-Ignored": ", ".join(ignored)} if ignored else None)
 
     async def _answered(
         self, wanted: GenerateRequest, lines: Lines, *, stream: bool, ignored: list[str]
@@ -320,16 +266,15 @@ class OllamaFace:
     async def embed(self) -> Response:
         caller("use")
         asked = parse(OllamaEmbedRequest, await body())
-        if asked.dimensions is not None:
-            raise RequestError("dimensions is not supported by this API", param="dimensions")
         begun_s = time.perf_counter()
         vectors, tokens = await self._embedded(asked.model, inputs_of(asked.input))
         counts = {
-            "total_duration": _ns(time.perf_counter() - begun_s),
+            "total_duration": nanoseconds(time.perf_counter() - begun_s),
             "load_duration": 0,
             "prompt_eval_count": tokens,
         }
-        return json_response({"model": asked.model, "embeddings": vectors, **counts})
+        short = [shortened(vector, asked.dimensions) for vector in vectors]
+        return json_response({"model": asked.model, "embeddings": short, **counts})
 
     async def embeddings(self) -> Response:
         caller("use")

@@ -55,6 +55,8 @@ class OllamaChatRequest(Struct, forbid_unknown_fields=True, kw_only=True):
     stream: bool | None = None
     keep_alive: str | float | None = None
     think: bool | str | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
 
 
 class OllamaGenerateRequest(Struct, forbid_unknown_fields=True, kw_only=True):
@@ -67,6 +69,8 @@ class OllamaGenerateRequest(Struct, forbid_unknown_fields=True, kw_only=True):
     stream: bool | None = None
     keep_alive: str | float | None = None
     think: bool | str | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     suffix: str | None = None
     template: str | None = None
     images: list[str] | None = None
@@ -77,7 +81,7 @@ class OllamaEmbedRequest(Struct, forbid_unknown_fields=True, kw_only=True):
     model: ModelName
     input: str | Annotated[list[str], Meta(min_length=1, max_length=API_EMBEDDING_INPUTS_MAX)]
     truncate: bool | None = None
-    dimensions: int | None = None
+    dimensions: Annotated[int, Meta(ge=1, le=1 << 20)] | None = None
     options: Options | None = None
     keep_alive: str | float | None = None
 
@@ -87,6 +91,13 @@ class OllamaEmbeddingsRequest(Struct, forbid_unknown_fields=True, kw_only=True):
     prompt: str
     options: Options | None = None
     keep_alive: str | float | None = None
+
+
+class OllamaPullRequest(Struct, forbid_unknown_fields=True, kw_only=True):
+    model: Annotated[str, Meta(max_length=512)] | None = None
+    name: Annotated[str, Meta(max_length=512)] | None = None
+    stream: bool | None = None
+    insecure: bool | None = None
 
 
 class OllamaModelRequest(Struct, forbid_unknown_fields=True, kw_only=True):

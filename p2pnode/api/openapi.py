@@ -14,7 +14,7 @@ from p2pnode.api.agent import AgentRequest
 from p2pnode.api.anthropic import CountRequest, MessagesRequest
 from p2pnode.api.console import ConsoleRequest
 from p2pnode.api.modes import FRAME_TYPE
-from p2pnode.api.ollama import NDJSON
+from p2pnode.api.ollama_lines import NDJSON
 from p2pnode.api.schemas import (
     ChatRequest,
     CompletionRequest,
@@ -42,6 +42,8 @@ BODIES: dict[str, type[msgspec.Struct]] = {
     "/api/embed": ollama.OllamaEmbedRequest,
     "/api/embeddings": ollama.OllamaEmbeddingsRequest,
     "/api/show": ollama.OllamaModelRequest,
+    "/api/pull": ollama.OllamaPullRequest,
+    "/api/delete": ollama.OllamaModelRequest,
     "/tokenize": TokenizeRequest,
     "/detokenize": DetokenizeRequest,
     "/infer": InferRequest,
@@ -102,6 +104,12 @@ SUMMARIES: dict[str, str] = {
     "POST /api/embed": "Ollama's embeddings",
     "POST /api/embeddings": "Ollama's older embeddings, of one prompt",
     "POST /api/show": "Ollama's document about a model",
+    "POST /api/pull": "A model to this device, its bytes counted in Ollama's lines",
+    "DELETE /api/delete": "A model from this device, as Ollama's clients ask for it",
+    "POST /api/create": "Refused: models are not made here",
+    "POST /api/copy": "Refused: models are not renamed here",
+    "POST /api/push": "Refused: models are not sent to registries",
+    "POST /api/blobs/<digest>": "Refused: models are not made here",
     "GET /api/tags": "Models, Ollama's list",
     "GET /api/ps": "Models in memory, Ollama's list",
     "GET /api/version": "Version, as Ollama says it",
@@ -166,6 +174,15 @@ ERROR = {
         }
     },
 }
+OLLAMA_ERROR = {
+    "type": "object",
+    "required": ["error", "code"],
+    "properties": {
+        **{name: {"type": "string"} for name in ("error", "type", "hint")},
+        **{name: {"type": ["string", "null"]} for name in ("param", "code")},
+        "details": {"type": "object"},
+    },
+}
 
 
 def routes_of(app: Quart) -> list[tuple[str, str]]:
@@ -192,16 +209,21 @@ def document(app: Quart) -> dict[str, Any]:
         "info": {"title": "p2pnode", "version": __version__, "license": {"name": "Apache-2.0"}},
         "paths": paths,
         "components": {
-            "schemas": {**components, "Error": ERROR},
+            "schemas": {**components, "Error": ERROR, "OllamaError": OLLAMA_ERROR},
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
         },
         "security": [{}, {"key": []}],
     }
 
 
+def _error_of(rule: str) -> str:
+    """Ollama's clients read a sentence where all others find an object."""
+    return "OllamaError" if rule.startswith("/api/") and rule != "/api/live" else "Error"
+
+
 def _operation(method: str, rule: str, names: dict[type[msgspec.Struct], str]) -> dict[str, Any]:
     content = dict(_OTHER.get(rule, {"application/json": {"schema": {"type": "object"}}}))
-    if rule in ("/api/chat", "/api/generate"):
+    if rule in ("/api/chat", "/api/generate", "/api/pull"):
         content[NDJSON] = _TEXT
     if rule in _STREAMS:
         content["text/event-stream"] = {}
@@ -213,7 +235,9 @@ def _operation(method: str, rule: str, names: dict[type[msgspec.Struct], str]) -
             status: {"description": "done", "content": content},
             "default": {
                 "description": "an error",
-                "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
+                "content": {
+                    "application/json": {"schema": {"$ref": f"#/components/schemas/{_error_of(rule)}"}}
+                },
             },
         },
     }
@@ -223,7 +247,7 @@ def _operation(method: str, rule: str, names: dict[type[msgspec.Struct], str]) -
     ]
     if parameters:
         operation["parameters"] = parameters
-    if method == "POST":
+    if method == "POST" or rule in BODIES:
         kind = BODIES.get(rule)
         schema = {"$ref": names[kind]} if kind is not None else {"type": "object"}
         takes = {"application/json": {"schema": schema}}

@@ -62,6 +62,10 @@ class FakeNode:
         """Models that load: requests for one wait until `loaded` is set."""
         self.loaded = asyncio.Event()
         self.transfer_views: dict[str, JsonObject] = {}
+        self.command_hold = asyncio.Event()
+        """Cleared: commands wait; `command_loop` is where they do."""
+        self.command_hold.set()
+        self.command_loop: asyncio.AbstractEventLoop | None = None
         self.tool_servers: list[JsonObject] = []
         self.tools_called: list[tuple[str, str, dict[str, Any]]] = []
         self.metadata: JsonObject = {
@@ -344,6 +348,8 @@ class FakeNode:
         if name == "unknown":
             raise RequestError(f"there is no command {name!r}")
         self.commands.append((name, dict(arguments)))
+        self.command_loop = asyncio.get_running_loop()
+        await self.command_hold.wait()
         if name in ("add_model", "pull"):
             return {"model": MODEL}
         if name in ("pipeline_forward", "tensor_allreduce"):
