@@ -138,6 +138,7 @@ class RunningNode:
             await transport.start()
             undo.append(transport.close)
             undo.append(lambda: node.ledger.do(StopNode(reason="the start failed")))
+            undo.append(node.life.end_work)
             await node.start(tell)
             faces = Faces(node)
             if door is not None:

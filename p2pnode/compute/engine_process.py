@@ -7,17 +7,17 @@ raises; when the process goes, all waiting calls raise EngineUnavailable at once
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import importlib.util
 import os
 import signal
 import socket
 import sys
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Self, TypeVar
 
+from p2pnode.compute.child_process import kill, start_whole, to_the_end
 from p2pnode.compute.engine_protocol import (
     Buffer,
     Message,
@@ -64,44 +64,6 @@ def streaming_environment() -> dict[str, str]:
         return {}
     before = os.environ.get("LD_PRELOAD", "")
     return {"LD_PRELOAD": f"{found.origin}:{before}" if before else found.origin}
-
-
-def kill(process: asyncio.subprocess.Process) -> None:
-    """SIGKILL without `Process.kill`, which may reap the child under the eyes of the watcher and lose its status."""
-    if process.returncode is None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(process.pid, signal.SIGKILL)
-
-
-async def start_whole(
-    starting: Coroutine[Any, Any, asyncio.subprocess.Process],
-) -> asyncio.subprocess.Process:
-    """A process, or none: whoever gives up in the middle of its start leaves neither it nor its pipes behind, however
-    often it is told to."""
-    start = asyncio.ensure_future(starting)
-    try:
-        return await asyncio.shield(start)
-    except asyncio.CancelledError:
-        ending = asyncio.ensure_future(_end_started(start))
-        while not ending.done():
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.shield(ending)
-        raise
-
-
-async def _end_started(start: asyncio.Future[asyncio.subprocess.Process]) -> None:
-    await end_at_once(await start)
-
-
-async def end_at_once(process: asyncio.subprocess.Process) -> None:
-    """Killed and reaped, and its pipes read to their end: the event loop closes those only then."""
-    kill(process)
-    if process.stdin is not None:
-        process.stdin.close()
-    for pipe in (process.stdout, process.stderr):
-        if pipe is not None:
-            await pipe.read()
-    await process.wait()
 
 
 class EngineProcess:
@@ -314,16 +276,20 @@ class EngineProcess:
             self._on_exit(code)
 
     async def close(self) -> None:
-        """End the process: closing the socket asks it, SIGKILL makes sure. Safe to call again."""
+        """End the process: closing the socket asks it, SIGKILL makes sure. Safe to call again.
+
+        Whoever waits no longer makes it quicker, and leaves no process behind.
+        """
         self._closing = True
         self._lose("closed")
+        await to_the_end(self._ended(), hurry=lambda: kill(self._process))
+
+    async def _ended(self) -> None:
         try:
             async with asyncio.timeout(ENGINE_CLOSE_TIMEOUT_S if self._ready.done() else 0):
                 await self._process.wait()
-        except TimeoutError:
+        except BaseException as error:
             kill(self._process)
-        except asyncio.CancelledError:  # whoever waits no longer leaves no process behind
-            kill(self._process)
-            await asyncio.gather(*self._tasks)
-            raise
-        await asyncio.gather(*self._tasks)
+            if not isinstance(error, TimeoutError):
+                raise
+        await asyncio.wait(self._tasks)

@@ -16,7 +16,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from p2pnode.compute.engine_process import engine_environment, kill, start_whole
+from p2pnode.compute.child_process import kill, start_whole, to_the_end
+from p2pnode.compute.engine_process import engine_environment
 from p2pnode.errors import EngineIncompatible, EngineUnavailable, RequestError
 from p2pnode.limits import ENGINE_CLOSE_TIMEOUT_S, ENGINE_START_TIMEOUT_S, ENGINE_THREADS_MAX
 
@@ -106,5 +107,8 @@ class RpcServer:
     async def close(self) -> None:
         """Kill it: it knows no other end."""
         kill(self._process)
+        await to_the_end(self._ended())
+
+    async def _ended(self) -> None:
         async with asyncio.timeout(ENGINE_CLOSE_TIMEOUT_S):
-            await self._watcher
+            await asyncio.wait([self._watcher])

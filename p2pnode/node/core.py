@@ -66,6 +66,7 @@ from p2pnode.node.other_meshes import OtherMeshes
 from p2pnode.node.planning import Planning
 from p2pnode.node.pooling import Pooling
 from p2pnode.node.presence import Presence
+from p2pnode.node.processes import Processes
 from p2pnode.node.pulling import Pulling
 from p2pnode.node.reach import Reach
 from p2pnode.node.readiness import Readiness
@@ -122,6 +123,7 @@ class Node:
         self.stopping = asyncio.Event()
         self.engine_hosts: WeakSet[EngineHost] = WeakSet()
         self.tasks = Tasks(self.report)
+        self.processes = Processes()
         self.recording = Recording(ledger, self.tasks, self.say)
         self.life = Life(self)
         self.telemetry: list[Callable[[dict[str, Any]], None]] = []
@@ -224,6 +226,7 @@ class Node:
             links=self.links,
             threads=self.threads,
             check_head=self.grants.check_uncounted,
+            processes=self.processes,
         )
         self.bringing = Bringing(
             self.catalog,
@@ -250,6 +253,7 @@ class Node:
             is_busy=self._is_busy,
             now_ms=now_ms,
             changed=self.rates_changed,
+            processes=self.processes,
         )
         self.planning = Planning(
             me=self.me,
@@ -538,7 +542,13 @@ class Node:
 
     def new_engine(self, purpose: str) -> EngineHost:
         said = self.capability.engine_said
-        host = EngineHost(purpose, tasks=self.tasks, notice=self.recording.engine_notice, said=said)
+        host = EngineHost(
+            purpose,
+            tasks=self.tasks,
+            notice=self.recording.engine_notice,
+            said=said,
+            processes=self.processes,
+        )
         self.engine_hosts.add(host)
         return host
 

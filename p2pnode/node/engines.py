@@ -14,6 +14,7 @@ from p2pnode.compute.engine_process import streaming_environment
 from p2pnode.compute.engine_protocol import UnitInfo, UnitSpec
 from p2pnode.errors import EngineUnavailable, P2PNodeError
 from p2pnode.node.catalog import KnownModel
+from p2pnode.node.processes import Processes
 from p2pnode.node.tasks import Tasks
 from p2pnode.units import ContentId
 
@@ -32,8 +33,10 @@ class EngineHost:
         tasks: Tasks,
         notice: Notice,
         said: Callable[[Mapping[str, Any]], None] = lambda _: None,
+        processes: Processes | None = None,
     ) -> None:
         self._said = said
+        self._processes = Processes() if processes is None else processes
         self.purpose = purpose
         self._tasks = tasks
         self._notice = notice
@@ -111,8 +114,10 @@ class EngineHost:
             return info
 
     async def _start(self, *, streams: bool) -> EngineClient:
-        client = await EngineClient.start(
-            on_exit=self._exited, environment=streaming_environment() if streams else None
+        client = await self._processes.start(
+            lambda: EngineClient.start(
+                on_exit=self._exited, environment=streaming_environment() if streams else None
+            )
         )
         self._said(client.hello)
         return client
@@ -149,7 +154,7 @@ class EngineHost:
         return self.is_up
 
     def _exited(self, code: int) -> None:
-        if self._closing or self._client is None:
+        if self._closing or self._client is None or self._processes.is_refusing:
             return
         self._client = None
         self.infos = {}

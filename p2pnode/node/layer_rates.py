@@ -25,6 +25,7 @@ from p2pnode.errors import P2PNodeError
 from p2pnode.frame import DType, Frame, Kind
 from p2pnode.models.files import write_atomic
 from p2pnode.node.catalog import Catalog
+from p2pnode.node.processes import Processes
 from p2pnode.node.units import UnitOptions, unit_spec
 from p2pnode.units import ContentId
 
@@ -45,8 +46,10 @@ class LayerRates:
         now_ms: Callable[[], int],
         changed: Callable[[], None],
         said: Callable[[Mapping[str, Any]], None] = lambda _: None,
+        processes: Processes | None = None,
     ) -> None:
         self._said = said
+        self._processes = Processes() if processes is None else processes
         self._catalog = catalog
         self._path = path
         self._threads = threads
@@ -93,9 +96,9 @@ class LayerRates:
         spec = unit_spec(
             index, paths, part, options, model_id=self._catalog.model_id(content_id), is_last=False
         )
-        engine = await EngineClient.start()
-        self._said(engine.hello)
+        engine = await self._processes.start(EngineClient.start)
         try:
+            self._said(engine.hello)
             unit = (await engine.load(spec)).unit_id
             async with asyncio.timeout(limits.MEASURE_S_MAX):
                 timing = await time_rows(engine, unit, shape, part)

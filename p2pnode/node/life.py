@@ -135,6 +135,7 @@ class Life:
         await self._say_goodbye()
         node.stopping.set()
         node.links.close()
+        node.processes.refuse()  # whatever the rooms do while one after the other ends
         steps = (
             node.presence.end_discovery,
             node.routing.close,
@@ -143,7 +144,7 @@ class Life:
             node.tunnel.close,
             node.hosting.close,
             lambda: asyncio.to_thread(node.mesh.remember, node.where()),
-            node.tasks.close,
+            self.end_work,
             node.transport.close,
             lambda: node.ledger.do(c.StopNode(reason=reason)),
             node.ledger.close,
@@ -154,6 +155,13 @@ class Life:
                 await step()
             except P2PNodeError as error:  # must not keep the other rooms from ending well
                 node.report("stopping", error)
+
+    async def end_work(self) -> None:
+        """Nothing runs in the background any more, and no process that it may have started."""
+        node = self._node
+        node.processes.refuse()
+        await node.tasks.close()
+        await node.processes.close()
 
     async def _say_goodbye(self) -> None:
         """Tell the others first, so that heads move their answers while this device still works for them."""

@@ -20,6 +20,7 @@ from msgspec import Meta
 from p2pnode import __version__, limits
 from p2pnode.errors import ConfigError, NotFound, P2PNodeError, ToolFailed
 from p2pnode.node.mcp_channel import Channel, HttpChannel, Message, ProcessChannel
+from p2pnode.node.processes import Processes
 
 T = TypeVar("T")
 PROTOCOL = "2025-06-18"
@@ -68,7 +69,8 @@ def read_file(path: Path) -> dict[str, ServerEntry]:
 class Server:
     """One tool server, started at most once at a time."""
 
-    def __init__(self, name: str, entry: ServerEntry) -> None:
+    def __init__(self, name: str, entry: ServerEntry, processes: Processes) -> None:
+        self._processes = processes
         self.name = name
         self.entry = entry
         self._channel: Channel | None = None
@@ -117,7 +119,8 @@ class Server:
         entry = self.entry
         if entry.url:
             return HttpChannel(self.name, entry.url, entry.headers, entry.timeout_s)
-        return await ProcessChannel.start(self.name, [entry.command, *entry.args], entry.env)
+        command = [entry.command, *entry.args]
+        return await self._processes.start(lambda: ProcessChannel.start(self.name, command, entry.env))
 
     async def _greet(self, channel: Channel) -> list[dict[str, Any]]:
         about = {"name": "p2pnode", "version": __version__}
@@ -175,7 +178,8 @@ class Tools:
     """All tool servers of this node, and the record of what they were used for."""
 
     def __init__(self, servers: Mapping[str, ServerEntry], called: Called) -> None:
-        self._servers = {name: Server(name, entry) for name, entry in servers.items()}
+        self._processes = Processes()
+        self._servers = {name: Server(name, entry, self._processes) for name, entry in servers.items()}
         self._called = called
 
     async def view(self) -> dict[str, Any]:
@@ -217,6 +221,8 @@ class Tools:
         return {"text": text, "is_error": is_error}
 
     async def close(self) -> None:
+        """Also those that are being started, or greeted, for somebody who still waits."""
+        await self._processes.close()
         await asyncio.gather(*(server.close() for server in self._servers.values()))
 
 

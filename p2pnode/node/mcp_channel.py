@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from p2pnode import limits
-from p2pnode.compute.engine_process import start_whole
+from p2pnode.compute.child_process import start_whole, to_the_end
 from p2pnode.errors import ToolFailed
 
 Message = dict[str, Any]
@@ -136,24 +136,44 @@ class ProcessChannel:
             if not waiting.done():
                 waiting.set_exception(error)
 
+    @property
+    def exit_code(self) -> int | None:
+        return self._process.returncode
+
     async def close(self) -> None:
-        """Closing stdin asks it to end; its group is ended when it does not."""
+        """Closing stdin asks it to end; its group is ended when it does not. Safe to call again."""
         self._lose(ToolFailed(f"the tool server {self._name} was ended"))
         assert self._process.stdin is not None
         self._process.stdin.close()
+        await to_the_end(self._ended(), hurry=lambda: self._signal(signal.SIGKILL))
+
+    async def _ended(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        # A process counts as ended once its pipes are empty, and whoever fills them waits for a reader.
+        emptying = [asyncio.ensure_future(_emptied(p)) for p in (self._process.stdout, self._process.stderr)]
         for sign in (None, signal.SIGTERM, signal.SIGKILL):
             if sign is not None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(self._process.pid, sign)
+                self._signal(sign)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_TERM_GRACE_S):
                     await self._process.wait()
                 break
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)  # what it left behind
-        for task in self._tasks:
+        self._signal(signal.SIGKILL)  # what it left behind
+        _, left = await asyncio.wait(emptying, timeout=_TERM_GRACE_S)
+        for task in left:  # a process that left its group holds the other end
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _signal(self, sign: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, sign)
+
+
+async def _emptied(pipe: asyncio.StreamReader | None) -> None:
+    assert pipe is not None
+    while await pipe.read(limits.MCP_MESSAGE_BYTES_MAX):
+        pass
 
 
 class HttpChannel:

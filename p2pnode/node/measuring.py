@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from p2pnode import limits
-from p2pnode.compute.engine_process import end_at_once, start_whole
+from p2pnode.compute.child_process import end_at_once, start_whole
 from p2pnode.models.files import write_atomic
 
 # numpy and the arrays it reads would stay in the node's memory for good; a child takes them with it.

@@ -17,6 +17,7 @@ from p2pnode import limits
 from p2pnode.compute.rpc import LOOPBACK, RpcServer, build_id
 from p2pnode.errors import EngineIncompatible, NotFound, P2PNodeError, RemoteProtocolError, RequestError
 from p2pnode.node.links import Links, ProgressCallback
+from p2pnode.node.processes import Processes
 from p2pnode.transport import messages
 from p2pnode.transport.port import Stream, Transport
 from p2pnode.units import PeerId
@@ -42,8 +43,15 @@ class RpcTunnel:
     """Both sides: workers that serve heads, and the head's local ends."""
 
     def __init__(
-        self, *, transport: Transport, links: Links, threads: int, check_head: Callable[[PeerId], None]
+        self,
+        *,
+        transport: Transport,
+        links: Links,
+        threads: int,
+        check_head: Callable[[PeerId], None],
+        processes: Processes,
     ) -> None:
+        self._processes = processes
         self._check_head = check_head
         self._links = links
         self._threads = threads
@@ -133,7 +141,8 @@ class RpcTunnel:
                         f"this device serves llama.cpp's RPC to {limits.RPC_SERVERS_MAX} plans already",
                         hint="end one of them, or use pipeline mode",
                     )
-                self._workers[key] = _Worker(await RpcServer.start(threads=self._threads))
+                server = await self._processes.start(lambda: RpcServer.start(threads=self._threads))
+                self._workers[key] = _Worker(server)
         return {"build": await self.build()}
 
     async def _stop(self, peer: PeerId, arguments: Mapping[str, Any], _: ProgressCallback) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import pytest
 from p2pnode.compute.ggml_types import F32
 from p2pnode.compute.gguf import ModelIndex, ValueType, header_bytes, open_model, scalar
 from p2pnode.endpoint import NodeError
-from tests.kit.mesh import MeshOfProcesses, NodeProcess, children_of, mesh_of
+from tests.kit.mesh import MeshOfProcesses, NodeProcess, mesh_of
 from tests.kit.toy_adapters import adapter_bytes
 
 DEMO = "p2pnode-demo"
@@ -81,17 +81,24 @@ def test_adapters_change_on_engines_that_stay(mesh: MeshOfProcesses, adapter: Pa
     """No weights are loaded again anywhere, and nothing computed with other adapters is used."""
     alpha, beta = mesh.nodes
 
-    def engines() -> list[int]:
-        shown = [int(stage["engine_pid"]) for stage in beta.api.get("/status")["hosted_stages"]]
-        return [*children_of(alpha.process.pid), *shown]
-
+    plan_id = ""
     if mode != "local":
         wish = {"pipeline": {"stages": 2}, "tensor": {}}[mode]
-        alpha.api.post(
-            "/plan", {"model": DEMO, "mode": mode, "devices": ["alpha", "beta"], "apply": True, **wish}
-        )
+        asked = {"model": DEMO, "mode": mode, "devices": ["alpha", "beta"], "apply": True, **wish}
+        plan_id = alpha.api.post("/plan", asked)["plan_id"]
+
+    def engines() -> list[int]:
+        """Those of the plan here and of its stages there; others measure, or serve what an earlier test left."""
+        ours = [one for one in alpha.api.get("/status")["engines"] if is_ours(one["plan_id"])]
+        theirs = [one for one in beta.api.get("/status")["hosted_stages"] if is_ours(one["plan_id"])]
+        return [*(int(one["pid"]) for one in ours), *(int(one["engine_pid"]) for one in theirs)]
+
+    def is_ours(plan: str) -> bool:
+        return plan == plan_id if plan_id else plan.startswith("local-")
+
     usual = numbers_of(alpha, mode, cached=True)
     before = engines()
+    assert len(before) == (1 if mode == "local" else 2)
     alpha.cli("adapters", "add", DEMO, str(adapter), "--scale", "0.05")
     changed = numbers_of(alpha, mode, cached=True)
     assert changed != same(usual)
