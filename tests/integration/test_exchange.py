@@ -38,7 +38,6 @@ SLICE = [Want("blk.1.attn_q.weight"), Want("blk.2.attn_q.weight"), Want("blk.2.a
 def small_and_quick(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     if "per_cent" not in request.node.name:
         monkeypatch.setattr(limits, "CHUNK_BYTES", 1024)
-    monkeypatch.setattr(limits, "BLOB_FRAME_TIMEOUT_S", 0.3)
     monkeypatch.setattr(limits, "BLOB_STEAL_AFTER_S", 0.05)
 
 
@@ -231,7 +230,9 @@ async def test_a_lone_holder_that_stumbles_is_asked_again(party: Party) -> None:
     assert dying.sent <= len(party.model.manifest.chunks_for(SLICE)) + 32
 
 
-async def test_a_silent_mesh_times_out(party: Party) -> None:
+async def test_a_silent_mesh_times_out(party: Party, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "BLOB_FRAME_TIMEOUT_S", 0.3)
+
     async def silent(stream: Stream) -> None:
         await asyncio.Event().wait()
 
@@ -402,7 +403,9 @@ async def test_a_limited_server_waits(party: Party) -> None:
     assert party.servers["a"].counters.bytes_sent > 40_064
 
 
-async def test_waiting_for_a_holder_has_an_end(party: Party) -> None:
+async def test_waiting_for_a_holder_has_an_end(party: Party, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "BLOB_FRAME_TIMEOUT_S", 0.3)
+
     async def never() -> Stream:
         await asyncio.Event().wait()
         raise AssertionError
