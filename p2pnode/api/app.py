@@ -95,11 +95,23 @@ def create_app(
         await node.count()
         return Response(metrics.text(), content_type=CONTENT_TYPE)
 
+    _guard_requests(app, context)
+
+    @app.errorhandler(Exception)
+    async def failed(error: Exception) -> Response:
+        return error_response(error)
+
+    return app
+
+
+def _guard_requests(app: Quart, context: ApiContext) -> None:
+    """Who asks, before a request; what a browser may do with the answer, and how long it took, after it."""
+    guarded, metrics = context.security, context.metrics
+
     @app.before_request
     async def guard() -> None:
         g.caller = None
         g.begun_s = time.perf_counter()
-        guarded = context.security
         guarded.check_host(request.headers.get("Host", ""))
         is_open = request.path in _OPEN_PATHS or request.path.startswith(_OPEN_PREFIXES)
         guarded.check_origin(request.headers, navigable=is_open and request.method in _SAFE_METHODS)
@@ -129,9 +141,3 @@ def create_app(
         headers["Content-Security-Policy"] = POLICY
         headers.setdefault("Cache-Control", "no-store")
         return response
-
-    @app.errorhandler(Exception)
-    async def failed(error: Exception) -> Response:
-        return error_response(error)
-
-    return app

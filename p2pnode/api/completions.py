@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,7 @@ from p2pnode.api.generation import (
 from p2pnode.api.grammar import grammar_of
 from p2pnode.api.reply import Reply, completion_choice, completion_logprobs, finish_reason
 from p2pnode.api.schemas import CompletionRequest, check_fields, parse
+from p2pnode.api.security import Caller
 from p2pnode.api.sse import DONE, HEARTBEAT, close, sse_data, stream_response, until_closed
 from p2pnode.errors import EngineUnavailable, P2PNodeError, RequestError
 from p2pnode.facade import Finished, GenerateEvent, GenerateRequest, Loading, PrefillProgress, TextDelta
@@ -181,6 +182,37 @@ def prompts_of(value: str | list[Any]) -> list[str | list[int]]:
     return list(value)
 
 
+def _requests_of(
+    asked: CompletionRequest,
+    prompts: Sequence[str | list[int]],
+    count: int,
+    model: str,
+    who: Caller,
+    identity: str,
+) -> list[GenerateRequest]:
+    """`count` choices for every prompt, in that order."""
+    sampling = sampling_of(asked, grammar=grammar_of(asked), logprobs=asked.logprobs)
+    return [
+        choice
+        for number, prompt in enumerate(prompts)
+        for choice in choices_of(
+            GenerateRequest(
+                model=model,
+                prompt=prompt,
+                max_tokens=asked.max_tokens or MAX_TOKENS_DEFAULT,
+                stop=stop_list(asked),
+                sampling=sampling,
+                mode=asked.mode or "auto",
+                cache_prompt=asked.cache_prompt,
+                caller=who.account,
+                address=who.address,
+                request_id=identity if number == 0 else f"{identity}-p{number}",
+            ),
+            count,
+        )
+    ]
+
+
 def completion_routes(context: ApiContext) -> Blueprint:
     routes = Blueprint("completions", __name__)
     node = context.node
@@ -198,26 +230,7 @@ def completion_routes(context: ApiContext) -> Blueprint:
             raise RequestError(f"one request makes at most {API_CHOICES_MAX} choices", param="n")
         model = node.resolve_model(asked.model)
         reply = Reply(new_id("cmpl"), model, "text_completion")
-        sampling = sampling_of(asked, grammar=grammar_of(asked), logprobs=asked.logprobs)
-        requests = [
-            choice
-            for number, prompt in enumerate(prompts)
-            for choice in choices_of(
-                GenerateRequest(
-                    model=model,
-                    prompt=prompt,
-                    max_tokens=asked.max_tokens or MAX_TOKENS_DEFAULT,
-                    stop=stop_list(asked),
-                    sampling=sampling,
-                    mode=asked.mode or "auto",
-                    cache_prompt=asked.cache_prompt,
-                    caller=who.account,
-                    address=who.address,
-                    request_id=reply.identity if number == 0 else f"{reply.identity}-p{number}",
-                ),
-                count,
-            )
-        ]
+        requests = _requests_of(asked, prompts, count, model, who, reply.identity)
         echoes = [""] * len(requests)
         if asked.echo:
             texts = [

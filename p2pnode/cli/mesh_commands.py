@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -294,7 +295,11 @@ def plan(
     )
     if as_json:
         print_json(answer)
-        return
+    else:
+        _show_plan(answer, model or "", mode, why=why)
+
+
+def _show_plan(answer: Mapping[str, Any], model: str, mode: str, *, why: bool) -> None:
     chosen = answer.get("plan", answer)
     rows = [
         (
