@@ -7,6 +7,7 @@ once, so a device's decode speed is bytes of weights per second, measured on a r
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -45,6 +46,10 @@ class ModelShape:
     """Room the output needs for each row: logits."""
     bits_per_weight: float | None = None
     """Of the layers, on average."""
+    row_value_bytes: float = 4.0
+    """On the wire, of a value in a row; float32 unless engine options say otherwise."""
+    sum_value_bytes: int = 4
+    """The same of a partial sum."""
 
     @property
     def layer_count(self) -> int:
@@ -56,8 +61,8 @@ class ModelShape:
 
     @property
     def row_bytes(self) -> int:
-        """One row on the wire, float32."""
-        return 4 * self.width
+        """One row on the wire."""
+        return math.ceil(self.row_value_bytes * self.width)
 
     def weight_bytes(self, first: int, end: int, *, embedding: bool, output: bool) -> int:
         size = sum(self.layer_bytes[first:end])
@@ -171,11 +176,12 @@ def hop_s(mesh: Mesh, a: str, b: str, size: int) -> float:
 def reduce_s(shape: ModelShape, mesh: Mesh, peers: Sequence[str], rows: int = 1) -> float:
     """One all-reduce: every rank sends its partial rows to every other and waits for theirs."""
     others = len(peers) - 1
+    sums = shape.sum_value_bytes * shape.width
     worst = 0.0
     for at, a in enumerate(peers):
         for b in peers[at + 1 :]:
             link = mesh.link(a, b)
-            worst = max(worst, link.rtt_s / 2 + others * rows * shape.row_bytes / link.bytes_per_s)
+            worst = max(worst, link.rtt_s / 2 + others * rows * sums / link.bytes_per_s)
     return worst + limits.REDUCE_PROCESSING_S if others else 0.0
 
 

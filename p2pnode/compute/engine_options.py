@@ -25,6 +25,8 @@ from p2pnode.limits import (
 
 _TYPES = {kind.name.lower(): kind for kind in TENSOR_TYPES.values()}
 KvType = Literal["f16", "q8_0", "q4_0", "f32", "bf16"]
+RowsType = Literal["f32", "f16", "bf16", "q8_0"]
+SumsType = Literal["f32", "f16"]
 LoadMode = Literal["copy", "mlock", "mmap", "mmap_mlock"]
 _F16_BYTES = 2
 ADAPTER_ID = "b[a-z2-7]{58}"
@@ -150,6 +152,10 @@ class EngineOptions(_Options):
     yarn_beta_slow: float = -1.0
     yarn_context: int = 0
     """Context the model was made for, where its file does not say."""
+    rows: RowsType = "f32"
+    """Of the rows that stages send each other; f32 is exact."""
+    sums: SumsType = "f32"
+    """Of the partial sums that ranks of a tensor group exchange; f32 is exact."""
     rpc_split: Literal["layer", "tensor"] = "layer"
     """How llama.cpp's RPC divides the model among its workers: whole layers, or every matrix by rows."""
     lora: str = ""
@@ -163,6 +169,8 @@ class EngineOptions(_Options):
         # "auto" could mean one thing on one device and another on the next
         "flash": ("on", "off"),
         "rope": ("model", "none", "linear", "yarn"),
+        "rows": get_args(RowsType),
+        "sums": get_args(SumsType),
         "rpc_split": ("layer", "tensor"),
     }
     bounds: ClassVar[Mapping[str, tuple[float, float]]] = {
@@ -209,7 +217,13 @@ class EngineOptions(_Options):
         return EngineOptions.parse(made.text)
 
     def check_model(self, index: ModelIndex) -> None:
-        """RequestError where this model's heads cannot be kept like this: llama.cpp would only say no."""
+        """RequestError where this model's heads cannot be kept like this, or its rows not be sent."""
+        block = _TYPES[self.rows].block_elements
+        if block > 1 and (width := index.parameter_int("embedding_length")) % block:
+            raise RequestError(
+                f"rows={self.rows} sends {block} values together, and a row of this model has {width}",
+                hint="use rows=f16",
+            )
         for side, kind in (("key", self.kv_k), ("value", self.kv_v)):
             block = _TYPES[kind].block_elements
             if block == 1:
@@ -229,6 +243,17 @@ class EngineOptions(_Options):
         kinds = (_TYPES[self.kv_k], _TYPES[self.kv_v])
         return sum(kind.block_bytes / kind.block_elements for kind in kinds) / (2 * _F16_BYTES)
 
+    @property
+    def row_value_bytes(self) -> float:
+        """Of one value in a row that goes to the next stage."""
+        kind = _TYPES[self.rows]
+        return kind.block_bytes / kind.block_elements
+
+    @property
+    def sum_value_bytes(self) -> int:
+        """Of one value in a partial sum."""
+        return _TYPES[self.sums].block_bytes
+
     def stretched(self, context_length: int) -> int:
         """Positions a model may reach whose file says `context_length`."""
         return int(context_length / self.rope_scale) if self.rope_scale else context_length
@@ -238,6 +263,7 @@ class EngineOptions(_Options):
             spec,
             kv_type_k=self.kv_k,
             kv_type_v=self.kv_v,
+            rows_dtype=self.rows,
             flash_attention=self.flash,
             rope_scaling=self.rope,
             rope_freq_base=self.rope_base,

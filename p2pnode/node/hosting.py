@@ -93,6 +93,11 @@ class HostedStage:
         return (self.order.layer_first, self.order.layer_end)
 
     @property
+    def sends_halves(self) -> bool:
+        """Whether its partial sums travel as float16: every rank's order says the same."""
+        return EngineOptions.parse(self.order.engine).sums == "f16"
+
+    @property
     def sessions(self) -> int:
         """Answers of its head that this stage holds something for."""
         return sum(len(server.sessions) for server in self.serving)
@@ -287,8 +292,7 @@ class Hosting:
         ends = arguments.get("ends")
         if not isinstance(ends, list) or len(ends) >= limits.RANKS_MAX:
             raise RemoteProtocolError("the ends of lanes are a short list")
-        half = arguments.get("half") is True
-        await self.lanes.link(hosted.engine.client, hosted.engine.unit(UNIT), ends, half=half)
+        await self.lanes.link(hosted.engine.client, hosted.engine.unit(UNIT), ends, half=hosted.sends_halves)
         return {}
 
     async def _release(

@@ -288,11 +288,13 @@ def _lora(standing: EngineOptions) -> dict[str, str]:
 
 
 def _kept_as(engine: EngineOptions, shape: ModelShape) -> ModelShape:
-    """The memory of keys and values by their type, and the context that stretched positions reach."""
+    """Sizes in memory and on the wire by their types, and the context that stretched positions reach."""
     return replace(
         shape,
         kv_bytes_per_token=tuple(math.ceil(size * engine.kv_fraction) for size in shape.kv_bytes_per_token),
         context_length=engine.stretched(shape.context_length),
+        row_value_bytes=engine.row_value_bytes,
+        sum_value_bytes=engine.sum_value_bytes,
     )
 
 

@@ -56,12 +56,10 @@ class ReduceStreams:
             wanted = [(int(end["rank"]), PeerId(str(end["peer"])), _token(end["secret"])) for end in ends]
         except (KeyError, TypeError, ValueError):
             raise RemoteProtocolError("an end of a group that cannot be read") from None
-        await self._connect(hosted, wanted, half=arguments.get("half") is True)
+        await self._connect(hosted, wanted)
         return {}
 
-    async def _connect(
-        self, hosted: HostedStage, wanted: list[tuple[int, PeerId, str]], *, half: bool
-    ) -> None:
+    async def _connect(self, hosted: HostedStage, wanted: list[tuple[int, PeerId, str]]) -> None:
         ways: list[StreamToRank] = []
         try:
             async with asyncio.timeout(limits.CONTROL_TIMEOUT_S):
@@ -72,7 +70,8 @@ class ReduceStreams:
                     ours, theirs = socket.socketpair()
                     ways.append(StreamToRank(rank, theirs))
                     self._tasks.spawn(f"reduce {peer[-6:]}", _carry_bytes(stream, ours, ended))
-                await hosted.engine.client.link(hosted.engine.unit(UNIT), ways, half=half)
+                unit = hosted.engine.unit(UNIT)
+                await hosted.engine.client.link(unit, ways, half=hosted.sends_halves)
         finally:
             for way in ways:
                 way.stream.close()  # the engine has its own copy

@@ -29,7 +29,6 @@ class UnitOptions:
     context_tokens: int
     sessions: int
     threads: int
-    rows_dtype: str = "f32"
     resident_bytes_max: int = 0
     prefix_bytes: int = 0
     """What a plan keeps of finished requests, over all its devices."""

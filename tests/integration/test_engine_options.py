@@ -87,6 +87,26 @@ def test_positions_are_stretched_alike(mesh: MeshOfProcesses) -> None:
 
 
 @pytest.mark.parametrize(
+    ("mode", "words"),
+    [("pipeline", "rows=f16"), ("pipeline", "rows=bf16"), ("pipeline", "rows=q8_0"), ("tensor", "sums=f16")],
+)
+def test_what_travels_can_be_smaller(mesh: MeshOfProcesses, mode: str, words: str) -> None:
+    """Close to what the exact rows and sums give, and not the same: so it was done."""
+    alpha = mesh.nodes[0]
+    wish: dict[str, Any] = {"devices": ["alpha", "beta"], "apply": True}
+    if mode == "pipeline":
+        wish["stages"] = 2
+    plan(alpha, mode, **wish, engine={})
+    exact = numbers_of(alpha, mode)
+    name, _, value = words.partition("=")
+    assert plan(alpha, mode, **wish, engine={name: value})["engine"] == words
+    rounded = numbers_of(alpha, mode)
+    assert rounded != exact
+    assert rounded[:4] == pytest.approx(exact[:4], rel=0.1, abs=0.05)
+    alpha.cli("set", f"engine.{DEMO}", "default")
+
+
+@pytest.mark.parametrize(
     "wish",
     [
         {"rope": "yarn", "rope_scale": 0.5, "yarn_context": 512},

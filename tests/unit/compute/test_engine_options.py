@@ -24,6 +24,8 @@ ONE, TWO = "b" + "a" * 58, "b" + "c" * 58
         ("kv_k=q4_0", "kv_k=q4_0"),
         ("rope_scale=.25 rope=linear context=4096", "context=4096 rope=linear rope_scale=0.25"),
         ("rope=yarn yarn_context=2048", "rope=yarn yarn_context=2048"),
+        ("sums=f16 rows=q8_0 rpc_split=tensor", "rows=q8_0 sums=f16 rpc_split=tensor"),
+        ("rows=f32 sums=f32 rpc_split=layer", ""),
         (f"lora={ONE}@0.5,{TWO}@1", f"lora={ONE}@0.5,{TWO}@1"),
     ],
 )
@@ -38,6 +40,7 @@ def test_one_text_for_one_choice(given: str, text: str) -> None:
     [
         "kv", "kv=", "kv=q9_9", "kv=f16 kv=f16", "unknown=1", "flash=auto", "kv=q8_0 flash=off", "context=0",
         "context=1.5", "rope_scale=0.5", "rope=linear rope_scale=nan", "rope=linear rope_scale=2", "rope_base=inf",
+        "rows=f64", "sums=q8_0", "sums=bf16", "rpc_split=row",
         "yarn_ext=1", "rope=linear yarn_ext=1", "lora=x", f"lora={ONE}", f"lora={ONE}@1,{ONE}@2",
         f"lora={ONE}@1 control={ONE}@1", f"lora=../{ONE}@1", "kv=f16 " * 100,
     ],
@@ -58,6 +61,20 @@ def test_a_head_must_be_as_wide_as_blocks_are() -> None:
     with pytest.raises(RequestError, match="a key of this model has 16"):
         quantised.check_model(index_of(model_bytes(TOYS["llama"])))
     quantised.check_model(index_of(model_bytes(Toy("llama", width=128, head_width=32))))
+
+
+def test_a_row_must_be_as_wide_as_blocks_are() -> None:
+    eight_bits = EngineOptions.parse("rows=q8_0")
+    with pytest.raises(RequestError, match="a row of this model has 48"):
+        eight_bits.check_model(index_of(model_bytes(Toy("llama", width=48, head_width=12))))
+    eight_bits.check_model(index_of(model_bytes(TOYS["llama"])))
+
+
+def test_bytes_on_the_wire_by_type() -> None:
+    assert (EngineOptions().row_value_bytes, EngineOptions().sum_value_bytes) == (4.0, 4)
+    smaller = EngineOptions.parse("rows=q8_0 sums=f16")
+    assert (smaller.row_value_bytes, smaller.sum_value_bytes) == (34 / 32, 2)
+    assert smaller.applied(UnitSpec(model_path="model.gguf")).rows_dtype == "q8_0"
 
 
 def test_memory_by_type() -> None:
