@@ -7,7 +7,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,7 +75,7 @@ class Endpoint:
                     raise
             time.sleep(pause_s)
 
-    def stream(self, path: str, document: Mapping[str, Any] | None = None) -> Iterator[dict[str, Any]]:
+    def stream(self, path: str, document: Mapping[str, Any] | None = None) -> Generator[dict[str, Any]]:
         """Events of an SSE answer; closing the iterator stops the work at the node."""
         with closing(self._connect()) as connection:
             method = "GET" if document is None else "POST"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -183,7 +184,7 @@ async def answer_plan(context: ApiContext, mode: Mode) -> Response:
     if not wanted.pop("stream", False):
         return json_response(await node.plan(wanted))
     model = asked.model if is_file else node.resolve_model(asked.model)
-    look = lambda: node.loading(str(model))  # noqa: E731 # a name for the line below
+    look = partial(node.loading, str(model))
     return stream_response(watched(context, node.plan(wanted), "loading", look, "plan"))
 
 

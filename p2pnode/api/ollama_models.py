@@ -57,8 +57,7 @@ class OllamaModels:
 
     async def _pulled(self, source: str, task: asyncio.Future[JsonObject]) -> AsyncGenerator[bytes, None]:
         yield json_bytes({"status": "pulling manifest"}) + b"\n"
-        look = lambda: self._node.transfer(source)  # noqa: E731 # a name for the line below
-        steps = views(self._context, task, look)
+        steps = views(self._context, task, lambda: self._node.transfer(source))
         try:
             async for view in steps:
                 if view is not None and view.get("total_bytes"):

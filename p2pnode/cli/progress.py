@@ -6,7 +6,7 @@ import shutil
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
 from p2pnode.cli.output import one_line, size_text
@@ -85,7 +85,7 @@ class ProgressLine:
             sys.stderr.flush()
 
 
-def watch(events: Iterator[dict[str, Any]], end: str) -> dict[str, Any]:
+def watch(events: Generator[dict[str, Any]], end: str) -> dict[str, Any]:
     """Show the events of a long command; its answer is the one of type `end`."""
     line = ProgressLine()
     answer: dict[str, Any] = {}
@@ -97,5 +97,5 @@ def watch(events: Iterator[dict[str, Any]], end: str) -> dict[str, Any]:
                 line.show(event)
     finally:
         line.clear()
-        events.close()  # type: ignore[attr-defined] # a generator
+        events.close()
     return answer

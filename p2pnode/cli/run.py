@@ -84,7 +84,7 @@ def run(
                 end = event
     finally:
         line.clear()
-        events.close()  # type: ignore[attr-defined] # a generator
+        events.close()
         sys.stdout.write("\n")
         sys.stdout.flush()
     if not quiet and sys.stderr.isatty():

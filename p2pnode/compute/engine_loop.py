@@ -302,7 +302,10 @@ class Engine:
         first = self._units[message["first"]] if message["first"] else None
         lanes = self._groups.frame_lanes(message["lanes"], bytes(payload))
         stages = max(1, int(message["stages"]))
-        answer: Callable[[Reply], None] = lambda reply: self._answer([reply])  # noqa: E731
+
+        def answer(reply: Reply) -> None:
+            self._answer([reply])
+
         return {"ring": self._rings.open_ring(first, self._unit(message), lanes, stages, answer)}, b""
 
     def _ring_close(self, message: Message, _payload: memoryview) -> Answer:

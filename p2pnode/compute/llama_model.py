@@ -61,7 +61,7 @@ class Model:
         if self.devices is not None:
             params.devices = ctypes.cast(self.devices, ctypes.c_void_p)
         self._descriptor: int | None = None
-        self._pointer = self._load(spec, params)
+        self._pointer: int | None = self._load(spec, params)
         if not self._pointer:
             self._drop_file()
             raise BadModelFile(
@@ -83,19 +83,20 @@ class Model:
         self.has_text = bool(L.llama_vocab_type(self.vocab))
         """False for a slice without vocabulary: token text calls would abort."""
 
-    def _load(self, spec: UnitSpec, params: Any) -> int | None:
+    def _load(self, spec: UnitSpec, params: Any) -> Any:
+        """llama.cpp's pointer, null when it could not load."""
         if spec.model_path is not None:
             if not os.access(spec.model_path, os.R_OK):
                 raise BadModelFile(f"cannot read {spec.model_path}")
-            return L.llama_model_load_from_file(os.fsencode(spec.model_path), params)  # type: ignore[no-any-return]
+            return L.llama_model_load_from_file(os.fsencode(spec.model_path), params)
         reader = PieceReader(spec.pieces)
         try:
             if cookies_supported() and spec.load_mode in ("auto", "copy", "mlock"):
                 params.load_mode = LOAD_MODES["mlock" if spec.load_mode == "mlock" else "copy"]
                 with CookieFile(reader) as file:
-                    return L.llama_model_load_from_file_ptr(file, params)  # type: ignore[no-any-return]
+                    return L.llama_model_load_from_file_ptr(file, params)
             path, self._descriptor = joined_file(reader)
-            return L.llama_model_load_from_file(os.fsencode(path), params)  # type: ignore[no-any-return]
+            return L.llama_model_load_from_file(os.fsencode(path), params)
         finally:
             reader.close()
 

@@ -53,7 +53,7 @@ from p2pnode.events.rollback import check_published
 from p2pnode.events.secret import commitment_of
 from p2pnode.events.types import Event
 from p2pnode.events.witness import BAD_REQUEST, WitnessAnswer, parse_add_checkpoint
-from p2pnode.events.writer import Committed, Job, Writer
+from p2pnode.events.writer import Committed, Writer
 from p2pnode.identity import Identity
 from p2pnode.limits import (
     LOG_DISK_FLOOR_BYTES,
@@ -241,8 +241,11 @@ class SqliteLog(Generic[State]):
         self, decide: Decide[State], actor: str, key: str | None, fingerprint: bytes, *, decides: bool
     ) -> Outcome:
         self._check_floor()
-        job: Job[State] = lambda committer: committer.submit(decide, actor, key, fingerprint)  # noqa: E731  typed so
-        outcome: Outcome = await self._writer.call(job, decides=decides)
+
+        def submit(committer: Committer[State]) -> Outcome:
+            return committer.submit(decide, actor, key, fingerprint)
+
+        outcome: Outcome = await self._writer.call(submit, decides=decides)
         return outcome
 
     async def append(

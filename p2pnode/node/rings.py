@@ -265,7 +265,10 @@ class Rings:
                 own, part = Part(part.layer_first, part.layer_end, output=True), None
             await bringing.bring(model, lambda _: part or own, say)
         spec = unit_spec(index, paths, own, options, model_id=model_id, is_last=True)
-        progress: Callable[[float], None] = lambda f: say({"state": "loading", "progress": f})  # noqa: E731
+
+        def progress(fraction: float) -> None:
+            say({"state": "loading", "progress": fraction})
+
         spec = await bringing.adapted(model, index, own, options, spec)
         output = await engine.ensure(OUTPUT, spec, progress)
         if part is None:
