@@ -292,7 +292,7 @@ async def _run(options: JoinOptions) -> int:
 
     def tell(text: str) -> None:
         if not options.as_json:
-            print(f"  ✓ {text}", flush=True)
+            print(f"  {text}" if text.startswith("✗ ") else f"  ✓ {text}", flush=True)
 
     starting = asyncio.ensure_future(RunningNode.start(options, tell))
     waiting = asyncio.ensure_future(stop.wait())

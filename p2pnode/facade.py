@@ -166,7 +166,8 @@ class NodeFacade(Protocol):
     def status(self) -> JsonObject: ...
     def peers(self) -> JsonObject:
         """{"peers": [{"peer", "name", "state", "role", "addresses", "rtt_ms", "path", "self",
-        "last_seen_ms", ...}]}"""
+        "last_seen_ms", ...}],
+        "joining": [{"peer", "name", "at_ms", "failed", "done", "steps": [{"step", "state", "text"}]}]}"""
         ...
 
     def models(self) -> JsonObject:

@@ -117,6 +117,14 @@ APPROVALS_MAX = 16
 APPROVALS_PER_ADDRESS_MAX = 4
 """Strangers on one network cannot fill the list for everybody."""
 
+JOINS_SHOWN_MAX = 16
+JOINS_PER_ADDRESS_MAX = 4
+"""Devices whose way in is shown on the host's screen; one network address cannot push all others off it."""
+JOINS_SHOWN_MS = 15 * 60 * 1000
+"""As long as somebody walks between two devices and wonders."""
+JOINS_STAGES_SHOWN_MAX = 8
+"""Enough for what one new device is given; it is a list of its own making."""
+
 NEARBY_WAIT_S = 4.0
 """An mDNS answer takes a second; a lost one is asked again after one more."""
 

@@ -21,10 +21,11 @@ from p2pnode.errors import (
     RequestError,
     WrongMesh,
 )
+from p2pnode.node.joining import host_of
 from p2pnode.node.mesh import ADMIT, Mesh, key_of
 from p2pnode.transport import messages
 from p2pnode.transport.match import NONCE_BYTES, check_nonce, check_reveal, commitment, match_code
-from p2pnode.transport.port import Connection, Stream, Transport
+from p2pnode.transport.port import Stream, Transport
 from p2pnode.units import PeerId
 
 Tell = Callable[[str], None]
@@ -100,15 +101,24 @@ class Approvals:
         entry = Waiting(peer, name, code, address, request.addresses, expires_ms, decided)
         self.waiting[peer] = entry
         self._changed()
+        attempt = self._mesh.joins.arrived(peer, name, address)
+        attempt.tell("approval", "waiting", f"waits for your approval, match code {code[:3]} {code[3:]}")
         try:
-            await self._until_decided(stream, entry)
+            with attempt.step("approval"):
+                await self._until_decided(stream, entry)
+                if not decided.result():
+                    raise NotAdmitted(
+                        "the owner of this mesh refused the request", hint="ask the owner for a ticket"
+                    )
         finally:
             if self.waiting.get(peer) is entry:
                 del self.waiting[peer]
             self._changed()
-        if not decided.result():
-            raise NotAdmitted("the owner of this mesh refused the request", hint="ask the owner for a ticket")
-        return await self._mesh.let_in(peer, name, request.addresses)
+        attempt.tell("approval", "ok", f"approved, match code {code[:3]} {code[3:]}")
+        with attempt.step("admitted"):
+            answer = await self._mesh.let_in(peer, name, request.addresses)
+        attempt.tell("admitted", "ok", f'is a member of "{self._mesh.mesh_name}"')
+        return answer
 
     def _check_room(self, peer: PeerId, address: str) -> None:
         if peer in self.waiting:
@@ -172,11 +182,6 @@ class Approvals:
         if not entry.decided.done():
             entry.decided.set_result(approve)
         return {"peer": entry.peer, "name": entry.name, "approved": approve}
-
-
-def host_of(connection: Connection) -> str:
-    parts = connection.remote_multiaddr.split("/")
-    return parts[2] if len(parts) > 2 else ""
 
 
 # --- the asking device -------------------------------------------------------------------------------

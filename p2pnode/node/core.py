@@ -174,6 +174,7 @@ class Node:
             where=self.where,
         )
         self.mesh.member_removed = self._member_removed
+        self.mesh.joins.changed = lambda: self.say({"kind": "joining", "data": {}})
         self.approvals = Approvals(
             mesh=self.mesh,
             now_ms=now_ms,

@@ -160,7 +160,9 @@ class Faces:
                 entry["clock_skew_ms"] = link.status.now_ms - now_ms() if link.is_up else None
         waiting = self._node.approvals.view()
         asking = {entry["peer"] for entry in waiting}
+        rows = {entry["peer"]: entry for entry in view["peers"]}
         view["peers"] = [entry for entry in view["peers"] if entry["peer"] not in asking] + waiting
+        view["joining"] = self._node.mesh.joins.view(rows)
         return view
 
     def _show_guest(self, entry: JsonObject) -> None:

@@ -137,6 +137,8 @@ class Hosting:
         self.stages: dict[tuple[str, int], HostedStage] = {}
         self._kept: list[tuple[HostedStage, float]] = []
         """Given back since adapters change, and when: their weights wait for the order that follows."""
+        self.said: Callable[[str], None] = lambda _: None
+        """Told in words what this device holds from now on, for the person who let it join."""
         self._loading = 0
         self.tallies = RowTallies()
         """What was computed here for each session, for receipts."""
@@ -198,6 +200,8 @@ class Hosting:
             finally:
                 self._loading -= 1
             await self._stored(hosted)
+            layers = f"layers {order.layer_first}–{order.layer_end - 1} of {order.model_name}"
+            self.said(f"holds {layers}, {hosted.bytes_fetched / 1e6:.1f} MB fetched for it")
             return hosted
 
     async def _hold(

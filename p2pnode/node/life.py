@@ -40,6 +40,7 @@ class Life:
         )
         if answer.get("crashed"):
             tell("the last run did not end cleanly; its record was recovered")
+        node.hosting.said = tell
         is_first = not node.mesh.restore()
         node.others.restore()
         if node.options.ticket:

@@ -26,6 +26,7 @@ from p2pnode.errors import (
 from p2pnode.identity import Identity
 from p2pnode.models.files import write_atomic
 from p2pnode.multiformats import DecodeError
+from p2pnode.node.joining import Joins, host_of
 from p2pnode.node.ledger import Ledger
 from p2pnode.transport import messages
 from p2pnode.transport.invite import Ticket, decode_ticket, encode_ticket, secret_hash
@@ -37,7 +38,7 @@ from p2pnode.transport.membership import (
     make_grant,
     make_revocation,
 )
-from p2pnode.transport.port import Stream, Transport
+from p2pnode.transport.port import Connection, Stream, Transport
 from p2pnode.units import PeerId, UnixMs
 
 ADMIT = "/p2pnode/admit/1"
@@ -97,6 +98,7 @@ class Mesh:
         self.member_removed: Callable[[PeerId], None] = lambda _: None
         """Told when a membership ended, so that what is open to it is closed."""
         self._stranger: Stranger | None = None
+        self.joins = Joins(now_ms=now_ms)
         transport.set_gate(self._gate)
         transport.handle(ADMIT, self._serve_admit)
 
@@ -182,7 +184,7 @@ class Mesh:
             request = await messages.receive_message(stream)
         try:
             if isinstance(request, messages.AdmitRequest):
-                answer: messages.AnyMessage = await self._admit(stream.peer_id, request)
+                answer: messages.AnyMessage = await self._admit(stream, request)
             elif self._stranger is not None:
                 answer = await self._stranger(stream, request)
             else:
@@ -192,7 +194,19 @@ class Mesh:
         await messages.send_message(stream, answer)
         await stream.close_write()
 
-    async def _admit(self, peer_id: PeerId, request: messages.AdmitRequest) -> messages.Admitted:
+    async def _admit(self, stream: Stream, request: messages.AdmitRequest) -> messages.Admitted:
+        attempt = self.joins.arrived(stream.peer_id, request.name, host_of(stream.connection))
+        with attempt.step("ticket"):
+            invite_id, role = self._invite_of(request)
+            answer = await self.let_in(
+                stream.peer_id, request.name, request.addresses, role=role, invite_id=invite_id
+            )
+        attempt.tell("ticket", "ok", f"its ticket is valid, role {role}")
+        attempt.tell("admitted", "ok", f'is a member of "{self.mesh_name}"')
+        return answer
+
+    def _invite_of(self, request: messages.AdmitRequest) -> tuple[str, str]:
+        """Id of the invite that a ticket is of, and the role it gives."""
         if self.membership is None:
             raise WrongMesh("this device is in no mesh yet")
         invite_id = secret_hash(request.secret).hex()[:32]
@@ -201,8 +215,7 @@ class Mesh:
             raise NotAdmitted(
                 "this ticket is not one of this device", hint="make a new one with: p2pnode invite"
             )
-        role = GUEST if request.guest else invite.role
-        return await self.let_in(peer_id, request.name, request.addresses, role=role, invite_id=invite_id)
+        return invite_id, GUEST if request.guest else invite.role
 
     def grants_for_guests(self) -> list[bytes]:
         """By which a guest knows whom it may ask; who else is a guest is none of its business."""
@@ -274,7 +287,7 @@ class Mesh:
         inviter = peer_of(ticket.inviter_key)
         if inviter == self._identity.peer_id:
             raise AdmissionError("this ticket was made by this very device", hint="use it on another device")
-        connection = await self._transport.dial(list(ticket.addresses), inviter)
+        connection = await self._reach(list(ticket.addresses), inviter, tell)
         tell(f"connected to {connection.remote_multiaddr}, identity matches the ticket")
         async with asyncio.timeout(limits.CONTROL_TIMEOUT_S):
             stream = await connection.open_stream(ADMIT)
@@ -289,6 +302,15 @@ class Mesh:
             raise RemoteProtocolError("the inviter answered something else than admission")
         await self.accept(ticket.mesh_key, ticket.role, inviter, answer, list(ticket.addresses))
         tell(f'admitted as "{self.name}"')
+
+    async def _reach(self, addresses: list[str], inviter: PeerId, tell: Callable[[str], None]) -> Connection:
+        """A way to the inviter; without one, every address is told with what became of it."""
+        try:
+            return await self._transport.dial(addresses, inviter)
+        except P2PNodeError as error:
+            for address, reason in error.details.get("tried", []):
+                tell(f"✗ {address}: {reason}")
+            raise
 
     def my_addresses(self) -> list[str]:
         return self._addresses()

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from p2pnode import limits
 from p2pnode.errors import TransportError
-from p2pnode.node.approval import host_of
+from p2pnode.node.joining import host_of
 from p2pnode.transport import multiaddr, nat_pmp, port_mapping
 from p2pnode.transport.identify import Identify
 from p2pnode.transport.observed import ObservedAddresses

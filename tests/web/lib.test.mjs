@@ -69,6 +69,7 @@ test("numbers read well", () => {
   assert.equal(rtt(2.44), "2.4 ms");
   assert.equal(rtt(null), "–");
   assert.equal(ago(1000, 66_000), "1 min ago");
+  assert.equal(ago(1000, 1.8e12), "long ago");
   assert.equal(speed(7184.66), "7,185 tokens/s");
   assert.equal(speed(41.27), "41.3 tokens/s");
   assert.equal(speed(0), "–");

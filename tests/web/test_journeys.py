@@ -161,6 +161,33 @@ def test_invite(page: Page, url: str) -> None:
     picture(page, "devices")
 
 
+def test_who_came_to_join(page: Page, url: str, node: RecordedNode) -> None:
+    """Each step of a device that joins, with the reason where it failed, as it happens."""
+    steps = [
+        {"step": "connected", "state": "ok", "text": "connected from 192.168.1.9, its identity is proven"}
+    ]
+    row = {"peer": PEER_TWO, "name": "kitchen", "at_ms": 1, "failed": False, "done": False, "steps": steps}
+    why = {
+        "step": "ticket",
+        "state": "failed",
+        "text": "this ticket expired (make a new one with: p2pnode invite)",
+    }
+    failed = {**row, "peer": PEER, "name": "attic", "steps": [*steps, why]}
+    view = node.peers()
+    node.peers = lambda: view  # type: ignore[method-assign]
+    page.goto(f"{url}/#/devices")
+    expect(page.get_by_role("heading", name="Devices")).to_be_visible()
+    expect(page.get_by_text("Who came to join")).to_have_count(0)
+    view["joining"] = [row, failed]
+    kitchen = page.get_by_role("region", name="How kitchen joins")
+    expect(kitchen.get_by_role("listitem")).to_have_count(1)
+    steps.append({"step": "status", "state": "waiting", "text": "waiting for it to connect as a member"})
+    expect(kitchen.locator(".waiting")).to_contain_text("waiting for it to connect")
+    attic = page.get_by_role("region", name="How attic joins")
+    expect(attic.locator(".failed")).to_contain_text("p2pnode invite")
+    picture(page, "joining")
+
+
 def test_approval(page: Page, url: str, node: RecordedNode) -> None:
     """A device that asks to be let in is named with its match code, and let in by one button."""
     peers = node.peers()

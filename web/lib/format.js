@@ -38,6 +38,7 @@ export function ago(ms, now = Date.now()) {
   if (seconds < 60) return `${seconds} s ago`;
   if (seconds < 3600) return `${Math.floor(seconds / 60)} min ago`;
   if (seconds < 86400) return `${Math.floor(seconds / 3600)} h ago`;
+  if (seconds > 3650 * 86400) return "long ago"; // a clock that was never set
   return `${Math.floor(seconds / 86400)} d ago`;
 }
 

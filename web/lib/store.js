@@ -27,6 +27,7 @@ export const store = createStore({
   error: null,
   status: {},
   peers: [],
+  joining: [],
   models: [],
   plans: [],
   sessions: [],
@@ -45,6 +46,7 @@ export async function refresh() {
     VIEWS.forEach((view, index) => {
       change[view] = view === "status" ? answers[index] : (answers[index][view] ?? []);
     });
+    change.joining = answers[VIEWS.indexOf("peers")].joining ?? [];
     store.set(change);
   } catch (error) {
     store.set({ connected: false, error });
@@ -69,6 +71,8 @@ function take(item) {
     const change = { running };
     if (item.data.peers) change.peers = item.data.peers;
     store.set(change);
+  } else if (item.kind === "joining" || item.kind === "approvals") {
+    refreshSoon();
   } else if (item.kind === "loading" || item.kind === "transfer") {
     // The models' rows show it; when it is over they are asked for again.
     const { model, ...view } = item.data;

@@ -13,6 +13,10 @@ export function Devices({ state, at }) {
     <h1 id="devices-title">Devices</h1>
     <${Failure} error=${act.error} />
     <${Invite} />
+    ${state.joining.length > 0 && html`<article class="card" aria-labelledby="joining-title" aria-live="polite">
+      <h2 id="joining-title">Who came to join</h2>
+      <div class="grid">${state.joining.map((one) => html`<${Joining} key=${one.peer} one=${one} act=${act} />`)}</div>
+    </article>`}
     <div class="grid">${state.peers.map((peer) => html`<article class=${`card ${isUp(peer) ? "" : "faded"} ${peer.peer === chosen ? "chosen" : ""}`} key=${peer.peer}>
       <h2>${peer.name || "unnamed"} <span class=${`chip ${isUp(peer) ? "active" : ""}`}>${peer.self ? "this device" : peer.state}</span>${peer.self && working !== "active" && html` <span class="chip">${working}</span>`}</h2>
       <dl>
@@ -38,6 +42,18 @@ export function Devices({ state, at }) {
       </div>
     </article>`)}</div>
     <${OtherMeshes} meshes=${state.status.meshes ?? []} />
+  </section>`;
+}
+
+const MARKS = { ok: ["✓", "done"], waiting: ["…", "under way"], failed: ["✗", "failed"] };
+
+// How far a device came, as its own screen says it too.
+function Joining({ one, act }) {
+  const waits = one.steps.some((step) => step.step === "approval" && step.state === "waiting");
+  return html`<section class="joining" aria-label=${`How ${one.name} joins`}>
+    <h3>${one.name} <span class="muted small">${ago(one.at_ms)}</span></h3>
+    <ol class="steps">${one.steps.map((step, index) => html`<li key=${index} class=${step.state}><span aria-hidden="true">${MARKS[step.state][0]}</span><span><span class="sr">${MARKS[step.state][1]}: </span>${step.text}</span></li>`)}</ol>
+    ${waits && html`<div class="row"><button type="button" class="primary" onClick=${() => act.run("/command/approve_peer", { peer: one.peer })}>Approve ${one.name}</button></div>`}
   </section>`;
 }
 
