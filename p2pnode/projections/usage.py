@@ -36,6 +36,11 @@ class Row(msgspec.Struct, array_like=True):
     compute_ms: int = 0
     cost_microunits: int = 0
 
+    def count(self, event: facts.RequestFinished | facts.ForwardedRequestEnded) -> None:
+        self.requests += 1
+        self.prompt_tokens = plus(self.prompt_tokens, event.prompt_tokens)
+        self.completion_tokens = plus(self.completion_tokens, event.completion_tokens)
+
 
 class Usage(msgspec.Struct):
     open: dict[str, Open] = {}
@@ -81,9 +86,7 @@ def _request_finished(state: Usage, record: Record, event: facts.RequestFinished
     if entry is None:
         return
     for row in (_row(state, record, entry), state.total):
-        row.requests += 1
-        row.prompt_tokens = plus(row.prompt_tokens, event.prompt_tokens)
-        row.completion_tokens = plus(row.completion_tokens, event.completion_tokens)
+        row.count(event)
         row.cached_tokens = plus(row.cached_tokens, event.cached_tokens)
         row.compute_ms = plus(row.compute_ms, event.prefill_ms + event.decode_ms)
 
@@ -93,9 +96,7 @@ def _forwarded_ended(state: Usage, record: Record, event: facts.ForwardedRequest
     if entry is None:
         return
     for row in (_row(state, record, entry), state.total):
-        row.requests += 1
-        row.prompt_tokens = plus(row.prompt_tokens, event.prompt_tokens)
-        row.completion_tokens = plus(row.completion_tokens, event.completion_tokens)
+        row.count(event)
         row.cost_microunits = plus(row.cost_microunits, event.cost_microunits)
 
 

@@ -21,3 +21,9 @@ def served() -> Iterator[tuple[FakeNode, str]]:
 def node(served: tuple[FakeNode, str]) -> FakeNode:
     served[0].__init__()  # type: ignore[misc] # a fresh node behind the same server
     return served[0]
+
+
+@pytest.fixture
+def url(served: tuple[FakeNode, str], node: FakeNode) -> str:
+    del node  # made fresh before anything is asked
+    return served[1]

@@ -11,7 +11,6 @@ import pydantic
 import pytest
 
 from p2pnode.errors import EngineUnavailable, InsufficientCredit, StageLost
-from tests.kit.api_server import serving
 from tests.kit.fake_node import MODEL, FakeNode
 
 HELLO: Any = [{"role": "user", "content": "hello"}]
@@ -21,17 +20,6 @@ WEATHER: Any = {
     "description": "Tells the weather",
     "input_schema": {"type": "object", "properties": {"city": {"type": "string"}}},
 }
-
-
-@pytest.fixture
-def node() -> FakeNode:
-    return FakeNode()
-
-
-@pytest.fixture
-def url(node: FakeNode) -> Iterator[str]:
-    with serving(node) as url:
-        yield url
 
 
 @pytest.fixture

@@ -10,22 +10,10 @@ import ollama
 import pytest
 
 from p2pnode.errors import StageLost
-from tests.kit.api_server import serving
 from tests.kit.fake_node import MODEL, FakeNode
 
 HELLO = [{"role": "user", "content": "hello"}]
 TEXT = "The quick brown fox jumps."
-
-
-@pytest.fixture
-def node() -> FakeNode:
-    return FakeNode()
-
-
-@pytest.fixture
-def url(node: FakeNode) -> Iterator[str]:
-    with serving(node) as url:
-        yield url
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ import openai
 import pytest
 from openai import AsyncOpenAI, OpenAI
 
-from tests.kit.api_server import serving
 from tests.kit.fake_node import MODEL, FakeNode
 
 WEATHER = {
@@ -19,17 +18,6 @@ WEATHER = {
     "strict": True,
 }
 CALL = '<tool_call>{"name": "weather", "arguments": {"city": "Oslo"}}</tool_call>'
-
-
-@pytest.fixture
-def node() -> FakeNode:
-    return FakeNode()
-
-
-@pytest.fixture
-def url(node: FakeNode) -> Iterator[str]:
-    with serving(node) as url:
-        yield url
 
 
 @pytest.fixture

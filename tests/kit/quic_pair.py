@@ -88,3 +88,14 @@ class Pair:
             else:
                 joined.append(event)
         return joined
+
+
+def opened(core: type[QuicCore] = QuicCore) -> Pair:
+    """A pair whose client opened stream 0 with a little data, which the server has read."""
+    pair = Pair(core)
+    assert pair.client.open_stream_id() == 0
+    pair.client.send_stream_data(0, b"hello")
+    pair.roundtrip()
+    pair.server.accept_stream(0)
+    pair.server_events()
+    return pair

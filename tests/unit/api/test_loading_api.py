@@ -89,21 +89,26 @@ async def test_a_model_that_comes_in_time_is_waited_for(path: str) -> None:
     assert looks >= 2
 
 
+def loading_as(*views: dict) -> FakeNode:
+    """A node whose model is as far as each of these, one look after the other, and then there."""
+    node, left = FakeNode(), list(views)
+
+    def loading(model: str) -> dict | None:
+        if len(left) == 1:
+            node.loaded.set()
+        return left.pop(0) if left else None
+
+    node.loading_views[MODEL] = VIEW
+    node.loading = loading  # type: ignore[method-assign]
+    return node
+
+
 @pytest.mark.parametrize(
     "path", ["/v1/chat/completions", "/v1/completions", "/infer/stream", "/agent/stream"]
 )
 async def test_streams_show_progress_to_who_asks(path: str) -> None:
     """With `return_progress` the stream begins at once, says how far the model is, and goes on with the answer."""
-    node = FakeNode()
-    views = [VIEW, VIEW | {"progress": 0.5, "eta_s": 3.5}]
-
-    def loading(model: str) -> dict | None:
-        if len(views) == 1:
-            node.loaded.set()
-        return views.pop(0) if views else None
-
-    node.loading_views[MODEL] = VIEW
-    node.loading = loading  # type: ignore[method-assign]
+    node = loading_as(VIEW, VIEW | {"progress": 0.5, "eta_s": 3.5})
     body = BODIES.get(path, BODIES["/v1/chat/completions"]) | {"return_progress": True}
     if path.startswith("/v1"):
         body["stream"] = True
@@ -122,16 +127,7 @@ async def test_streams_show_progress_to_who_asks(path: str) -> None:
 
 async def test_a_plan_is_applied_in_sight() -> None:
     """`stream`: how far each device is, then the plan."""
-    node = FakeNode()
-    views = [VIEW, VIEW | {"progress": 0.75}]
-
-    def loading(model: str) -> dict | None:
-        if len(views) == 1:
-            node.loaded.set()
-        return views.pop(0) if views else None
-
-    node.loading_views[MODEL] = VIEW
-    node.loading = loading  # type: ignore[method-assign]
+    node = loading_as(VIEW, VIEW | {"progress": 0.75})
     response = await client_of(node, 0).post("/plan", json={"apply": True, "stream": True})
     events = events_of(await response.get_data())
     assert [event["type"] for event in events] == ["loading", "loading", "plan"]

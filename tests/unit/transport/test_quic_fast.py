@@ -15,7 +15,7 @@ from p2pnode import limits
 from p2pnode.transport.quic_core import QuicCore
 from p2pnode.transport.quic_fast import FastQuicCore
 from p2pnode.transport.quic_fast_packet import decode_varint, encode_varint
-from tests.kit.quic_pair import CLIENT, SERVER, Pair
+from tests.kit.quic_pair import CLIENT, SERVER, Pair, opened
 
 
 @given(st.integers(0, (1 << 62) - 1), st.binary(max_size=3))
@@ -33,17 +33,6 @@ def stream_frame(
     return (
         bytes((0x0E | fin,)) + encode_varint(stream_id) + encode_varint(offset) + encode_varint(size) + data
     )
-
-
-def opened(core: type[QuicCore]) -> Pair:
-    """A pair whose client opened stream 0 with a little data, which the server has read."""
-    pair = Pair(core)
-    assert pair.client.open_stream_id() == 0
-    pair.client.send_stream_data(0, b"hello")
-    pair.roundtrip()
-    pair.server.accept_stream(0)
-    pair.server_events()
-    return pair
 
 
 OFFSET = 5

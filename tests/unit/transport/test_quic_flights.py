@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from p2pnode.transport.quic_core import QuicCore
 from p2pnode.transport.quic_fast import FastQuicCore
 from p2pnode.transport.quic_flights import FLIGHT_DATAGRAMS_FIRST, ShortHeaderProtection
-from tests.kit.quic_pair import CLIENT, Pair
+from tests.kit.quic_pair import CLIENT, opened
 
 CIPHERS = {b"aes-128-ecb": 16, b"aes-256-ecb": 32, b"chacha20": 32}
 
@@ -33,16 +33,6 @@ def test_header_protection_is_aioquics(cipher: bytes, first: int, cid: bytes, pa
     assert ours.remove(raw, 1 + len(cid)) == theirs.remove(raw, 1 + len(cid))
     with pytest.raises(CryptoError):
         ours.remove(raw[: 1 + len(cid) + 19], 1 + len(cid))
-
-
-def opened(core: type[QuicCore] = QuicCore) -> Pair:
-    pair = Pair(core)
-    assert pair.client.open_stream_id() == 0
-    pair.client.send_stream_data(0, b"hello")
-    pair.roundtrip()
-    pair.server.accept_stream(0)
-    pair.server_events()
-    return pair
 
 
 @pytest.mark.parametrize("size", [100, 2000, 2400, 8192, 100_000])
