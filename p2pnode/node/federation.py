@@ -101,10 +101,10 @@ class Federation:
     async def _open(self, peer: PeerId) -> Stream:
         if (other := self._others.mesh_of(peer)) is not None:
             return await self._others.open(peer, other)
-        link = self._links.links.get(peer)
-        if link is None or link.connection is None or not link.is_up:
+        connection = self._links.connection_to(peer)
+        if connection is None:
             raise PeerUnreachable(f"{self._name_of(peer)} is not reachable now")
-        return await link.connection.open_stream(INFER)
+        return await connection.open_stream(INFER)
 
     def _name_of(self, peer: PeerId) -> str:
         return self._links.name_of(peer) if self._others.mesh_of(peer) is None else self._others.name_of(peer)

@@ -99,18 +99,15 @@ class KvTransfers:
 
     async def _take(self, plan_id: str, source: StateSource, session: int, bytes_max: int) -> bytearray:
         name = self._links.name_of(source.peer)
-        link = self._links.links.get(source.peer)
-        if link is None or link.connection is None or not link.is_up:
+        connection = self._links.connection_to(source.peer)
+        if connection is None:
             raise StageLost(f"{name} is not reachable now", peer=source.peer)
         stream: Stream | None = None
         try:
             async with asyncio.timeout(limits.CONTROL_TIMEOUT_S):
-                stream = await link.connection.open_stream(KV)
+                stream = await connection.open_stream(KV)
                 wish = {"plan_id": plan_id, "slot": source.slot, "session": session}
-                await messages.send_message(stream, messages.Call(method="state", arguments=wish))
-                answer = await messages.receive_message(stream)
-            if isinstance(answer, messages.Refused):
-                raise messages.refusal_error(answer)
+                answer = await messages.ask(stream, messages.Call(method="state", arguments=wish))
             size = answer.data.get("bytes") if isinstance(answer, messages.Answer) else None
             if type(size) is not int or not 0 < size <= bytes_max:
                 raise RemoteProtocolError(f"a state of {size} bytes, at most {bytes_max} were expected")

@@ -274,6 +274,11 @@ class Links:
     def serve(self, method: str, handler: Method) -> None:
         self._methods[method] = handler
 
+    def connection_to(self, peer_id: PeerId) -> Connection | None:
+        """The one that stands now."""
+        link = self.links.get(peer_id)
+        return link.connection if link is not None and link.is_up else None
+
     async def call(
         self,
         peer_id: PeerId,

@@ -91,15 +91,12 @@ class ReduceStreams:
             del self._expected[key]
 
     async def _open(self, peer: PeerId, token: str) -> Stream:
-        link = self._links.links.get(peer)
-        if link is None or link.connection is None or not link.is_up:
+        connection = self._links.connection_to(peer)
+        if connection is None:
             raise PeerUnreachable(f"{self._links.name_of(peer)} is not reachable from here", tried=[])
-        stream = await link.connection.open_stream(REDUCE)
+        stream = await connection.open_stream(REDUCE)
         try:
-            await messages.send_message(stream, messages.Call(method="reduce", arguments={"token": token}))
-            answer = await messages.receive_message(stream)
-            if isinstance(answer, messages.Refused):
-                raise messages.refusal_error(answer)
+            await messages.ask(stream, messages.Call(method="reduce", arguments={"token": token}))
         except BaseException:
             stream.reset()
             raise

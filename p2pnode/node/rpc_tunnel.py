@@ -101,16 +101,13 @@ class RpcTunnel:
 
     async def _stream(self, key: Key) -> Stream | None:
         peer, plan_id = key
-        link = self._links.links.get(peer)
-        if link is None or link.connection is None or not link.is_up:
+        connection = self._links.connection_to(peer)
+        if connection is None:
             return None
-        stream = await link.connection.open_stream(RPC)
+        stream = await connection.open_stream(RPC)
         try:
             async with asyncio.timeout(limits.CONTROL_TIMEOUT_S):
-                await messages.send_message(stream, messages.Call(method="rpc", arguments={"plan": plan_id}))
-                answer = await messages.receive_message(stream)
-            if isinstance(answer, messages.Refused):
-                raise messages.refusal_error(answer)
+                await messages.ask(stream, messages.Call(method="rpc", arguments={"plan": plan_id}))
         except BaseException:
             stream.reset()
             raise

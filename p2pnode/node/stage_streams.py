@@ -70,10 +70,7 @@ class StageStreams:
             async with asyncio.timeout(limits.CONTROL_TIMEOUT_S):
                 stream = await self._open(peer, addresses)
                 call = messages.Call(method="attach", arguments={"plan_id": plan_id, "stage": stage})
-                await messages.send_message(stream, call)
-                answer = await messages.receive_message(stream)
-            if isinstance(answer, messages.Refused):
-                raise messages.refusal_error(answer)
+                await messages.ask(stream, call)
         except BaseException as error:
             if stream is not None:
                 stream.reset()

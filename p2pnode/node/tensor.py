@@ -159,12 +159,12 @@ class Lanes:
     def _host_of(self, peer: PeerId) -> str:
         if peer == self._links.me:
             return "127.0.0.1"
-        link = self._links.links.get(peer)
-        if link is None or link.connection is None or not link.is_up:
+        connection = self._links.connection_to(peer)
+        if connection is None:
             raise ComputeError(
                 f"{self._links.name_of(peer)} is not reachable from here, so no lane can lead there"
             )
-        return link.connection.remote_multiaddr.split("/")[2]
+        return connection.remote_multiaddr.split("/")[2]
 
 
 def _datagram_bytes(host: str) -> int:

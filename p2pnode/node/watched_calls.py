@@ -31,12 +31,11 @@ class WatchedCalls:
         await asyncio.gather(*(self._ask_one(peer) for peer in sorted(peers) if peer != self._links.me))
 
     async def _ask_one(self, peer: PeerId) -> None:
-        link = self._links.links.get(peer)
-        if link is None or link.connection is None or not link.is_up:
+        connection = self._links.connection_to(peer)
+        if connection is None:
             raise StageLost(f"{self._links.name_of(peer)} is not connected", peer=peer)
         try:
-            await link.connection.ping(timeout_s=limits.SILENCE_PING_S)
+            await connection.ping(timeout_s=limits.SILENCE_PING_S)
         except (P2PNodeError, TimeoutError):
-            if link.connection is not None:
-                await link.connection.close(0, "no answer to a ping")
+            await connection.close(0, "no answer to a ping")
             raise StageLost(f"{self._links.name_of(peer)} does not answer", peer=peer) from None

@@ -187,3 +187,12 @@ def refusal_error(refused: Refused) -> errors.P2PNodeError:
     """The peer's condition, as the same type here when we know its code."""
     kind = _CONDITIONS.get(refused.code, RemoteProtocolError)
     return kind(refused.message, hint=refused.hint)
+
+
+async def ask(stream: ByteStream, message: AnyMessage) -> AnyMessage:
+    """What is answered to a message; a refusal is raised as the condition that it names."""
+    await send_message(stream, message)
+    answer = await receive_message(stream)
+    if isinstance(answer, Refused):
+        raise refusal_error(answer)
+    return answer

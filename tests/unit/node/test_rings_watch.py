@@ -20,7 +20,6 @@ class Device:
     """Its connection stands; what it answers is the test's choice."""
 
     def __init__(self) -> None:
-        self.is_up, self.name, self.connection = True, "beta", self
         self.answers_pings = True
         self.pings = self.calls = 0
         self.closed = False
@@ -43,7 +42,9 @@ class Device:
 
 def rings(device: Device, monkeypatch: pytest.MonkeyPatch) -> Rings:
     monkeypatch.setattr(limits, "STAGE_ASK_AFTER_S", 0.001)
-    links = SimpleNamespace(me=PeerId("me"), links={PEER: device}, call=device.call, name_of=lambda _: "beta")
+    links = SimpleNamespace(
+        me=PeerId("me"), connection_to=lambda _: device, call=device.call, name_of=lambda _: "beta"
+    )
     made = Rings(
         me=PeerId("me"), my_addresses=list, links=cast(Any, links), streams=cast(Any, SimpleNamespace()),
         tasks=cast(Any, None), bringing=cast(Any, None), engines=cast(Any, None), make_up=cast(Any, None),

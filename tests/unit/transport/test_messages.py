@@ -121,3 +121,11 @@ def test_conditions_cross_the_wire() -> None:
     assert type(back) is errors.InviteExpired
     assert (back.message, back.hint) == (original.message, original.hint)
     assert type(m.refusal_error(m.Refused(code="from_the_future", message="?"))) is errors.RemoteProtocolError
+
+
+async def test_what_is_asked_is_answered_or_refused_as_the_condition_it_was() -> None:
+    wish = m.Call(method="state", arguments={})
+    pipe = Pipe(m.encode_message(m.Answer(data={"bytes": 3})))
+    assert await m.ask(pipe, wish) == m.Answer(data={"bytes": 3})
+    with pytest.raises(errors.NotFound, match="no such plan"):
+        await m.ask(Pipe(m.encode_message(m.refusal(errors.NotFound("no such plan")))), wish)
