@@ -60,6 +60,20 @@ SWITCH_INTERVAL_S = 0.0005
 Tell = Callable[[str], None]
 
 
+async def _check_given(options: JoinOptions) -> None:
+    """What a person gave is looked at before anything is written."""
+    if options.ticket is not None:
+        # A service starts with the ticket it joined with, long expired: then the mesh says whether it is needed.
+        is_new = not await asyncio.to_thread(database_path(options.data).exists)
+        decode_ticket(options.ticket, now_ms=UnixMs(now_ms()) if is_new else None)
+    for address in options.peers:
+        check_peer(address)
+    for path in options.models:
+        await check_model(path)
+    for address in options.announce:
+        _check_announced(address)
+
+
 def _check_announced(address: str) -> None:
     try:
         quic_address(address)
@@ -85,17 +99,7 @@ class RunningNode:
         """Everything a device needs, or a condition and nothing left behind."""
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         data = options.data
-        # What a person gave is looked at before anything is written.
-        if options.ticket is not None:
-            # A service starts with the ticket it joined with, long expired: then the mesh says whether it is needed.
-            is_new = not await asyncio.to_thread(database_path(data).exists)
-            decode_ticket(options.ticket, now_ms=UnixMs(now_ms()) if is_new else None)
-        for address in options.peers:
-            check_peer(address)
-        for path in options.models:
-            await check_model(path)
-        for address in options.announce:
-            _check_announced(address)
+        await _check_given(options)
         closing = asyncio.Event()
         server = ApiServer(options.api, closing)
         folder = DataFolder(data)

@@ -72,21 +72,7 @@ class LoadedUnit:
                 self.model = Model(spec, trimmer.told(progress))
         self.spec = replace(spec, pieces=())  # a vocabulary in its header takes megabytes
         try:
-            result_tap = spec.tap if spec.output == "rows" else None
-            self._taps = Taps(result_tap, spec.reduce, stop_after_reduce=spec.output == "none")
-            if not spec.vocab_only:
-                callback = self._stream.callback if self._stream else self._taps.callback
-                with untouched_given_back():
-                    self.context = Context(self.model, spec, callback)
-                if self._stream:
-                    self._stream.start()
-                self._adapters = Adapters(self.model, self.context)
-                if spec.adapters:
-                    self._adapters.set(spec.adapters)
-                if spec.control_vectors:
-                    self._adapters.add_control_vectors(spec.control_vectors)
-            if spec.token_table is not None:
-                self._table = TokenRows(spec.token_table)
+            self._prepare(spec)
         except BaseException:
             self.close()
             raise
@@ -119,6 +105,24 @@ class LoadedUnit:
         """Hears of frames that no node carried."""
         self.gather = Gather()
         self.counters = dict.fromkeys(("decodes", "rows", "sampled", "compute_ns", "tap_ns", "sample_ns"), 0)
+
+    def _prepare(self, spec: UnitSpec) -> None:
+        """What computes beside the weights: taps, a context with its adapters, a table of token rows."""
+        result_tap = spec.tap if spec.output == "rows" else None
+        self._taps = Taps(result_tap, spec.reduce, stop_after_reduce=spec.output == "none")
+        if not spec.vocab_only:
+            callback = self._stream.callback if self._stream else self._taps.callback
+            with untouched_given_back():
+                self.context = Context(self.model, spec, callback)
+            if self._stream:
+                self._stream.start()
+            self._adapters = Adapters(self.model, self.context)
+            if spec.adapters:
+                self._adapters.set(spec.adapters)
+            if spec.control_vectors:
+                self._adapters.add_control_vectors(spec.control_vectors)
+        if spec.token_table is not None:
+            self._table = TokenRows(spec.token_table)
 
     def info(self) -> UnitInfo:
         model, context = self.model, self.context
