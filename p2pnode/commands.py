@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from p2pnode.events import types as facts
+from p2pnode.events.receipt import Signed
 from p2pnode.limits import HOLD_MS_MAX
 from p2pnode.network import Path
 
@@ -278,30 +279,35 @@ class SetQuota:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GiveReceipt:
-    """Provider: record what this node signed; `countersignature` once the consumer agreed."""
+class GiveReceipts:
+    """Provider: record what this node signed for one consumer and request, and once more when the consumer agreed."""
 
-    receipt: bytes
-    signature: bytes
+    receipts: tuple[Signed, ...]
+    """In order; all with countersignatures, or none."""
     provider_key: bytes
-    countersignature: bytes | None = None
     consumer_key: bytes | None = None
+    """Which made the countersignatures."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AcceptReceipt:
-    """Consumer: record a provider's receipt that this node countersigned."""
+class OfferedReceipt:
+    """A provider's receipt that this node countersigned, and what it would have signed for at most."""
 
-    receipt: bytes
-    signature: bytes
+    signed: Signed
     provider_keys: facts.KeysBound
     """The keys for which the provider's identity vouches: a lie is proved with them."""
-    countersignature: bytes
-    consumer_key: bytes
     layer_tokens_max: int
     """What this node saw the provider do for this receipt."""
     microunits_max: int
     """The provider's share by this node's settlement."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AcceptReceipts:
+    """Consumer: record receipts of several providers, those of one in order; each stands or falls by itself."""
+
+    offers: tuple[OfferedReceipt, ...]
+    consumer_key: bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -342,5 +348,5 @@ Command = (
     | DrainDevice | ChangeSetting | CreateApiKey | RevokeApiKey | AddModel | RemoveModel | StoreShard
     | ProposePlan | ActivatePlan | RejectPlan | AbandonPlan | ServeRequest | SettleUnit | FinishRequest
     | FailRequest
-    | ExpireHolds | TopUp | SetQuota | GiveReceipt | AcceptReceipt | ReportFraud | RecordFact
+    | ExpireHolds | TopUp | SetQuota | GiveReceipts | AcceptReceipts | ReportFraud | RecordFact
 )  # fmt: skip

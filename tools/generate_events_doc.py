@@ -33,8 +33,8 @@ micro-units, times whole milliseconds. How an event becomes bytes is in [08-log]
 
 ## Changing the catalogue
 
-Only ever add. A fact is never renamed or removed, a field never changes its meaning. A field added to a fact raises
-the fact's version: `upcasters.py` says what records of the version before have in its place, and
+Bytes never change. A fact is never renamed or removed, a field never changes its meaning. Other fields are another
+version of the fact: `upcasters.py` says what a record of the version before would say in this one, and
 `vectors/events.json` keeps a record of every version that was ever written. A fact that this version does not know, or
 knows only in an older version, is kept, proved and counted as `UnknownEvent`; its bytes stay untouched.
 

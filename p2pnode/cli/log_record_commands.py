@@ -139,19 +139,22 @@ def receipt() -> None:
 @click.argument("what")
 @click.option(
     "--with",
-    "other",
+    "others",
+    multiple=True,
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="The other side's file.",
+    help="Another side's file; may be given several times.",
 )
 @click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="A file, instead of stdout.")
 @folder_options
-def receipt_export(data: Path, as_json: bool, what: str, other: Path | None, output: Path | None) -> None:
+def receipt_export(
+    data: Path, as_json: bool, what: str, others: tuple[Path, ...], output: Path | None
+) -> None:
     """Write a receipt (by event index, id, or request) with the proof that it is in this log."""
     del as_json  # it is JSON in any case
     from p2pnode.events.receipt_file import export_receipts, merge
 
     document = export_receipts(open_reader(data), what)
-    if other is not None:
+    for other in others:
         document = merge(document, json.loads(other.read_text(encoding="utf-8")))
     text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
     with click.open_file(str(output) if output else "-", "w", encoding="utf-8") as file:

@@ -160,10 +160,15 @@ def receipts_text(found: JsonObject) -> str:
     if not found["ok"]:
         return "\n".join(["NOT OK", *(f"  {problem}" for problem in found["problems"])])
     lines = [
-        f"ok: {r['channel']} number {r['sequence']}: {r['provider']} computed for {r['consumer']}, "
+        f"{'ok' if r['proved'] else 'not proved'}: number {r['sequence']}: {r['provider']} computed "
+        f"{r['layer_tokens']} layer-tokens for {r['consumer']} at {r['microunits']} micro-units, "
         f"logged by {', '.join(r['logged_by'])}"
         for r in found["receipts"]
     ]
+    if not all(r["proved"] for r in found["receipts"]):
+        lines.append(
+            "what is not proved needs the file of its other device: p2pnode log receipt export --with"
+        )
     return "\n".join(lines)
 
 

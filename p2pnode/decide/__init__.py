@@ -12,7 +12,7 @@ from p2pnode.commands import Command
 from p2pnode.decide import credit, mesh, receipts, requests, work
 from p2pnode.decide.outcome import Deciders
 from p2pnode.decide.price import divide, parts_of_share, price_microunits
-from p2pnode.decide.receipts import StageWork, draft_receipt, may_compute
+from p2pnode.decide.receipts import StageWork, draft_receipts, fact_bytes, may_compute
 from p2pnode.events.log import Decision
 from p2pnode.projections import MeshState
 
@@ -20,7 +20,8 @@ __all__ = [
     "StageWork",
     "decide",
     "divide",
-    "draft_receipt",
+    "draft_receipts",
+    "fact_bytes",
     "may_compute",
     "parts_of_share",
     "price_microunits",

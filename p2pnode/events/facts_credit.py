@@ -4,37 +4,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from p2pnode.events.fields import Count, Document, Label, Reason, Shares, Signature
+from p2pnode.events.fields import Count, KeysShown, Label, Reason, Shares, SignedReceipts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReceiptGiven:
-    """This node computed layers for a peer and signed for it; `countersignature` once that peer agreed."""
+    """This node computed layers for a peer and signed for all stages at once; once more when that peer agreed."""
 
-    channel: Label
-    sequence: Count
     peer: Label
     request_id: Label
-    receipt: Document
-    signature: Signature
-    cumulative_layer_tokens: Count
-    cumulative_microunits: Count
-    countersignature: Signature | None = None
+    receipts: SignedReceipts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReceiptReceived:
-    """A peer computed layers for this node, and this node signed the same bytes."""
+    """Peers computed layers of a request for this node, and this node signed the same bytes as they did."""
 
-    channel: Label
-    sequence: Count
-    peer: Label
     request_id: Label
-    receipt: Document
-    signature: Signature
-    cumulative_layer_tokens: Count
-    cumulative_microunits: Count
-    countersignature: Signature
+    receipts: SignedReceipts
+    keys: KeysShown = ()
+    """Of providers whose keys were not recorded before: a second receipt with one number is proved with them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,6 +17,12 @@ Hash = Annotated[bytes, Meta(min_length=32, max_length=32)]
 Signature = Annotated[bytes, Meta(min_length=64, max_length=64)]
 Document = Annotated[bytes, Meta(max_length=16_384)]
 """Exact bytes somebody signed, kept as they came."""
+SignedReceipts = Annotated[
+    tuple[tuple[Document, Signature, Signature | None], ...], Meta(min_length=1, max_length=256)
+]
+"""(a receipt's exact bytes, the provider's signature, the consumer's once it signed), in the order of each channel."""
+KeysShown = Annotated[tuple[tuple[Label, Document], ...], Meta(max_length=256)]
+"""(peer, its encoded `KeysBound`) pairs."""
 Labels = Annotated[tuple[Label, ...], Meta(max_length=256)]
 Shares = Annotated[tuple[tuple[Label, Count], ...], Meta(max_length=256)]
 """(account, micro-units) pairs."""

@@ -28,6 +28,7 @@ GENESIS: Final = bytes(32)
 PROVIDER_CONTEXT: Final = b"p2pnode receipt v1\n"
 CONSUMER_CONTEXT: Final = b"p2pnode receipt countersigned v1\n"
 FRAUD_KIND: Final = "p2pnode receipt fraud v2"
+FRAUD_KIND_TWO_KEYS: Final = "p2pnode receipt fraud v3"
 
 _Layer = Annotated[int, Meta(ge=0, le=RECEIPT_LAYERS_MAX)]
 _Note = Annotated[str, Meta(max_length=1024)]
@@ -104,6 +105,11 @@ def decode(raw: bytes) -> Receipt:
     return receipt
 
 
+def read(raw: bytes) -> Receipt:
+    """Read bytes out of a record, where they were checked before they came into it. Raises: msgspec.MsgspecError."""
+    return _decode(raw)
+
+
 def _contradiction(receipt: Receipt) -> str | None:
     """What in a receipt cannot be true whatever happened; None if nothing."""
     layers = receipt.layer_end - receipt.layer_first
@@ -173,27 +179,47 @@ def _holds(message: bytes, signature: bytes, key: bytes) -> bool:
 
 
 # --- fraud -----------------------------------------------------------------------------------------
+_Binding = Annotated[bytes, Meta(max_length=2048)]
+_Raw = Annotated[bytes, Meta(max_length=RECEIPT_BYTES_MAX)]
+
+
 class _Fraud(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     kind: Literal["p2pnode receipt fraud v2"]
-    binding: Annotated[bytes, Meta(max_length=2048)]
+    binding: _Binding
     """The provider's identity vouches for the key that signed both."""
-    first: Annotated[bytes, Meta(max_length=RECEIPT_BYTES_MAX)]
+    first: _Raw
     first_signature: Signature
-    second: Annotated[bytes, Meta(max_length=RECEIPT_BYTES_MAX)]
+    second: _Raw
+    second_signature: Signature
+
+
+class _FraudTwoKeys(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    kind: Literal["p2pnode receipt fraud v3"]
+    binding_first: _Binding
+    first: _Raw
+    first_signature: Signature
+    binding_second: _Binding
+    """Of another generation of the same log's keys."""
+    second: _Raw
     second_signature: Signature
 
 
 _decode_fraud: Final = msgspec.msgpack.Decoder(_Fraud).decode
+_decode_fraud_two_keys: Final = msgspec.msgpack.Decoder(_FraudTwoKeys).decode
 
 
-def fraud_proof(first: Signed, second: Signed, binding: KeysBound) -> bytes:
+def fraud_proof(first: Signed, binding_first: KeysBound, second: Signed, binding_second: KeysBound) -> bytes:
     """Two different receipts with one number, as one document that convinces who knows nothing but the peer id.
 
-    Both must be signed by keys of one generation: who goes on under new ones after a backup was restored, and gives a
-    number again, has not lied.
+    The keys may be of two generations, if they are of one log: who was restored from a backup goes on under another
+    log's name (specs/08-log.md#rollback), and has not lied when it gives a number again.
     """
+    raws = (first.raw, first.signature, second.raw, second.signature)
+    one, other = encode_binding(binding_first), encode_binding(binding_second)
     proof = _encode(
-        _Fraud(FRAUD_KIND, encode_binding(binding), first.raw, first.signature, second.raw, second.signature)
+        _Fraud(FRAUD_KIND, one, *raws)
+        if one == other
+        else _FraudTwoKeys(FRAUD_KIND_TWO_KEYS, one, *raws[:2], other, *raws[2:])
     )
     check_fraud(proof)
     return proof
@@ -201,7 +227,11 @@ def fraud_proof(first: Signed, second: Signed, binding: KeysBound) -> bytes:
 
 def is_fraud(document: bytes) -> bool:
     """Whether a document says it is a proof of this kind; it may still prove nothing."""
-    return FRAUD_KIND.encode() in document[:64]
+    return _has_kind(document, FRAUD_KIND) or _has_kind(document, FRAUD_KIND_TWO_KEYS)
+
+
+def _has_kind(document: bytes, kind: str) -> bool:
+    return kind.encode() in document[:64]
 
 
 def equivocation(document: bytes) -> PeerEquivocated:
@@ -217,31 +247,46 @@ def equivocation(document: bytes) -> PeerEquivocated:
 
 
 def check_fraud(document: bytes) -> tuple[Receipt, Receipt, KeysBound]:
-    """The two receipts and the keys that signed both; BadReceipt when they prove nothing."""
+    """The two receipts and the newer keys of who signed both; BadReceipt when they prove nothing."""
+    fraud = _read_fraud(document)
+    first, second = decode(fraud.first), decode(fraud.second)
     try:
-        fraud = _decode_fraud(document)
+        bound_first, bound_second = decode_binding(fraud.binding_first), decode_binding(fraud.binding_second)
+    except BadCheckpoint as error:
+        raise BadReceipt(f"the fraud proof names no keys: {error.message}") from error
+    if not (
+        is_signed(fraud.first, fraud.first_signature, bound_first.receipt_key)
+        and is_signed(fraud.second, fraud.second_signature, bound_second.receipt_key)
+    ):
+        raise BadReceipt("one of the two receipts is not signed by that key")
+    if (bound_first.peer, bound_first.origin) != (bound_second.peer, bound_second.origin):
+        raise BadReceipt("the keys are not of one log")
+    if first.provider != bound_first.peer:
+        raise BadReceipt(f"the keys are {bound_first.peer}'s, not {first.provider}'s")
+    if _number(first) != _number(second) or fraud.first == fraud.second:
+        raise BadReceipt("the two receipts do not contradict each other")
+    return first, second, max(bound_first, bound_second, key=lambda bound: bound.generation)
+
+
+def _number(receipt: Receipt) -> tuple[str, str, int]:
+    return receipt.consumer, receipt.provider, receipt.sequence
+
+
+def _read_fraud(document: bytes) -> _FraudTwoKeys:
+    """Either kind of proof in the form of the one with two keys."""
+    try:
+        if _has_kind(document, FRAUD_KIND_TWO_KEYS):
+            fraud: _Fraud | _FraudTwoKeys = _decode_fraud_two_keys(document)
+        else:
+            fraud = _decode_fraud(document)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise BadReceipt(f"not a fraud proof: {error}") from error
     if _encode(fraud) != document:
         raise BadReceipt("the fraud proof is not in its one encoding")
-    first, second = decode(fraud.first), decode(fraud.second)
-    try:
-        binding = decode_binding(fraud.binding)
-    except BadCheckpoint as error:
-        raise BadReceipt(f"the fraud proof names no keys: {error.message}") from error
-    key = binding.receipt_key
-    if not (
-        is_signed(fraud.first, fraud.first_signature, key)
-        and is_signed(fraud.second, fraud.second_signature, key)
-    ):
-        raise BadReceipt("one of the two receipts is not signed by that key")
-    same = (first.consumer, first.provider, first.sequence) == (
-        second.consumer,
-        second.provider,
-        second.sequence,
-    )
-    if first.provider != binding.peer:
-        raise BadReceipt(f"the keys are {binding.peer}'s, not {first.provider}'s")
-    if not same or fraud.first == fraud.second:
-        raise BadReceipt("the two receipts do not contradict each other")
-    return first, second, binding
+    if isinstance(fraud, _Fraud):
+        one = fraud.binding
+        raws = (fraud.first, fraud.first_signature, one, fraud.second, fraud.second_signature)
+        return _FraudTwoKeys(FRAUD_KIND_TWO_KEYS, one, *raws)
+    if fraud.binding_first == fraud.binding_second:
+        raise BadReceipt("the fraud proof is not in its one encoding")
+    return fraud

@@ -17,6 +17,7 @@ from p2pnode.events.keys import is_binding_valid, verifiers_of
 from p2pnode.events.note import Verifier, is_signed, parse_note
 from p2pnode.events.proof import check_proof, parse_proof, prove
 from p2pnode.events.reader import LogReader
+from p2pnode.events.receipt import Signed
 from p2pnode.events.types import KeysBound, ReceiptGiven, ReceiptReceived
 from p2pnode.limits import RECEIPT_FILE_BYTES_MAX
 
@@ -24,6 +25,8 @@ FORMAT: Final = "p2pnode-receipts-1"
 _SIDES_MAX: Final = 64
 _EVENTS_MAX: Final = 1000
 JsonObject = dict[str, Any]
+_Logged = dict[tuple[str, int], list[tuple[str, Signed]]]
+"""By channel and number: who logged it, and what."""
 
 
 def export_receipts(reader: LogReader, what: str) -> JsonObject:
@@ -50,10 +53,14 @@ def merge(first: JsonObject, second: JsonObject) -> JsonObject:
 
 
 def verify_receipts(text: str) -> JsonObject:
-    """Check a file; `problems` says what is wrong, `receipts` what was agreed."""
+    """Check a file; `problems` says what is wrong, `receipts` what was agreed.
+
+    Facts hold the receipts of all who worked for a request. One whose other side has no part in the file is not
+    `proved` by it, which is nothing wrong as long as another one is.
+    """
     problems: list[str] = []
     keys: dict[str, list[bytes]] = {}
-    logged: dict[tuple[str, int], list[tuple[str, ReceiptGiven | ReceiptReceived]]] = {}
+    logged: _Logged = {}
     try:
         for evidence in _evidence(text):
             _take_in(evidence, keys, logged)
@@ -67,14 +74,16 @@ def verify_receipts(text: str) -> JsonObject:
         RecursionError,
     ) as error:
         problems.append(getattr(error, "message", f"the file is damaged: {error!r}"))
-    agreed = []
+    agreed: list[JsonObject] = []
+    missing: list[str] = []
     for (channel, sequence), copies in sorted(logged.items()):
         problem, view = _agreement(channel, sequence, copies, keys)
+        without = [peer for peer in (view["provider"], view["consumer"]) if peer not in keys]
         if problem:
-            problems.append(problem)
+            (missing if without else problems).append(problem)
         agreed.append(view)
-    if not agreed and not problems:
-        problems.append("the file has no receipts")
+    if not any(view["proved"] for view in agreed) and not problems:
+        problems = missing or ["the file has no receipts"]
     return {"ok": not problems, "problems": problems, "receipts": agreed}
 
 
@@ -93,7 +102,7 @@ def _evidence(text: str) -> list[Mapping[str, Any]]:
 def _take_in(
     evidence: Mapping[str, Any],
     keys: dict[str, list[bytes]],
-    logged: dict[tuple[str, int], list[tuple[str, ReceiptGiven | ReceiptReceived]]],
+    logged: _Logged,
 ) -> None:
     """One side: its keys first, then what they sign."""
     if len(evidence["events"]) + len(evidence["bindings"]) > _EVENTS_MAX:
@@ -110,30 +119,23 @@ def _take_in(
         event = decode(bytes.fromhex(piece["entry"])).event
         if not isinstance(event, ReceiptGiven | ReceiptReceived):
             raise BadReceipt("an event of the file is not a receipt")
-        logged.setdefault((event.channel, event.sequence), []).append((evidence["peer"], event))
+        for kept in event.receipts:
+            receipt = receipts.decode(kept[0])
+            number = (receipts.channel_of(receipt.consumer, receipt.provider), receipt.sequence)
+            logged.setdefault(number, []).append((evidence["peer"], Signed(*kept)))
 
 
 def _agreement(
-    channel: str,
-    sequence: int,
-    copies: list[tuple[str, ReceiptGiven | ReceiptReceived]],
-    keys: Mapping[str, list[bytes]],
+    channel: str, sequence: int, copies: list[tuple[str, Signed]], keys: Mapping[str, list[bytes]]
 ) -> tuple[str | None, JsonObject]:
     """Whether both sides logged the same bytes and both signed them."""
-    where = f"receipt {sequence} of {channel}"
-    event = copies[0][1]
+    first = copies[0][1]
+    receipt = receipts.decode(first.raw)
+    logged_by = sorted({peer for peer, _ in copies})
     view: JsonObject = {
         "channel": channel,
         "sequence": sequence,
-        "logged_by": sorted({peer for peer, _ in copies}),
-        "provider": "",
-        "consumer": "",
-    }
-    try:
-        receipt = receipts.decode(event.receipt)
-    except BadReceipt as error:
-        return f"{where}: {error.message}", view
-    view |= {
+        "logged_by": logged_by,
         "provider": receipt.provider,
         "consumer": receipt.consumer,
         "request_id": receipt.request_id,
@@ -143,25 +145,25 @@ def _agreement(
         "microunits": receipt.microunits,
         "cumulative_microunits": receipt.cumulative_microunits,
     }
-    countersignatures = [copy.countersignature for _, copy in copies if copy.countersignature is not None]
     is_signed_by_provider = any(
-        receipts.is_signed(event.receipt, event.signature, key) for key in keys.get(receipt.provider, [])
+        receipts.is_signed(first.raw, first.signature, key) for key in keys.get(receipt.provider, [])
     )
     is_signed_by_consumer = any(
-        receipts.is_countersigned(event.receipt, countersignature, key)
+        receipts.is_countersigned(first.raw, copy.countersignature, key)
         for key in keys.get(receipt.consumer, [])
-        for countersignature in countersignatures
+        for _, copy in copies
+        if copy.countersignature is not None
     )
     checks = (
-        (all(copy.receipt == event.receipt for _, copy in copies), "the two logs tell different things"),
-        (receipts.channel_of(receipt.consumer, receipt.provider) == channel, "it is of another channel"),
-        (receipt.sequence == sequence, "it has another number"),
-        (receipt.provider in view["logged_by"], f"the evidence of {receipt.provider} is missing"),
-        (receipt.consumer in view["logged_by"], f"the evidence of {receipt.consumer} is missing"),
+        (all(copy.raw == first.raw for _, copy in copies), "the two logs tell different things"),
+        (receipt.provider in logged_by, f"the evidence of {receipt.provider} is missing"),
+        (receipt.consumer in logged_by, f"the evidence of {receipt.consumer} is missing"),
         (is_signed_by_provider, "the provider's signature is wrong"),
         (is_signed_by_consumer, "the consumer's signature is wrong or missing"),
     )
-    return next((f"{where}: {what}" for holds, what in checks if not holds), None), view
+    wrong = next((what for holds, what in checks if not holds), None)
+    problem = None if wrong is None else f"receipt {sequence} of {channel}: {wrong}"
+    return problem, view | {"proved": problem is None}
 
 
 def _piece(reader: LogReader, index: int) -> JsonObject:

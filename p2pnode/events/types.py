@@ -2,7 +2,7 @@
 
 Rules: whole numbers only, bounded fields, only ever add. Prompts, answers, network addresses and typed
 commands appear as salted commitments and counts. To add a fact: write its class in the `facts_*` module it
-belongs to, then name it here (import, `__all__`, `Event`). A field added to an existing fact needs an
+belongs to, then name it here (import, `__all__`, `Event`). Other fields of an existing fact need an
 upcaster in `upcasters.py`.
 """
 

@@ -32,8 +32,16 @@ RECEIPT_BYTES_MAX = 2048
 RECEIPT_FILE_BYTES_MAX = 8 * 1024 * 1024
 """A thousand receipts with both logs' proofs."""
 RECEIPT_LAYERS_MAX = 4096
+RECEIPTS_FACT_BYTES_MAX = 60_000
+"""Receipts, signatures and keys in one fact: with its envelope it stays an entry of 65,535 bytes."""
+RECEIPT_PARTS_MAX = 64
+"""Stages of one device that one question asks receipts for; their receipts fit into one fact, or wait for the next."""
+RECEIPT_TURNS_MAX = 16
+"""Questions to one device after one another: a receipt that waited comes first, what is too much for one fact later."""
 RECEIPT_CALL_S_MAX = 5.0
 """A receipt is asked for after the answer; a device that is gone by then is asked with the next one."""
+RECEIPT_GATHER_S_MAX = 0.5
+"""Receipts of one request wait so long for one another, to share a fact; devices wait 3 s for signatures."""
 GRANTS_PER_PLAN_MAX = 256
 """Sessions of one plan a device lets in: as many as one llama.cpp context has sequences."""
 GRANTS_WAITING_MAX = 64

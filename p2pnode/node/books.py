@@ -23,7 +23,7 @@ KEEP_TEXTS = "keep_texts"
 
 
 class Books:
-    """At most eight facts a request: accepted, held, finished, settled, receipts; never a word of it."""
+    """At most eight facts a request, however many devices it ran on; never a word of it."""
 
     def __init__(self, ledger: Ledger, receipts: Receipts, tasks: Tasks) -> None:
         self._ledger, self._receipts, self._tasks = ledger, receipts, tasks

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Protocol
 
@@ -253,9 +253,9 @@ class Grants:
         if not debts:
             self._debts.pop(head, None)
 
-    def owed_beside(self, head: PeerId, key: DebtKey) -> int:
+    def owed_beside(self, head: PeerId, keys: Collection[DebtKey]) -> int:
         debts = self._debts.get(head, {})
-        return sum(debt.microunits for other, debt in debts.items() if other != key)
+        return sum(debt.microunits for other, debt in debts.items() if other not in keys)
 
     def owed_by(self, head: PeerId) -> int:
         """Micro-units by the price list that a head from outside has not signed for."""

@@ -1,48 +1,83 @@
-"""What a head and a device that computed for it say to each other about receipts.
-
-Source: specs/09-billing.md#receipts
-"""
+"""What the two sides of an exchange of receipts say to each other. Source: specs/09-billing.md#receipts"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any, Protocol
 
 import msgspec
+from msgspec import Meta
 
+from p2pnode.commands import Command
 from p2pnode.errors import BadReceipt, RemoteProtocolError
-from p2pnode.events.fields import Count, Hash, Label
+from p2pnode.events.fields import Count, Hash, Label, Signature
 from p2pnode.events.keys import LogKeys, decode_binding, encode_binding
 from p2pnode.events.types import KeysBound
+from p2pnode.limits import RECEIPT_BYTES_MAX, RECEIPT_PARTS_MAX
+from p2pnode.projections import MeshState
 from p2pnode.units import PeerId
 
 TALLY, ASK, AGREE, WAITING = "receipt.tally", "receipt.ask", "receipt.agree", "receipt.waiting"
 JsonObject = dict[str, Any]
+DebtKey = tuple[str, int, tuple[int, int]]
+"""Plan, session, layers."""
+
+
+class Record(Protocol):
+    """What is needed of the node's ledger."""
+
+    state: MeshState
+
+    async def do(self, command: Command) -> JsonObject: ...
+
+
+Call = Callable[..., Awaitable[JsonObject]]
+"""(peer, method, arguments, timeout_s=...): the links' `call`."""
+Serve = Callable[[str, Callable[[PeerId, JsonObject, Any], Awaitable[JsonObject]]], None]
 
 
 class Where(msgspec.Struct, frozen=True):
+    """`receipt.tally`: a session on one stage."""
+
     plan_id: Label
     session: Count
     layers: tuple[Count, Count]
 
 
-class Ask(Where, frozen=True):
+class Part(msgspec.Struct, frozen=True):
+    """One stage's work, and its part of the price."""
+
+    plan_id: Label
+    layers: tuple[Count, Count]
+    layer_tokens: Count
+    microunits: Count
+
+
+class Ask(msgspec.Struct, frozen=True):
+    """`receipt.ask`: a receipt for each part, in this order."""
+
+    session: Count
     request_id: Label
     model: Label
     salt: Hash
-    layer_tokens: Count
-    microunits: Count
     request_layer_tokens: Count
     request_microunits: Count
+    parts: Annotated[tuple[Part, ...], Meta(min_length=1, max_length=RECEIPT_PARTS_MAX)]
 
 
-class Signed(msgspec.Struct, frozen=True):
-    """A signed receipt on its way; `keys` is a KeysBound fact, by which the signer's identity vouches."""
+_Raw = Annotated[bytes, Meta(max_length=RECEIPT_BYTES_MAX)]
 
-    receipt: bytes
-    signature: bytes
+
+class Offer(msgspec.Struct, frozen=True):
+    """Signed receipts on their way, or the countersignatures of them (`receipt.agree`)."""
+
+    receipts: Annotated[tuple[tuple[_Raw, Signature], ...], Meta(min_length=1, max_length=RECEIPT_PARTS_MAX)]
     keys: bytes
+    """A `KeysBound` fact, by which the signer's identity vouches for its key."""
     repeated: bool = False
-    """It was given before, for something else, and still waits for its signature."""
+    """They were given before, for something else, and still wait for their signatures."""
+    left: Count = 0
+    """So many of the last parts can only be receipted once these are signed."""
 
 
 def convert(arguments: JsonObject, kind: type[Any]) -> Any:
@@ -53,16 +88,21 @@ def convert(arguments: JsonObject, kind: type[Any]) -> Any:
 
 
 def plain(value: Any) -> JsonObject:
-    written: JsonObject = msgspec.to_builtins(value, builtin_types=(bytes,))
-    return written
+    made: JsonObject = msgspec.to_builtins(value, builtin_types=(bytes,))
+    return made
 
 
-def binding_of(keys: LogKeys) -> bytes:
+def binding(keys: LogKeys) -> bytes:
     return encode_binding(keys.bound())
 
 
 def bound(raw: bytes, peer: PeerId) -> KeysBound:
-    fact = decode_binding(raw)
-    if fact.peer != peer:
-        raise BadReceipt(f"the keys are {fact.peer}'s, not {peer}'s")
-    return fact
+    """The keys for which the peer's identity vouches."""
+    shown = decode_binding(raw)
+    if shown.peer != peer:
+        raise BadReceipt(f"the keys are {shown.peer}'s, not {peer}'s")
+    return shown
+
+
+def public_key(keys: LogKeys) -> bytes:
+    return keys.receipt.public_key().public_bytes_raw()

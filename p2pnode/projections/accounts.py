@@ -13,6 +13,7 @@ from typing import Final
 
 import msgspec
 
+from p2pnode.events import receipt as receipts
 from p2pnode.events import types as facts
 from p2pnode.projections.fold import in_order
 
@@ -90,14 +91,32 @@ class Channel(msgspec.Struct, array_like=True):
     peer: str
     sequence: int = 0
     """Of the newest receipt signed by the provider; the first is 1."""
-    receipt: bytes = b""
-    signature: bytes = b""
+    receipts: tuple[tuple[bytes, bytes], ...] = ()
+    """(bytes, provider's signature) of the newest fact's receipts in order; what waits to be signed is among them."""
     layer_tokens: int = 0
     microunits: int = 0
     agreed_sequence: int = 0
     """Of the newest receipt that both signed."""
     agreed_layer_tokens: int = 0
     agreed_microunits: int = 0
+    keys: bytes = b""
+    """The provider's encoded `KeysBound` under which this node took its receipts; empty where none was recorded."""
+
+    @property
+    def receipt(self) -> bytes:
+        """The newest; nothing before the first."""
+        return self.receipts[-1][0] if self.receipts else b""
+
+    @property
+    def waiting(self) -> tuple[tuple[bytes, bytes], ...]:
+        """Those the consumer has not signed, oldest first."""
+        count = self.sequence - self.agreed_sequence
+        return self.receipts[len(self.receipts) - count :]
+
+    def numbered(self, sequence: int) -> tuple[bytes, bytes] | None:
+        """A receipt of the newest fact by its number."""
+        at = len(self.receipts) - 1 - (self.sequence - sequence)
+        return self.receipts[at] if 0 <= at < len(self.receipts) else None
 
 
 class Billing(msgspec.Struct):
@@ -183,9 +202,11 @@ def postings_minted(mint: str, account: str, amount_microunits: int) -> Postings
 
 
 def postings_earned(state: Billing, event: facts.ReceiptGiven) -> Postings:
-    """A receipt that both signed: the difference to the one agreed before is due from the consumer."""
-    channel = state.given.get(event.peer)
-    earned = event.cumulative_microunits - (0 if channel is None else channel.agreed_microunits)
-    if event.countersignature is None or not earned:
+    """Receipts that both signed: the difference to the sum agreed before is due from the consumer."""
+    agreed = [raw for raw, _, countersignature in event.receipts if countersignature is not None]
+    if not agreed:
         return ()
-    return ((DUE + event.peer, -earned), (state.own_account, earned))
+    channel = state.given.get(event.peer)
+    before = 0 if channel is None else channel.agreed_microunits
+    earned = receipts.read(agreed[-1]).cumulative_microunits - before
+    return ((DUE + event.peer, -earned), (state.own_account, earned)) if earned else ()

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from typing import Final
 
+import msgspec
+
 from p2pnode import limits
 from p2pnode.errors import CorruptRecord
 from p2pnode.events import types as facts
 from p2pnode.events.codec import Record
+from p2pnode.events.receipt import Receipt, read
 from p2pnode.projections.accounts import (
     DAY_MS,
     DUE,
@@ -274,17 +277,23 @@ def _quota_set(state: Billing, record: Record, event: facts.QuotaSet) -> None:
 
 
 def _receipt_given(state: Billing, record: Record, event: facts.ReceiptGiven) -> None:
+    """Given, agreed to, or both at once; what was agreed to is earned."""
+    read = _read_all(record, event)
+    _require(all(r.consumer == event.peer for r, _, _, _ in read), record, "its receipts are another peer's")
+    postings = postings_earned(state, event)
     channel = state.given.get(event.peer)
     if channel is None:
         channel = state.given[event.peer] = Channel(record.index, event.peer)
-    if event.sequence == channel.sequence:
-        _require(event.receipt == channel.receipt, record, "one sequence has two receipts")
-    else:
-        _newest(channel, record, event)
-    if event.countersignature is None:
-        return
-    postings = postings_earned(state, event)
-    _agree(channel)
+    given = [one for one in read if one[0].sequence > channel.sequence]
+    for receipt, raw, _, _ in read[: len(read) - len(given)]:
+        known = channel.numbered(receipt.sequence)
+        _require(known is not None and known[0] == raw, record, "one sequence has two receipts")
+    if given:
+        _require(not channel.waiting, record, "the receipts before are not signed")
+        _next(channel, record, given)
+    for receipt, _, _, countersignature in read:
+        if countersignature is not None:
+            _agree(channel, record, receipt)
     if postings:
         own, earned = postings[1]
         _earn(state, record, own, earned)
@@ -292,27 +301,49 @@ def _receipt_given(state: Billing, record: Record, event: facts.ReceiptGiven) ->
 
 
 def _receipt_received(state: Billing, record: Record, event: facts.ReceiptReceived) -> None:
-    channel = state.received.get(event.peer)
-    if channel is None:
-        channel = state.received[event.peer] = Channel(record.index, event.peer)
-    _newest(channel, record, event)
-    _agree(channel)
+    by_provider: dict[str, list[_Read]] = {}
+    for one in _read_all(record, event):
+        by_provider.setdefault(one[0].provider, []).append(one)
+    for provider, received in by_provider.items():
+        channel = state.received.get(provider)
+        if channel is None:
+            channel = state.received[provider] = Channel(record.index, provider)
+        _next(channel, record, received)
+        for receipt, _, _, _ in received:
+            _agree(channel, record, receipt)
+    for provider, keys in event.keys:
+        _require(provider in by_provider, record, "it has keys of who gave no receipt")
+        state.received[provider].keys = keys
 
 
-def _newest(channel: Channel, record: Record, event: facts.ReceiptGiven | facts.ReceiptReceived) -> None:
-    _require(event.sequence == channel.sequence + 1, record, "its receipt is out of order")
-    _require(event.cumulative_layer_tokens >= channel.layer_tokens, record, "work can not be undone")
-    _require(event.cumulative_microunits >= channel.microunits, record, "earnings can not be undone")
-    channel.sequence = event.sequence
-    channel.receipt, channel.signature = event.receipt, event.signature
-    channel.layer_tokens = event.cumulative_layer_tokens
-    channel.microunits = event.cumulative_microunits
+_Read = tuple[Receipt, bytes, bytes, bytes | None]
+"""A receipt, its bytes, and both signatures."""
 
 
-def _agree(channel: Channel) -> None:
-    channel.agreed_sequence = channel.sequence
-    channel.agreed_layer_tokens = channel.layer_tokens
-    channel.agreed_microunits = channel.microunits
+def _read_all(record: Record, event: facts.ReceiptGiven | facts.ReceiptReceived) -> list[_Read]:
+    try:
+        return [(read(raw), raw, signature, other) for raw, signature, other in event.receipts]
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        raise CorruptRecord(f"event {record.index} has no receipt in it", index=record.index) from None
+
+
+def _next(channel: Channel, record: Record, new: list[_Read]) -> None:
+    """Receipts that follow those before, in order; they are the channel's newest now."""
+    for receipt, _, _, _ in new:
+        _require(receipt.sequence == channel.sequence + 1, record, "its receipt is out of order")
+        channel.sequence = receipt.sequence
+        channel.layer_tokens += receipt.layer_tokens
+        channel.microunits += receipt.microunits
+        sums = (receipt.cumulative_layer_tokens, receipt.cumulative_microunits)
+        _require(sums == (channel.layer_tokens, channel.microunits), record, "its sums are wrong")
+    channel.receipts = tuple((raw, signature) for _, raw, signature, _ in new)
+
+
+def _agree(channel: Channel, record: Record, receipt: Receipt) -> None:
+    _require(receipt.sequence == channel.agreed_sequence + 1, record, "it is signed out of order")
+    channel.agreed_sequence = receipt.sequence
+    channel.agreed_layer_tokens = receipt.cumulative_layer_tokens
+    channel.agreed_microunits = receipt.cumulative_microunits
 
 
 def _peer_equivocated(state: Billing, record: Record, event: facts.PeerEquivocated) -> None:

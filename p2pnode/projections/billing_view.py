@@ -210,17 +210,18 @@ def earnings(records: Iterable[Record]) -> list[JsonObject]:
     sums: dict[tuple[str, str, str, int, int], list[int]] = {}
     for record in records:
         event = record.event
-        if isinstance(event, facts.ReceiptReceived):
-            direction = "received"
-        elif isinstance(event, facts.ReceiptGiven) and event.countersignature is not None:
-            direction = "given"
-        else:
+        if not isinstance(event, facts.ReceiptReceived | facts.ReceiptGiven):
             continue
-        receipt = receipts.decode(event.receipt)
-        key = (event.peer, direction, receipt.model, receipt.layer_first, receipt.layer_end)
-        row = sums.setdefault(key, [0, 0, 0])
-        for n, more in enumerate((1, receipt.layer_tokens, receipt.microunits)):
-            row[n] += more
+        for raw, _, countersignature in event.receipts:
+            if countersignature is None:
+                continue
+            receipt = receipts.decode(raw)
+            given = isinstance(event, facts.ReceiptGiven)
+            peer, direction = (receipt.consumer, "given") if given else (receipt.provider, "received")
+            key = (peer, direction, receipt.model, receipt.layer_first, receipt.layer_end)
+            row = sums.setdefault(key, [0, 0, 0])
+            for n, more in enumerate((1, receipt.layer_tokens, receipt.microunits)):
+                row[n] += more
     return [
         {
             "peer": peer,

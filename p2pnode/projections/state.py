@@ -33,7 +33,7 @@ from p2pnode.projections.fold import Handler
 
 VERSIONS: Final[dict[str, int]] = {
     "audit": 4,
-    "billing": 4,
+    "billing": 5,
     "federation": 1,
     "invites": 4,
     "models": 4,

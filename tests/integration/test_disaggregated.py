@@ -54,7 +54,7 @@ def signed(node: NodeProcess, request_id: str) -> receipts.Receipt:
         ]
 
     (data, *_) = found(node.until("a receipt", "/log/entries?limit=1000", found))
-    return receipts.decode(bytes.fromhex(data["receipt"]))
+    return receipts.decode(bytes.fromhex(data["receipts"][0][0]))
 
 
 @pytest.mark.parametrize("devices", [("beta",), ("beta", "gamma")], ids=len)

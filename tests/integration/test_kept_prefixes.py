@@ -43,15 +43,16 @@ def computed_by(head: NodeProcess, request_id: str, devices: int) -> list[tuple[
         "/log/entries?limit=1000",
         lambda view: len(_received(view["entries"], request_id)) == devices,
     )["entries"]
-    made = [receipts.decode(bytes.fromhex(data["receipt"])) for data in _received(entries, request_id)]
+    made = [receipts.decode(bytes.fromhex(raw)) for raw in _received(entries, request_id)]
     return [(one.position_first, one.position_end) for one in made]
 
 
-def _received(entries: list[dict[str, Any]], request_id: str) -> list[dict[str, Any]]:
+def _received(entries: list[dict[str, Any]], request_id: str) -> list[str]:
     return [
-        entry["data"]
+        raw
         for entry in entries
         if entry["type"] == "ReceiptReceived" and entry["request_id"] == request_id
+        for raw, _, _ in entry["data"]["receipts"]
     ]
 
 

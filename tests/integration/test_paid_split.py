@@ -75,16 +75,21 @@ class Mesh:
     async def agreed(self, request_id: str, count: int) -> list[receipts.Receipt]:
         """The receipts of a request, once both sides of each hold the same bytes with both signatures."""
         head = self.nodes[0]
-        await until(lambda: len(self._received(request_id)) == count)
+        await until(lambda: len(self.received(request_id)) == count)
         for node in self.nodes[1:]:
             ours = head.ledger.state.billing.received.get(node.me)
             if ours is not None:
                 await until(lambda node=node, ours=ours: self._has_agreed(node, ours.receipt))
-        return [receipts.decode(event.receipt) for event in self._received(request_id)]
+        return self.received(request_id)
 
-    def _received(self, request_id: str) -> list[ReceiptReceived]:
-        found = self.nodes[0].ledger.log.reader.find(request_id)
-        return [record.event for record in found if isinstance(record.event, ReceiptReceived)]
+    def received(self, request_id: str) -> list[receipts.Receipt]:
+        events = [record.event for record in self.nodes[0].ledger.log.reader.find(request_id)]
+        return [
+            receipts.decode(raw)
+            for event in events
+            if isinstance(event, ReceiptReceived)
+            for raw, _, _ in event.receipts
+        ]
 
     def _has_agreed(self, node: Node, receipt: bytes) -> bool:
         theirs = node.ledger.state.billing.given.get(self.nodes[0].me)
@@ -209,6 +214,23 @@ async def three_units(tmp_path: Path, way: str, *, by_lanes: bool) -> None:
                 piece["entry"] = kept[:middle] + ("0" if kept[middle] != "0" else "1") + kept[middle + 1 :]
                 assert not verify_receipts(json.dumps(evidence))["ok"]
                 piece["entry"] = kept
+
+
+@pytest.mark.usefixtures("far_away")
+async def test_seven_places_on_three_devices_leave_few_facts(tmp_path: Path) -> None:
+    """One fact holds what all devices signed for a unit; a device's, what it signed for all its stages."""
+    stages = [(device, layer, layer + 1, (), ()) for layer, device in enumerate((0, 1, 2, 1, 2, 1, 2, 3))]
+    async with mesh_of(tmp_path, 4) as mesh:
+        end = await mesh.ask(await mesh.plan(*stages), tokens=3)
+        made = await mesh.agreed(end.request_id, 7)
+        assert sum(receipt.microunits for receipt in made) == UNIT * 7 // 8
+        mesh.check()
+        for node, most in zip(mesh.nodes, (6, 2, 2, 2), strict=True):
+            kinds = [type(r.event).__name__ for r in node.ledger.log.reader.find(end.request_id)]
+            assert len(kinds) <= most, kinds
+        verdict = verify_receipts(json.dumps(await exported(mesh, end.request_id)))
+        assert verdict["ok"], verdict["problems"]
+        assert len(verdict["receipts"]) == 7
 
 
 @pytest.mark.usefixtures("far_away")

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from p2pnode.commands import Command
-from p2pnode.decide import StageWork, decide, draft_receipt
+from p2pnode.commands import AcceptReceipts, Command
+from p2pnode.decide import StageWork, decide, draft_receipts
 from p2pnode.errors import NotFound
 from p2pnode.events import receipt as receipts
 from p2pnode.events.receipt_file import export_receipts, merge, verify_receipts
@@ -50,21 +50,28 @@ async def do(log: Log, command: Command) -> None:
     await log.submit(lambda state: decide(state, command, NOW_MS))
 
 
-async def exchange(provider: Log, consumer: Log, work: StageWork = WORK) -> None:
-    """One receipt, signed by both, in both logs."""
-    between = Channel(consumer.keys, provider.keys)
-    note = provider.checkpoint() or ""
-    draft = await provider.query(lambda state: draft_receipt(state, consumer.keys.peer, work, note, NOW_MS))
-    raw = receipts.encode(draft)
-    signed = receipts.Signed(
-        raw,
-        receipts.sign(raw, provider.keys.receipt),
-        receipts.countersign(raw, consumer.keys.receipt),
-    )
-    await do(provider, between.give(signed, agreed=False))
-    await do(consumer, between.accept(signed))
-    await do(provider, between.give(signed))
+async def exchange(provider: Log, consumer: Log, *works: StageWork) -> None:
+    """Receipts of one question, signed by both, in both logs."""
+    between, signed = await given(provider, consumer, *works)
+    await do(consumer, between.accept(*signed))
+    await do(provider, between.give(*signed))
     assert public(provider.keys) != public(consumer.keys)
+
+
+async def given(provider: Log, consumer: Log, *works: StageWork) -> tuple[Channel, list[receipts.Signed]]:
+    between = Channel(consumer.keys, provider.keys)
+    note, peer = provider.checkpoint() or "", consumer.keys.peer
+    drafts = await provider.query(lambda state: draft_receipts(state, peer, works or (WORK,), note, NOW_MS))
+    signed = [
+        receipts.Signed(
+            raw,
+            receipts.sign(raw, provider.keys.receipt),
+            receipts.countersign(raw, consumer.keys.receipt),
+        )
+        for raw in map(receipts.encode, drafts)
+    ]
+    await do(provider, between.give(*signed, agreed=False))
+    return between, signed
 
 
 async def exported(log: Log, what: str = "r1") -> Document:
@@ -86,6 +93,30 @@ async def both_halves(folder: Path) -> Document:
     await provider.close()
     await consumer.close()
     return made
+
+
+async def three_sides(folder: Path) -> Document:
+    """Two providers, one of which has two stages; the consumer records all in one fact."""
+    first, second, consumer = (open_log(folder / name, n) for n, name in enumerate("pqc", 1))
+    parts = [replace(WORK, layer_tokens=20, microunits=250_000, layers=(n, n + 4)) for n in (0, 8)]
+    sides = [await given(first, consumer, *parts), await given(second, consumer)]
+    offers = [between.offer(one) for between, signed in sides for one in signed]
+    await do(consumer, AcceptReceipts(offers=tuple(offers), consumer_key=public(consumer.keys)))
+    for provider, (between, signed) in zip((first, second), sides, strict=True):
+        await do(provider, between.give(*signed))
+    made = merge(merge(await exported(first), await exported(second)), await exported(consumer))
+    for log in (first, second, consumer):
+        await log.close()
+    return made
+
+
+async def test_receipts_of_several_devices_in_one_fact_are_proved_one_by_one(tmp_path: Path) -> None:
+    document = await three_sides(tmp_path)
+    assert document == vector("three devices")["input"]
+    assert len(document["evidence"][2]["events"]) == 1
+    verdict = verify_receipts(json.dumps(document))
+    assert verdict["ok"], verdict["problems"]
+    assert [receipt["proved"] for receipt in verdict["receipts"]] == [True] * 3
 
 
 def test_both_halves_prove_the_receipt(document: Document) -> None:
@@ -113,17 +144,22 @@ VECTORS = json.loads(
 )
 
 
-@pytest.mark.parametrize("vector", VECTORS, ids=lambda v: v["name"])
-def test_vectors(vector: Document) -> None:
+def vector(name: str) -> Document:
+    found: Document = next(v for v in VECTORS if v["name"] == name)
+    return found
+
+
+@pytest.mark.parametrize("case", VECTORS, ids=lambda v: v["name"])
+def test_vectors(case: Document) -> None:
     """Each file of specs/09-billing.md is proof of its receipts, or of nothing."""
-    verdict = verify_receipts(json.dumps(vector["input"]))
-    assert verdict["ok"] == (vector["expect"] == "ok")
+    verdict = verify_receipts(json.dumps(case["input"]))
+    assert verdict["ok"] == (case["expect"] == "ok")
     if verdict["ok"]:
-        assert verdict["receipts"] == vector["output"]
+        assert verdict["receipts"] == case["output"]
 
 
 def test_the_vectors_come_from_real_logs(document: Document) -> None:
-    assert document == VECTORS[0]["input"]
+    assert document == vector("both halves")["input"]
 
 
 def _flip(text: str, at: int) -> str:

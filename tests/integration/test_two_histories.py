@@ -185,10 +185,10 @@ async def test_two_receipts_with_one_number_are_told_to_all(tmp_path: Path) -> N
     ):
         between = Channel(alpha.ledger.log.keys, beta.ledger.log.keys)
         first, second = between.signed(), Channel(between.consumer, between.provider)
-        assert (await alpha.ledger.do(between.accept(first)))["accepted"]
+        assert (await alpha.ledger.do(between.accept(first)))["answers"][0]["accepted"]
         lie = second.signed(second.next(request_id="r2"))
         answer = await alpha.ledger.do(second.accept(lie))
-        assert answer == {"accepted": False, "fraud": True}
+        assert answer == {"answers": [{"accepted": False, "fraud": True, "refused": ""}]}
         (event,) = frauds(alpha)
         assert event.origin == f"{alpha.me}>{beta.me}"
         await alpha.histories.tell()

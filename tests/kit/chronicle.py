@@ -70,14 +70,13 @@ def _step(story: Story, rng: Random, number: int, given: Channel, received: Chan
     elif rng.random() < 0.3:
         _attempt(story, c.ExpireHolds())
     elif kind == 8:
-        give = given.give(given.signed(given.next(request_id=f"r{number}")))
+        signed = [given.signed(given.next(request_id=f"r{number}")) for _ in range(number % 3 + 1)]
         if rng.random() < 0.5:
-            story.do(
-                c.GiveReceipt(receipt=give.receipt, signature=give.signature, provider_key=give.provider_key)
-            )
-        story.do(give)
+            story.do(given.give(*signed, agreed=False))
+        story.do(given.give(*signed))
     else:
-        story.do(received.accept(received.signed(received.next(request_id=f"r{number}"))))
+        offered = [received.signed(received.next(request_id=f"r{number}")) for _ in range(number % 3 + 1)]
+        story.do(received.accept(*offered))
 
 
 def _attempt(story: Story, command: c.Command) -> None:

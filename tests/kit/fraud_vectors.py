@@ -75,7 +75,8 @@ def made_of_receipts() -> list[dict[str, Any]]:
     first = between.signed()
     other = Channel(between.consumer, between.provider)
     second = other.signed(other.next(request_id="r2"))
-    good = receipts.fraud_proof(first, second, between.provider.bound())
+    bound = between.provider.bound()
+    good = receipts.fraud_proof(first, bound, second, bound)
     somebody = keys_of("somebody else")
     later = LogKeys.derive(between.provider.identity, 1)
     event = equivocation(good)
@@ -83,6 +84,31 @@ def made_of_receipts() -> list[dict[str, Any]]:
     cases = [
         {"name": "two receipts", "comment": "", "expect": "ok", "input": good.hex(), "output": output},
     ]
+    rotated = receipts.Signed(second.raw, receipts.sign(second.raw, later.receipt))
+    two_keys = receipts.fraud_proof(first, bound, rotated, later.bound())
+    cases.append(
+        {
+            "name": "under keys of two generations",
+            "comment": "the first with one key, the second after a rotation in the same log",
+            "expect": "ok",
+            "input": two_keys.hex(),
+            "output": output,
+        }
+    )
+    restored = LogKeys.derive(between.provider.identity, 1, f"{between.provider.origin}/1")
+    elsewise = receipts.sign(second.raw, restored.receipt)
+    bad_two: dict[str, Callable[[Fields], object]] = {
+        "keys of another log: a restored backup": lambda f: f.__setitem__(
+            slice(4, 7), [encode_binding(restored.bound()), second.raw, elsewise]
+        ),
+        "the newer keys did not sign": lambda f: f.__setitem__(6, second.signature),
+        "one key twice": lambda f: f.__setitem__(slice(4, 7), [f[1], second.raw, second.signature]),
+        "keys of two devices": lambda f: f.__setitem__(4, encode_binding(somebody.bound())),
+        "one receipt under both keys": lambda f: f.__setitem__(
+            slice(5, 7), [first.raw, receipts.sign(first.raw, later.receipt)]
+        ),
+        "two keys and a field too few": lambda f: f.pop(),
+    }
     third = between.signed()
     elsewhere = Channel(somebody, between.provider).signed()
     claimed = replace(somebody.bound(), receipt_key=between.provider.bound().receipt_key)
@@ -100,10 +126,11 @@ def made_of_receipts() -> list[dict[str, Any]]:
         "the first version, which named no identity": lambda f: f.__setitem__(0, "p2pnode receipt fraud v1"),
         "a field too many": lambda f: f.append(0),
     }
-    for name, change in bad.items():
-        fields = msgspec.msgpack.decode(good)
-        change(fields)
-        cases.append(_case(name, "bad_receipt", msgspec.msgpack.encode(fields)))
+    for of, changes in ((good, bad), (two_keys, bad_two)):
+        for name, change in changes.items():
+            fields = msgspec.msgpack.decode(of)
+            change(fields)
+            cases.append(_case(name, "bad_receipt", msgspec.msgpack.encode(fields)))
     cases.append(_case("not the shortest form", "bad_receipt", b"\xdc\x00\x06" + good[1:]))
     cases.append(_case("cut", "bad_receipt", good[:-1]))
     return cases

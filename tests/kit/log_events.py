@@ -104,7 +104,8 @@ def _value(hint: Any, rng: random.Random, name: str) -> Any:
     if get_origin(base) is tuple:
         inner = get_args(base)
         if inner[-1] is Ellipsis:
-            return tuple(_value(inner[0], rng, name) for _ in range(rng.randrange(3)))
+            least = (meta.min_length or 0) if meta else 0
+            return tuple(_value(inner[0], rng, name) for _ in range(max(rng.randrange(3), least)))
         return tuple(_value(item, rng, name) for item in inner)
     raise AssertionError(f"no sample for {hint}")
 

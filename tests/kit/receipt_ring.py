@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any
 
 from p2pnode.commands import Command
 from p2pnode.compute.row_tally import RowTallies, TalliedStage
-from p2pnode.errors import (
-    PeerUnreachable,
-)
+from p2pnode.errors import P2PNodeError, PeerUnreachable
 from p2pnode.events.keys import LogKeys
 from p2pnode.frame import DType, Frame, Kind
 from p2pnode.node.active import Place
+from p2pnode.node.receipt_messages import ASK, DebtKey
 from p2pnode.node.receipts import Receipts, RequestDone
 from p2pnode.projections import MeshState
 from p2pnode.units import PeerId
@@ -29,12 +30,15 @@ class Book:
 
     def __init__(self, peer: str) -> None:
         self.story = Story(peer)
+        self.refuses: P2PNodeError | None = None
 
     @property
     def state(self) -> MeshState:
         return self.story.state
 
     async def do(self, command: Command) -> dict[str, Any]:
+        if self.refuses is not None:
+            raise self.refuses
         return self.story.do(command)
 
 
@@ -44,15 +48,19 @@ class Debts:
     def __init__(self) -> None:
         self.told: list[tuple[str, str, int]] = []
         self.beside = 0
+        self.besides: list[int] = []
+        """What is told first, one after the other."""
+        self.when_signed: Callable[[], None] = lambda: None
 
-    def owed_beside(self, head: PeerId, key: tuple[str, int, tuple[int, int]]) -> int:
-        return self.beside
+    def owed_beside(self, head: PeerId, keys: Collection[DebtKey]) -> int:
+        return self.besides.pop(0) if self.besides else self.beside
 
     def given(self, head: PeerId, key: tuple[str, int, tuple[int, int]], microunits: int) -> None:
         self.told.append(("given", f"{key[0]} {key[2]}", microunits))
 
     def signed(self, head: PeerId, key: tuple[str, int, tuple[int, int]]) -> None:
         self.told.append(("signed", f"{key[0]} {key[2]}", 0))
+        self.when_signed()
 
 
 @dataclass
@@ -63,6 +71,8 @@ class Peer:
     debts: Debts = field(default_factory=Debts)
     methods: dict[str, Any] = field(default_factory=dict)
     receipts: Receipts | None = None
+    lies: bool = False
+    """Signs other bytes than it gives."""
 
     @property
     def id(self) -> PeerId:
@@ -77,6 +87,8 @@ class Calls:
         self.lost_before: set[str] = set()
         self.lost_after: set[str] = set()
         self.made: list[str] = []
+        self.slow: dict[tuple[PeerId, str], asyncio.Event] = {}
+        self.note = "p2pnode/x\n1\nAA==\n\n\u2014 p2pnode/x AAAAAAAA\n\u2014 witness AAAAAAAA\n"
 
     def add(self, name: str) -> Peer:
         keys = keys_of(name)
@@ -90,7 +102,11 @@ class Calls:
             self.made.append(method)
             if method in self.lost_before or to not in self.peers:
                 raise PeerUnreachable("gone")
+            if (to, method) in self.slow:
+                await self.slow[to, method].wait()
             answer: dict[str, Any] = await self.peers[to].methods[method](peer.id, arguments, None)
+            if self.peers[to].lies and method == ASK:
+                answer["receipts"] = [[raw, bytes(64)] for raw, _ in answer["receipts"]]
             if method in self.lost_after:
                 raise PeerUnreachable("gone meanwhile")
             return answer
@@ -103,7 +119,7 @@ class Calls:
             call=call,
             serve=peer.methods.__setitem__,
             keys=lambda: peer.keys,
-            checkpoint=lambda: "p2pnode/x\n1\nAA==\n\n\u2014 p2pnode/x AAAAAAAA\n\u2014 witness AAAAAAAA\n",
+            checkpoint=lambda: self.note,
             now_ms=lambda: NOW_MS,
             rng=lambda count: sha256(b"salt").digest()[:count],
         )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
-from p2pnode.commands import AcceptReceipt, GiveReceipt
+from p2pnode.commands import AcceptReceipts, GiveReceipts, OfferedReceipt
 from p2pnode.events import receipt as receipts
 from p2pnode.events.keys import LogKeys
 from p2pnode.events.receipt import Receipt, Signed
@@ -72,26 +72,26 @@ class Channel:
             raw, receipts.sign(raw, self.provider.receipt), receipts.countersign(raw, self.consumer.receipt)
         )
 
-    def give(self, signed: Signed, *, agreed: bool = True) -> GiveReceipt:
-        return GiveReceipt(
-            receipt=signed.raw,
-            signature=signed.signature,
+    def give(self, *signed: Signed, agreed: bool = True) -> GiveReceipts:
+        return GiveReceipts(
+            receipts=tuple(one if agreed else Signed(one.raw, one.signature) for one in signed),
             provider_key=public(self.provider),
-            countersignature=signed.countersignature if agreed else None,
             consumer_key=public(self.consumer) if agreed else None,
         )
 
-    def accept(self, signed: Signed, **changes: Any) -> AcceptReceipt:
+    def offer(self, signed: Signed, **changes: Any) -> OfferedReceipt:
         fields: dict[str, Any] = {
-            "receipt": signed.raw,
-            "signature": signed.signature,
+            "signed": signed,
             "provider_keys": self.provider.bound(),
-            "countersignature": signed.countersignature,
-            "consumer_key": public(self.consumer),
             "layer_tokens_max": 10**9,
             "microunits_max": 10**9,
         }
-        return AcceptReceipt(**{**fields, **changes})
+        return OfferedReceipt(**{**fields, **changes})
+
+    def accept(self, *signed: Signed, **changes: Any) -> AcceptReceipts:
+        return AcceptReceipts(
+            offers=tuple(self.offer(one, **changes) for one in signed), consumer_key=public(self.consumer)
+        )
 
 
 def channel() -> Channel:

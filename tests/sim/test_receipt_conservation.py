@@ -15,11 +15,20 @@ from random import Random
 import pytest
 
 from p2pnode import projections
-from p2pnode.commands import AcceptReceipt, FailRequest, GiveReceipt, SettleUnit, StartNode, TopUp
-from p2pnode.decide import StageWork, divide, draft_receipt, may_compute, parts_of_share
+from p2pnode.commands import (
+    AcceptReceipts,
+    FailRequest,
+    GiveReceipts,
+    OfferedReceipt,
+    SettleUnit,
+    StartNode,
+    TopUp,
+)
+from p2pnode.decide import StageWork, divide, draft_receipts, may_compute, parts_of_share
 from p2pnode.errors import CreditEnded, ReceiptOwed
 from p2pnode.events import receipt as receipts
 from p2pnode.events.keys import LogKeys
+from p2pnode.events.receipt import Signed
 from p2pnode.limits import EXPOSURE_MICROUNITS_MAX
 from p2pnode.node.active import Place
 from p2pnode.projections import billing
@@ -47,8 +56,8 @@ class Node:
     """Work done and not yet receipted, oldest first."""
     told: dict[str, tuple[int, int]] = field(default_factory=dict)
     """As a head: what it asked for to (layer-tokens, micro-units) it will sign for."""
-    pending: dict[str, GiveReceipt] = field(default_factory=dict)
-    """As a provider: consumer to the receipt that waits for its signature."""
+    pending: dict[str, GiveReceipts] = field(default_factory=dict)
+    """As a provider: consumer to the receipts of one request that wait for its signatures."""
 
     @property
     def peer(self) -> str:
@@ -79,8 +88,8 @@ def stage_work(
     )
 
 
-Message = tuple[str, str, str, tuple[bytes, bytes]]
-"""(kind, from, to, (bytes, signature))"""
+Message = tuple[str, str, str, tuple[Signed, ...]]
+"""(kind, from, to, receipts with the sender's signature)"""
 
 
 class World:
@@ -190,15 +199,29 @@ class World:
         for node in self.nodes.values():
             for job in list(node.owed):
                 if job.head not in node.pending:
-                    node.owed.remove(job)
-                    node.pending[job.head] = self.give(node, job)
+                    together = self.together(node, job)
+                    node.owed = [other for other in node.owed if other not in together]
+                    node.pending[job.head] = self.give(node, *together)
             for consumer, command in node.pending.items():
-                self.wire.append(("receipt", node.peer, consumer, (command.receipt, command.signature)))
+                self.wire.append(("receipt", node.peer, consumer, command.receipts))
 
-    def give(self, node: Node, job: Job) -> GiveReceipt:
-        raw = receipts.encode(draft_receipt(node.story.state, job.head, job.work, "", node.story.now_ms))
-        command = GiveReceipt(
-            receipt=raw, signature=receipts.sign(raw, node.keys.receipt), provider_key=public(node.keys)
+    def together(self, node: Node, first: Job) -> list[Job]:
+        """The oldest of a request and those after it: all, or fewer, and never more than a unit."""
+        own = [
+            job for job in node.owed if (job.head, job.work.request_id) == (first.head, first.work.request_id)
+        ]
+        count = self.rng.randint(1, len(own))
+        while sum(job.work.microunits for job in own[:count]) > UNIT:
+            count -= 1
+        return own[:count]
+
+    def give(self, node: Node, *jobs: Job) -> GiveReceipts:
+        works = [job.work for job in jobs]
+        drafts = draft_receipts(node.story.state, jobs[0].head, works, "", node.story.now_ms)
+        raws = [receipts.encode(draft) for draft in drafts]
+        command = GiveReceipts(
+            receipts=tuple(Signed(raw, receipts.sign(raw, node.keys.receipt)) for raw in raws),
+            provider_key=public(node.keys),
         )
         node.story.do(command)
         return command
@@ -215,49 +238,43 @@ class World:
                 self.wire.append(message)
             self.receive(*message)
 
-    def receive(self, kind: str, sender: str, receiver: str, body: tuple[bytes, bytes]) -> None:
+    def receive(self, kind: str, sender: str, receiver: str, body: tuple[Signed, ...]) -> None:
         node, other = self.nodes[receiver], self.nodes[sender]
         if kind == "receipt":
             self.countersign(node, other, body)
         else:
             self.agreed(node, other, body)
 
-    def countersign(self, node: Node, provider: Node, body: tuple[bytes, bytes]) -> None:
-        raw, signature = body
-        receipt = receipts.decode(raw)
-        channel = node.story.state.billing.received.get(provider.peer)
-        countersignature = receipts.countersign(raw, node.keys.receipt)
-        if channel is None or receipt.sequence > channel.sequence:
+    def countersign(self, node: Node, provider: Node, body: tuple[Signed, ...]) -> None:
+        offers = []
+        for one in body:
+            receipt = receipts.decode(one.raw)
             layers = (receipt.layer_first, receipt.layer_end)
             positions = (receipt.position_first, receipt.position_end)
             done, microunits = node.told[f"{provider.peer} {receipt.request_id} {layers} {positions}"]
-            answer = node.story.do(
-                AcceptReceipt(
-                    receipt=raw,
-                    signature=signature,
+            signed = Signed(one.raw, one.signature, receipts.countersign(one.raw, node.keys.receipt))
+            offers.append(
+                OfferedReceipt(
+                    signed=signed,
                     provider_keys=provider.keys.bound(),
-                    countersignature=countersignature,
-                    consumer_key=public(node.keys),
                     layer_tokens_max=done,
                     microunits_max=microunits,
                 )
             )
-            assert answer["accepted"]
-        self.wire.append(("agreed", node.peer, provider.peer, (raw, countersignature)))
+        command = AcceptReceipts(offers=tuple(offers), consumer_key=public(node.keys))
+        answers = node.story.do(command)["answers"]
+        if not all(answer["accepted"] for answer in answers):
+            assert all("does not follow" in answer["refused"] for answer in answers)
+            return  # a message from long ago
+        agreed = tuple(offer.signed for offer in offers)
+        self.wire.append(("agreed", node.peer, provider.peer, agreed))
 
-    def agreed(self, node: Node, consumer: Node, body: tuple[bytes, bytes]) -> None:
-        raw, countersignature = body
+    def agreed(self, node: Node, consumer: Node, body: tuple[Signed, ...]) -> None:
         command = node.pending.get(consumer.peer)
-        if command is None or command.receipt != raw:
+        if command is None or [one.raw for one in command.receipts] != [one.raw for one in body]:
             return  # an answer to something settled long ago
         node.story.do(
-            GiveReceipt(
-                receipt=raw,
-                signature=command.signature,
-                provider_key=public(node.keys),
-                countersignature=countersignature,
-                consumer_key=public(consumer.keys),
-            )
+            GiveReceipts(receipts=body, provider_key=public(node.keys), consumer_key=public(consumer.keys))
         )
         del node.pending[consumer.peer]
 
@@ -371,19 +388,15 @@ def test_a_restored_backup_that_signs_again_is_caught_and_ends_credit() -> None:
         input_commitment=HASH,
         output_commitment=HASH,
     )
-    again = world.give(provider, Job(head.peer, work))
-    answer = head.story.do(
-        AcceptReceipt(
-            receipt=again.receipt,
-            signature=again.signature,
-            provider_keys=provider.keys.bound(),
-            countersignature=receipts.countersign(again.receipt, head.keys.receipt),
-            consumer_key=public(head.keys),
-            layer_tokens_max=1,
-            microunits_max=1,
-        )
+    (again,) = world.give(provider, Job(head.peer, work)).receipts
+    offer = OfferedReceipt(
+        signed=Signed(again.raw, again.signature, receipts.countersign(again.raw, head.keys.receipt)),
+        provider_keys=provider.keys.bound(),
+        layer_tokens_max=1,
+        microunits_max=1,
     )
-    assert answer == {"accepted": False, "fraud": True}
+    answer = head.story.do(AcceptReceipts(offers=(offer,), consumer_key=public(head.keys)))
+    assert answer == {"answers": [{"accepted": False, "fraud": True, "refused": ""}]}
     with pytest.raises(CreditEnded):
         head.story.do(serve("after", caller=provider.peer))
     proof = head.story.records[-1].event.proof  # type: ignore[union-attr]  # a PeerEquivocated

@@ -10,13 +10,13 @@ from typing import Any
 import msgspec
 import pytest
 
-from p2pnode.commands import ReportFraud
+from p2pnode.commands import AcceptReceipts, ReportFraud
 from p2pnode.decide import may_compute
 from p2pnode.errors import BadCheckpoint, BadReceipt, CreditEnded, ReceiptOwed
 from p2pnode.events import receipt as receipts
 from p2pnode.events import types as facts
 from p2pnode.events.fraud import equivocation, is_proof
-from p2pnode.events.keys import LogKeys
+from p2pnode.events.keys import LogKeys, encode_binding
 from p2pnode.events.receipt import Signed
 from p2pnode.projections import billing
 from tests.kit.receipts import Channel, channel, keys_of, public
@@ -98,9 +98,13 @@ def test_a_provider_refuses_what_is_not_its_own_or_wrongly_signed(between: Chann
     command = between.give(signed)
     for wrong, match in (
         (replace(command, provider_key=public(between.consumer)), "provider's signature"),
-        (replace(command, countersignature=bytes(64)), "consumer's signature"),
+        (
+            replace(command, receipts=(Signed(signed.raw, signed.signature, bytes(64)),)),
+            "consumer's signature",
+        ),
         (replace(command, consumer_key=None), "consumer's signature"),
-        (replace(command, signature=bytes(64)), "provider's signature"),
+        (replace(command, receipts=(Signed(signed.raw, bytes(64)),)), "provider's signature"),
+        (replace(command, receipts=()), "there is none"),
         (replace(command, provider_key=b"short"), "provider's signature"),
     ):
         with pytest.raises(BadReceipt, match=match):
@@ -139,9 +143,9 @@ def test_nothing_is_given_to_a_consumer_that_equivocated(between: Channel, provi
 # --- consumer --------------------------------------------------------------------------------------
 def test_a_consumer_records_what_it_signed_once(between: Channel, consumer: Story) -> None:
     signed = between.signed()
-    assert consumer.do(between.accept(signed)) == {"accepted": True, "fraud": False}
+    assert accept(consumer, between.accept(signed)) == ["accepted"]
     size = consumer.state.size
-    assert consumer.do(between.accept(signed)) == {"accepted": True, "fraud": False}
+    assert accept(consumer, between.accept(signed)) == ["accepted"]
     assert consumer.state.size == size
     consumer.do(between.accept(between.signed()))
     entry = consumer.state.billing.received[between.provider.peer]
@@ -150,38 +154,128 @@ def test_a_consumer_records_what_it_signed_once(between: Channel, consumer: Stor
 
 def test_a_consumer_signs_only_for_work_it_saw(between: Channel, consumer: Story) -> None:
     signed = between.signed()
-    for changes, match in (
-        ({"provider_keys": between.consumer.bound()}, "provider's signature"),
-        ({"layer_tokens_max": 39}, "more work"),
-        ({"microunits_max": 499_999}, "part of the price"),
-        ({"countersignature": bytes(64)}, "own signature"),
-        ({"signature": bytes(64)}, "provider's signature"),
+    for command, why in (
+        (between.accept(signed, provider_keys=between.consumer.bound()), "provider's signature"),
+        (between.accept(signed, provider_keys=_lent_keys(between)), "another peer's"),
+        (between.accept(signed, layer_tokens_max=39), "more work"),
+        (between.accept(signed, microunits_max=499_999), "part of the price"),
+        (between.accept(Signed(signed.raw, signed.signature, bytes(64))), "own signature"),
+        (between.accept(Signed(signed.raw, signed.signature)), "own signature"),
+        (between.accept(Signed(signed.raw, bytes(64), signed.countersignature)), "provider's signature"),
     ):
-        with pytest.raises(BadReceipt, match=match):
-            consumer.do(between.accept(signed, **changes))
-    with pytest.raises(BadReceipt, match="not its consumer"):
-        Story(between.provider.peer).do(between.accept(signed))
+        (refused,) = accept(consumer, command)
+        assert why in refused
+    assert consumer.state.size == 1
+    assert "not its consumer" in accept(Story(between.provider.peer), between.accept(signed))[0]
     between.signed()
-    with pytest.raises(BadReceipt) as gap:
-        consumer.do(between.accept(between.signed()))
-    assert gap.value.details == {"expected": 1}
-    consumer.do(between.accept(signed))
-    with pytest.raises(BadReceipt) as replay:
-        consumer.do(between.accept(between.signed()))
-    assert replay.value.details == {"expected": 2}
+    assert "1 is next" in accept(consumer, between.accept(between.signed()))[0]
+    accept(consumer, between.accept(signed))
+    assert "2 is next" in accept(consumer, between.accept(between.signed()))[0]
+
+
+def _lent_keys(between: Channel) -> facts.KeysBound:
+    """The provider's receipt key, bound to somebody else."""
+    return replace(keys_of("somebody else").bound(), receipt_key=between.provider.bound().receipt_key)
+
+
+def accept(story: Story, command: AcceptReceipts) -> list[str]:
+    """What became of each offer."""
+    return [
+        "accepted" if answer["accepted"] else "fraud" if answer["fraud"] else answer["refused"]
+        for answer in story.do(command)["answers"]
+    ]
 
 
 def test_two_receipts_under_one_number_end_the_providers_credit(between: Channel, consumer: Story) -> None:
     consumer.do(between.accept(between.signed()))
     other = Channel(between.consumer, between.provider)
-    answer = consumer.do(between.accept(other.signed(other.next(request_id="r2"))))
-    assert answer == {"accepted": False, "fraud": True}
+    lie = between.accept(other.signed(other.next(request_id="r2")), between.signed())
+    answers = accept(consumer, lie)
+    assert answers[0] == "fraud"
+    assert "has just lied" in answers[1]
     event = consumer.records[-1].event
     assert isinstance(event, facts.PeerEquivocated)
     first, second, keys = receipts.check_fraud(event.proof)
     assert (first.sequence, second.sequence, keys) == (1, 1, between.provider.bound())
-    with pytest.raises(CreditEnded):
-        consumer.do(between.accept(between.signed()))
+    assert "no credit any more" in accept(consumer, between.accept(between.signed()))[0]
+
+
+def test_changing_keys_between_two_receipts_of_one_number_does_not_help(
+    between: Channel, consumer: Story
+) -> None:
+    """The first one's keys are recorded with it: both generations are one log's, which convinces anybody."""
+    consumer.do(between.accept(between.signed()))
+    received = consumer.records[-1].event
+    assert isinstance(received, facts.ReceiptReceived)
+    assert received.keys == ((between.provider.peer, encode_binding(between.provider.bound())),)
+    rotated = Channel(between.consumer, LogKeys.derive(between.provider.identity, 1))
+    assert accept(consumer, rotated.accept(rotated.signed(rotated.next(request_id="r2")))) == ["fraud"]
+    event = consumer.records[-1].event
+    assert isinstance(event, facts.PeerEquivocated)
+    assert equivocation(event.proof) == event
+    assert is_proof(event.proof)
+    assert receipts.check_fraud(event.proof)[2].generation == 1
+
+
+def test_a_provider_whose_backup_was_restored_has_not_lied(between: Channel, consumer: Story) -> None:
+    """It goes on under another log's name and counts from what it remembers: refused, and nobody's crime."""
+    consumer.do(between.accept(between.signed()))
+    restored = LogKeys.derive(between.provider.identity, 1, f"{between.provider.origin}/1")
+    again = Channel(between.consumer, restored)
+    (refused,) = accept(consumer, again.accept(again.signed(again.next(request_id="r2"))))
+    assert "not of one log" in refused
+    assert not consumer.state.audit.frauds
+
+
+def test_keys_are_recorded_when_they_are_new(between: Channel, consumer: Story) -> None:
+    def keys_in_last() -> list[str]:
+        event = consumer.records[-1].event
+        assert isinstance(event, facts.ReceiptReceived)
+        return [peer for peer, _ in event.keys]
+
+    consumer.do(between.accept(between.signed()))
+    assert keys_in_last() == [between.provider.peer]
+    consumer.do(between.accept(between.signed()))
+    assert keys_in_last() == []
+    between.provider = LogKeys.derive(between.provider.identity, 1)
+    consumer.do(between.accept(between.signed()))
+    assert keys_in_last() == [between.provider.peer]
+
+
+# --- several at once -------------------------------------------------------------------------------
+def test_receipts_of_one_request_stand_in_one_fact(
+    between: Channel, provider: Story, consumer: Story
+) -> None:
+    """Given, received and agreed to: one fact each, whatever the number of stages and devices."""
+    other = Channel(between.consumer, keys_of("another provider"))
+    mine = [between.signed(between.next(microunits=333_333, request_layer_tokens=120)) for _ in range(3)]
+    theirs = [other.signed() for _ in range(2)]
+    provider.do(between.give(*mine, agreed=False))
+    assert billing.exposure(provider.state.billing, between.consumer.peer) == 999_999
+    command = AcceptReceipts(
+        offers=(*map(between.offer, mine), *map(other.offer, theirs)), consumer_key=public(between.consumer)
+    )
+    assert accept(consumer, command) == ["accepted"] * 5
+    provider.do(between.give(*mine))
+    facts_made = [type(record.event).__name__ for record in (*provider.records[1:], *consumer.records[1:])]
+    assert facts_made == ["ReceiptGiven", "ReceiptGiven", "ReceiptReceived"]
+
+
+def test_some_of_the_receipts_may_be_signed_before_the_rest(between: Channel, provider: Story) -> None:
+    signed = [between.signed(between.next(microunits=333_333, request_layer_tokens=120)) for _ in range(3)]
+    them = between.consumer.peer
+    provider.do(between.give(*signed, agreed=False))
+    for wrong in (signed[1:], signed[::-1]):
+        with pytest.raises(BadReceipt, match="those before it"):
+            provider.do(between.give(*wrong))
+    provider.do(between.give(*signed[:2]))
+    channel = provider.state.billing.given[them]
+    assert (channel.agreed_sequence, channel.waiting) == (2, ((signed[2].raw, signed[2].signature),))
+    assert billing.exposure(provider.state.billing, them) == 333_333
+    provider.do(between.give(*signed))
+    provider.do(between.give(*signed))
+    assert billing.available(provider.state.billing, between.provider.peer) == 999_999
+    assert sum(billing.balances(provider.state.billing).values()) == 0
 
 
 # --- the bytes -------------------------------------------------------------------------------------
@@ -190,18 +284,20 @@ def test_a_fraud_proof_needs_a_contradiction_and_both_signatures(between: Channe
     other = Channel(between.consumer, between.provider)
     second = other.signed(other.next(request_id="r2"))
     key = between.provider.bound()
-    proof = receipts.fraud_proof(first, second, key)
+    proof = receipts.fraud_proof(first, key, second, key)
     with pytest.raises(BadReceipt, match="do not contradict"):
-        receipts.fraud_proof(first, first, key)
+        receipts.fraud_proof(first, key, first, key)
     with pytest.raises(BadReceipt, match="do not contradict"):
-        receipts.fraud_proof(first, between.signed(), key)
+        receipts.fraud_proof(first, key, between.signed(), key)
     with pytest.raises(BadReceipt, match="not signed"):
-        receipts.fraud_proof(first, Signed(second.raw, bytes(64)), key)
+        receipts.fraud_proof(first, key, Signed(second.raw, bytes(64)), key)
     with pytest.raises(BadReceipt, match="not signed"):
-        receipts.fraud_proof(first, second, keys_of("somebody else").bound())
+        receipts.fraud_proof(
+            first, keys_of("somebody else").bound(), second, keys_of("somebody else").bound()
+        )
     changed = LogKeys.derive(between.provider.identity, 1).bound()
     with pytest.raises(BadReceipt, match="not signed"):  # a restored backup goes on under other keys
-        receipts.fraud_proof(first, second, changed)
+        receipts.fraud_proof(first, changed, second, changed)
     with pytest.raises(BadReceipt, match="not a fraud proof"):
         receipts.check_fraud(proof[:-1])
     with pytest.raises(BadReceipt, match="one encoding"):

@@ -11,7 +11,7 @@ from p2pnode.errors import (
     BadCheckpoint,
     BadReceipt,
     Forbidden,
-    P2PNodeError,
+    NotFound,
     RemoteProtocolError,
 )
 from p2pnode.events.keys import LogKeys
@@ -61,30 +61,47 @@ async def test_more_than_the_head_fed_is_never_signed(ring: Ring) -> None:
 
 async def test_a_provider_signs_for_no_more_than_it_did(ring: Ring) -> None:
     done = ring.work()
-    asked = _asked(ring, done)
+
+    async def ask(**changes: Any) -> dict[str, Any]:
+        answer: dict[str, Any] = await ring.first.methods[exchange.ASK](
+            ring.head.id, {**_asked(done), **changes}, None
+        )
+        return answer
+
     with pytest.raises(BadReceipt, match="40 layer-tokens"):
-        await ring.first.methods[exchange.ASK](ring.head.id, {**asked, "layer_tokens": 41}, None)
+        await ask(parts=[_part(layer_tokens=41)])
     with pytest.raises(RemoteProtocolError):
-        await ring.first.methods[exchange.ASK](ring.head.id, {**asked, "salt": b"short"}, None)
-    with pytest.raises(P2PNodeError):
+        await ask(salt=b"short")
+    with pytest.raises(RemoteProtocolError):
+        await ask(parts=[])
+    with pytest.raises(RemoteProtocolError, match="once"):
+        await ask(parts=[_part(), _part()])
+    with pytest.raises(RemoteProtocolError):
         await ring.first.methods[exchange.AGREE](
             ring.head.id, {"receipt": b"", "signature": b"", "keys": b""}, None
         )
+    with pytest.raises(NotFound):
+        await ring.first.methods[exchange.AGREE](
+            ring.head.id, {"receipts": [[b"x", bytes(64)]], "keys": b""}, None
+        )
+    left_out = await ask(parts=[_part(layers=[0, 1]), _part()])
+    assert len(left_out["receipts"]) == 1, "of a part it knows nothing of there is none; of the rest there is"
 
 
-def _asked(ring: Ring, done: RequestDone) -> dict[str, Any]:
+def _asked(done: RequestDone, **part: Any) -> dict[str, Any]:
     return {
-        "plan_id": PLAN,
         "session": done.session,
-        "layers": [4, 8],
         "request_id": done.request_id,
         "model": "m",
         "salt": bytes(32),
-        "layer_tokens": 40,
-        "microunits": 0,
         "request_layer_tokens": 40,
         "request_microunits": 0,
+        "parts": [_part(**part)],
     }
+
+
+def _part(**changes: Any) -> dict[str, Any]:
+    return {"plan_id": PLAN, "layers": [4, 8], "layer_tokens": 40, "microunits": 0, **changes}
 
 
 async def test_a_unit_whose_signature_was_lost_is_signed_with_the_next(ring: Ring) -> None:
@@ -135,12 +152,7 @@ async def test_a_repeated_receipt_is_bounded_by_what_was_earned(ring: Ring) -> N
     """A provider that repeats a receipt for more than the settlement gave it is not signed for."""
     theirs = ring.place(ring.first, 4, 12)
     ring.compute(theirs)
-    greedy = {
-        **_asked(ring, ring.done()),
-        "layers": [4, 12],
-        "microunits": 900_000,
-        "request_microunits": 900_000,
-    }
+    greedy = {**_asked(ring.done(), layers=[4, 12], microunits=900_000), "request_microunits": 900_000}
     await ring.first.methods[exchange.ASK](ring.head.id, greedy, None)
     ring.compute(theirs)
     assert await ring.settle(ring.asked("r1", {ring.place(ring.head, 0, 8): 10, theirs: 10})) == 0
@@ -151,9 +163,10 @@ async def test_receipts_are_for_the_head_of_the_plan_alone(ring: Ring) -> None:
     """Else another member could sign for work, at no price, before its head does."""
     done = ring.work()
     stranger = ring.calls.add("stranger")
-    for method in (exchange.TALLY, exchange.ASK):
+    where = {"plan_id": PLAN, "session": done.session, "layers": [4, 8]}
+    for method, arguments in ((exchange.TALLY, where), (exchange.ASK, _asked(done))):
         with pytest.raises(Forbidden, match="only the head"):
-            await ring.first.methods[method](stranger.id, _asked(ring, done), None)
+            await ring.first.methods[method](stranger.id, arguments, None)
     assert await ring.settle(done) == 2
 
 
@@ -166,9 +179,7 @@ async def test_only_keys_an_identity_vouches_for_count(ring: Ring) -> None:
     assert await ring.settle(done) == 1
     assert ring.first.id not in ring.head.book.state.billing.received
     ring.work("r2")
-    offer = await ring.second.methods[exchange.ASK](
-        ring.head.id, {**_asked(ring, done), "layers": [8, 12]}, None
-    )
+    offer = await ring.second.methods[exchange.ASK](ring.head.id, _asked(done, layers=[8, 12]), None)
     with pytest.raises(BadCheckpoint, match="not a binding"):
         await ring.second.methods[exchange.AGREE](ring.head.id, {**offer, "keys": b"x"}, None)
 

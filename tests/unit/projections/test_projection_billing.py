@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Sequence
 
+import msgspec
 import pytest
 
 from p2pnode import limits
@@ -15,7 +17,7 @@ from p2pnode.events import types as facts
 from p2pnode.events.types import Event
 from p2pnode.projections import billing, billing_view, views
 from tests.kit.chronicle import chronicle
-from tests.kit.receipts import channel
+from tests.kit.receipts import Channel, channel, keys_of
 from tests.kit.story import SELF, STRANGER, Story, finish, folded, serve
 
 UNIT = 1_000_000
@@ -39,19 +41,27 @@ def topped(amount: int = 10, account: str = "a") -> facts.CreditToppedUp:
     return facts.CreditToppedUp(account=account, amount_microunits=amount)
 
 
-def given(
-    sequence: int = 1, tokens: int = 5, microunits: int = 5, receipt: bytes = b"r"
-) -> facts.ReceiptGiven:
-    return facts.ReceiptGiven(
-        channel="c",
-        sequence=sequence,
-        peer="a",
-        request_id="r",
-        receipt=receipt,
-        signature=bytes(64),
-        cumulative_layer_tokens=tokens,
-        cumulative_microunits=microunits,
+BETWEEN = Channel(keys_of("a consumer"), keys_of("a provider"))
+
+
+def receipt(sequence: int = 1, **changes: object) -> bytes:
+    """As its provider signed it; nothing is checked."""
+    fields = {"sequence": sequence, "cumulative_layer_tokens": 40 * sequence, **changes}
+    return msgspec.msgpack.encode(
+        BETWEEN.next(cumulative_microunits=500_000 * sequence, **fields), order="sorted"
     )
+
+
+def given(*raws: bytes, agreed: bool = False, peer: str = BETWEEN.consumer.peer) -> facts.ReceiptGiven:
+    return facts.ReceiptGiven(peer=peer, request_id="r", receipts=_signed(raws, agreed=agreed))
+
+
+def received(*raws: bytes, keys: tuple[tuple[str, bytes], ...] = ()) -> facts.ReceiptReceived:
+    return facts.ReceiptReceived(request_id="r", receipts=_signed(raws, agreed=True), keys=keys)
+
+
+def _signed(raws: Sequence[bytes], *, agreed: bool) -> tuple[tuple[bytes, bytes, bytes | None], ...]:
+    return tuple((raw, bytes(64), bytes(64) if agreed else None) for raw in raws)
 
 
 @pytest.mark.parametrize(
@@ -76,10 +86,19 @@ def given(
         [held(payer="due/a")],
         [facts.WelcomeGranted(account="a", amount_microunits=1)] * 2,
         [facts.QuotaSet(account="a", limit_microunits=1, period_ms=0)],
-        [given(2)],
-        [given(), given(receipt=b"other")],
-        [given(), given(2, tokens=4)],
-        [given(), given(2, microunits=4)],
+        [given(receipt(2))],
+        [given(receipt()), given(receipt(request_id="other"))],
+        [given(receipt()), given(receipt(2))],
+        [given(receipt(), agreed=True), given(receipt(2, cumulative_layer_tokens=41))],
+        [given(receipt(), agreed=True), given(receipt(2, microunits=499_999))],
+        [given(receipt(), agreed=True), given(receipt(), agreed=True)],
+        [given(receipt(), receipt(2)), given(receipt(2), agreed=True)],
+        [given(receipt(), receipt(3))],
+        [given(receipt(), peer="another")],
+        [given(b"no receipt")],
+        [received(receipt(2))],
+        [received(receipt()), received(receipt())],
+        [received(receipt(), keys=(("another", b"keys"),))],
     ],
 )
 def test_a_record_that_breaks_the_ledger_is_named(events: list[Event]) -> None:

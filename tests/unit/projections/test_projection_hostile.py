@@ -7,6 +7,7 @@ from dataclasses import fields
 from random import Random
 from typing import Any, get_type_hints
 
+import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,10 +18,30 @@ from p2pnode.events.codec import Record
 from p2pnode.events.types import EVENT_TYPES, Event
 from p2pnode.projections import billing, views
 from p2pnode.units import EventIndex, UnixMs
+from tests.kit.receipts import channel
 from tests.kit.story import NOW_MS
 
 LABELS = ("a", "b", "local", "mint/topup", "held/a", "due/b", "", "a\nb", "x" * 128)
 COUNTS = (0, 1, 2, 5, 10**6, 2**63 - 1)
+PEERS = ("a", "b")
+RECEIPTS = (
+    b"",
+    *(
+        msgspec.msgpack.encode(
+            channel().next(
+                consumer=consumer,
+                provider=provider,
+                sequence=sequence,
+                cumulative_microunits=amount,
+                microunits=amount // sequence,
+                cumulative_layer_tokens=40 * sequence,
+            )
+        )
+        for consumer, provider in (PEERS, PEERS[::-1])
+        for sequence in (1, 2)
+        for amount in (0, 10**6)
+    ),
+)
 BLOBS = (bytes(32), b"\x01" * 32)
 
 
@@ -40,6 +61,10 @@ def value(rng: Random, annotation: Any) -> Any:
         kinds.LayerRanges: lambda: tuple(
             (rng.choice(LABELS), rng.choice(COUNTS), rng.choice(COUNTS)) for _ in range(rng.randrange(3))
         ),
+        kinds.SignedReceipts: lambda: tuple(
+            (rng.choice(RECEIPTS), bytes(64), rng.choice((None, bytes(64)))) for _ in range(rng.randint(1, 3))
+        ),
+        kinds.KeysShown: lambda: ((rng.choice(PEERS), b"keys"),) * rng.randrange(2),
         bool: lambda: rng.random() < 0.5,
         int: lambda: rng.choice((-1, 0, 1)),
     }
