@@ -75,6 +75,11 @@ WITNESSED_TOLD_MAX = 16
 WITNESS_AGREED_MAX = 256
 """Compared checkpoints of one log that are remembered; a forgotten one is compared again."""
 
+FRAUDS_TOLD_MAX = 64
+"""Proofs told to a member each time it connects, the newest; 16 KiB each at most."""
+FRAUDS_AHEAD_MAX = 8
+"""Proofs kept of each member that told them, against devices not known here yet: 128 KiB."""
+
 WITNESS_HEARD_MAX = 16
 """Different checkpoints of one log that wait to be compared; more come again with the next status."""
 

@@ -22,6 +22,7 @@ from p2pnode.events.note import is_signed, parse_checkpoint, parse_note
 from p2pnode.events.types import KeysBound, PeerEquivocated
 from p2pnode.node.ledger import Ledger
 from p2pnode.node.links import Links, ProgressCallback
+from p2pnode.transport.port import Connection
 from p2pnode.units import PeerId
 
 AskTile = Callable[[int, int], Awaitable[bytes]]
@@ -90,8 +91,10 @@ class Histories:
         self._agreed: dict[str, set[tuple[int, bytes]]] = {}
         """By origin: checkpoints found to be of one history, which need not be compared again."""
         self._newest: list[list[Any]] = []
-        self._told: dict[PeerId, int] = {}
-        """How many of the recorded frauds a member has been told."""
+        self._told: dict[PeerId, tuple[Connection, int]] = {}
+        """How many of the recorded frauds a member was told on this connection; on the next it may have forgotten."""
+        self._ahead: dict[PeerId, dict[str, bytes]] = {}
+        """By who told it, by whom it convicts: proofs against devices that are not known here yet."""
         self.doubts: dict[str, dict[str, Any]] = {}
         """By origin: what does not fit together and can not be proved."""
         links.serve("log.fraud", self._be_told)
@@ -126,6 +129,7 @@ class Histories:
             await asyncio.sleep(limits.WITNESS_INTERVAL_S)
             self.refresh()
             await self.compare()
+            await self.convict_known()
             await self.tell()
 
     # --- comparing -----------------------------------------------------------------------------------
@@ -196,17 +200,30 @@ class Histories:
             event.proof for event in recorded if isinstance(event, PeerEquivocated) and is_proof(event.proof)
         ]
         for peer, link in list(self._links.links.items()):
-            for proof in proofs[self._told.get(peer, 0) :] if link.is_up else ():
-                try:
-                    await self._links.call(peer, "log.fraud", {"proof": proof})
-                except P2PNodeError:
-                    break
-                self._told[peer] = self._told.get(peer, 0) + 1
+            if link.is_up and link.connection is not None:
+                await self._tell(peer, link.connection, proofs)
+
+    async def _tell(self, peer: PeerId, connection: Connection, proofs: Sequence[bytes]) -> None:
+        """From where it stopped, or anew to a member that connected anew: who knows already records nothing."""
+        told_on, told = self._told.get(peer, (connection, 0))
+        if told_on is not connection:
+            told = 0
+        for number in range(max(told, len(proofs) - limits.FRAUDS_TOLD_MAX), len(proofs)):
+            try:
+                await self._links.call(peer, "log.fraud", {"proof": proofs[number]})
+            except P2PNodeError:
+                return
+            self._told[peer] = (connection, number + 1)
+
+    async def convict_known(self) -> None:
+        """What was told of devices before they were known here."""
+        for proofs in self._ahead.values():
+            for convicted in [peer for peer in proofs if peer in self._ledger.state.peers.peers]:
+                await self._ledger.log.convict(proofs.pop(convicted))
 
     async def _be_told(
         self, peer: PeerId, arguments: Mapping[str, Any], _: ProgressCallback
     ) -> dict[str, Any]:
-        del peer  # whoever tells it: the proof stands by itself
         proof = arguments.get("proof")
         if not isinstance(proof, bytes):
             raise RemoteProtocolError("a fraud proof is bytes")
@@ -222,6 +239,10 @@ class Histories:
             }
             return {"recorded": False}
         if fraud.peer not in self._ledger.state.peers.peers:
+            ahead = self._ahead.setdefault(peer, {})
+            ahead[fraud.peer] = proof
+            while len(ahead) > limits.FRAUDS_AHEAD_MAX:
+                del ahead[next(iter(ahead))]
             return {"recorded": False}
         return {"recorded": await self._ledger.log.convict(proof)}
 

@@ -11,11 +11,13 @@ import msgspec
 import pytest
 
 from p2pnode import limits
+from p2pnode.commands import AdmitPeer
 from p2pnode.decide import may_compute
 from p2pnode.errors import BadCheckpoint, CreditEnded, P2PNodeError
 from p2pnode.events.fraud import check_fraud
 from p2pnode.events.keys import encode_binding
 from p2pnode.events.note import parse_checkpoint, parse_note
+from p2pnode.events.receipt import fraud_proof
 from p2pnode.events.types import PeerEquivocated
 from p2pnode.events.verify import verify_folder
 from p2pnode.node.core import Node
@@ -24,7 +26,7 @@ from p2pnode.node.witnessing import Witnessing
 from tests.kit.log_events import started
 from tests.kit.net import until
 from tests.kit.node_here import node_here
-from tests.kit.receipts import Channel
+from tests.kit.receipts import Channel, keys_of
 
 
 @pytest.fixture(autouse=True)
@@ -208,6 +210,46 @@ async def test_two_receipts_with_one_number_are_told_to_all(tmp_path: Path) -> N
             with pytest.raises(P2PNodeError):
                 await alpha.links.call(gamma.me, "log.fraud", {"proof": wrong})
         assert len(frauds(gamma)) == 1
+
+
+async def test_who_learns_later_of_a_convicted_peer_has_the_proof(tmp_path: Path) -> None:
+    """gamma is told before it knows delta: it keeps the proof, and ends delta's credit when delta becomes known.
+    Told again after gamma was restarted, which forgets what it had not recorded."""
+    async with node_here(tmp_path / "alpha") as alpha:
+        stranger = keys_of("delta")
+        between = Channel(alpha.ledger.log.keys, stranger)
+        other = Channel(between.consumer, stranger)
+        proof = fraud_proof(
+            between.signed(), stranger.bound(), other.signed(other.next(request_id="r2")), stranger.bound()
+        )
+        assert await alpha.ledger.log.convict(proof)
+        async with member(tmp_path, "gamma", alpha) as gamma:
+            await alpha.histories.tell()
+            await gamma.histories.convict_known()
+            assert not frauds(gamma)
+        async with member(tmp_path, "gamma", alpha) as gamma:
+            await alpha.histories.tell()
+            await alpha.histories.tell()
+            assert not frauds(gamma)
+            await gamma.ledger.do(
+                AdmitPeer(peer=stranger.peer, device_name="delta", grant=b"g", admitted_by=alpha.me)
+            )
+            for _ in range(2):
+                await gamma.histories.convict_known()
+                assert [one.proof for one in frauds(gamma)] == [proof]
+            assert gamma.ledger.state.billing.accounts[stranger.peer].ended == "equivocated"
+
+
+async def test_proofs_against_the_unknown_are_bounded(tmp_path: Path) -> None:
+    """A member that makes devices up to accuse them fills nothing but its own few places."""
+    async with node_here(tmp_path / "alpha") as alpha, member(tmp_path, "gamma", alpha) as gamma:
+        for number in range(limits.FRAUDS_AHEAD_MAX + 2):
+            liar = keys_of(f"made up {number}")
+            one, two = Channel(alpha.ledger.log.keys, liar), Channel(alpha.ledger.log.keys, liar)
+            lie = two.signed(two.next(request_id="r2"))
+            proof = fraud_proof(one.signed(), liar.bound(), lie, liar.bound())
+            await alpha.links.call(gamma.me, "log.fraud", {"proof": proof})
+        assert len(gamma.histories._ahead[alpha.me]) == limits.FRAUDS_AHEAD_MAX
 
 
 async def test_members_that_are_honest_agree(tmp_path: Path) -> None:
