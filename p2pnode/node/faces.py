@@ -16,11 +16,11 @@ from p2pnode.errors import Busy, ModelUnknown, NotFound, RequestError
 from p2pnode.events.codec import Record
 from p2pnode.events.witness_view import witness_view
 from p2pnode.facade import GenerateEvent, GenerateRequest, JsonObject, Ranking
-from p2pnode.machine import now_ms
 from p2pnode.multiformats import DecodeError
 from p2pnode.node import wire_counts
 from p2pnode.node.adapter_commands import AdapterCommands
 from p2pnode.node.core import Node
+from p2pnode.node.face_views import models_view, peers_view, proposal_view
 from p2pnode.node.hops import chrome_trace
 from p2pnode.node.lane_bytes import LaneBytes
 from p2pnode.node.memory_use import memory_use
@@ -116,86 +116,10 @@ class Faces:
         }
 
     def peers(self) -> JsonObject:
-        view = self._node.ledger.view("peers")
-        for entry in view["peers"]:
-            if (duplicate := self._node.duplicates.of(PeerId(entry["peer"]))) is not None:
-                entry["duplicate"] = duplicate.as_dict()
-            if entry["self"]:
-                entry.update(state="online", role=self._node.mesh.my_role, name=self._node.name)
-                entry.update(addresses=self._node.addresses(), version=__version__, last_seen_ms=now_ms())
-                continue
-            link = self._node.links.links.get(PeerId(entry["peer"]))
-            entry["role"] = self._node.mesh.role_of(PeerId(entry["peer"])) or entry["role"]
-            if link is None:
-                if self._node.mesh.is_guest(PeerId(entry["peer"])):
-                    self._show_guest(entry)
-                continue
-            entry["addresses"] = list(link.addresses)
-            entry["tried"] = [{"address": a, "reason": r} for a, r in link.tried]
-            if link.is_up and link.connection is not None:
-                stats = link.connection.stats()
-                entry.update(
-                    state="online",
-                    rtt_ms=round(stats.rtt_s * 1000, 3),
-                    path=stats.path,
-                    bytes_sent=stats.bytes_sent,
-                    bytes_received=stats.bytes_received,
-                    datagram_bytes=stats.datagram_bytes,
-                )
-                if (timed := self._node.link_times.times.get(link.peer_id)) is not None:
-                    entry["link"] = {
-                        "rtt_ms": round(timed.rtt_s * 1000, 3),
-                        "bytes_per_s": round(timed.bytes_per_s),
-                    }
-                entry["last_seen_ms"] = now_ms()
-            elif entry["state"] in ("online", "unadmitted") and self._node.mesh.is_member(
-                PeerId(entry["peer"])
-            ):
-                entry["state"] = "offline"  # the founder holds no grant: it is what grants lead back to
-            if link.status is not None:
-                entry["name"] = link.name or entry["name"]
-                entry["capability"] = link.status.capability
-                entry["device_state"] = link.status.state
-                entry["stages"] = link.status.extra.get("stages", [])
-                entry["clock_skew_ms"] = link.status.now_ms - now_ms() if link.is_up else None
-        waiting = self._node.approvals.view()
-        asking = {entry["peer"] for entry in waiting}
-        rows = {entry["peer"]: entry for entry in view["peers"]}
-        view["peers"] = [entry for entry in view["peers"] if entry["peer"] not in asking] + waiting
-        view["joining"] = self._node.mesh.joins.view(rows)
-        return view
-
-    def _show_guest(self, entry: JsonObject) -> None:
-        """It has no link of its own: it is there while it asks."""
-        connection = self._node.transport.connection(PeerId(entry["peer"]))
-        entry["state"] = "offline" if connection is None else "online"
-        if connection is not None:
-            stats = connection.stats()
-            entry.update(rtt_ms=round(stats.rtt_s * 1000, 3), path=stats.path, last_seen_ms=now_ms())
+        return peers_view(self._node)
 
     def models(self) -> JsonObject:
-        node = self._node
-        known = node.catalog.known()
-        default = node.catalog.resolve(None).name if known else None
-        return {
-            "models": [
-                {
-                    "name": model.name,
-                    "manifest": model.content_id,
-                    **{k: v for k, v in model.summary.items() if k != "chat_template"},
-                    "here": "complete" if model.is_complete_here else "part" if model.is_local else "no",
-                    "holders": [*([self._node.me] if model.is_complete_here else []), *model.holders],
-                    "default": model.name == default,
-                    "loaded": node.routing.of_model(model.content_id) is not None,
-                    "loading": self._node.loads.view(model.name),
-                    "transfer": self._node.transfers.view(model.name),
-                }
-                for each in known
-                for model in map(each.as_called, each.names)
-            ]
-            + [view for view in node.backends.views() if node.is_external(view["name"])]
-            + other_meshes.views(node.others.offers())
-        }
+        return models_view(self._node)
 
     def sessions(self) -> JsonObject:
         view = self._node.ledger.view("sessions")
@@ -312,42 +236,12 @@ class Faces:
             raise RequestError(f"this plan request cannot be read: {error}") from None
         model = await node.catalog.resolve_or_add(asked.model)
         planned = await node.planning.make(asked, model)
-        made = planned.plan
-        answer: JsonObject = {
-            "plan_id": made.plan_id,
-            "model": model.name,
-            "mode": made.mode,
-            "head": made.head,
-            "applied": False,
-            "engine": made.engine,
-            "stages": [
-                {
-                    "peer": stage.peer,
-                    "name": node.links.name_of(PeerId(stage.peer)),
-                    "layers": [stage.layer_first, stage.layer_end],
-                    "role": stage.role,
-                    "devices": [node.links.name_of(PeerId(peer)) for peer in stage.peers],
-                    "memory_bytes": sum(rank.memory_bytes for rank in stage.ranks),
-                    "fetch_bytes": sum(rank.fetch_bytes for rank in stage.ranks),
-                }
-                for stage in made.stages
-            ],
-            "prediction": {
-                **msgspec.to_builtins(made.prediction),
-                "tokens_per_s": made.prediction.tokens_per_s,
-            },
-            "reasons": [
-                *made.reasons,
-                *([f"every device loads it with {made.engine}"] if made.engine else []),
-                *(["memory that other programs hold now was not counted, as asked"] if asked.anyway else []),
-            ],
-            "rejections": [r.as_dict() for r in planned.rejections],
-        }
+        answer = proposal_view(planned, model.name, node.links.name_of, anyway=asked.anyway)
         if asked.apply:
             over = functools.partial(engine_over, request=asked)
             asked = msgspec.structs.replace(asked, engine=None)  # from now on it is the model's own
             async with node.engine_options.changed(model.content_id, over, node.choosing.renew) as engine:
-                active = await node.choosing.apply(model, made.with_engine(engine.text), asked)
+                active = await node.choosing.apply(model, planned.plan.with_engine(engine.text), asked)
             answer.update(applied=True, plan_id=active.plan_id, probe_ms=round(active.probe_s * 1000, 2))
             answer.update(engine=engine.text)
             by_peer = {(s["peer"], s["layers"][0]): s for s in active.stages}
