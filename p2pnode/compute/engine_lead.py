@@ -79,10 +79,14 @@ def decode(data: bytes) -> Announcement:
         raise StageLost(f"the leader's word cannot be read: {exc}") from None
 
 
+_ORDERS = {"free": 1, "keep": 2, "reuse": 3, "forget": 1}
+"""How many numbers each order has."""
+
+
 def _order(values: Sequence[Any]) -> tuple[Any, ...]:
     name, *numbers = values
-    if not isinstance(name, str) or not all(type(number) is int for number in numbers):
-        raise ValueError("an order is a name and numbers")
+    if _ORDERS.get(name) != len(numbers) or not all(type(number) is int for number in numbers):
+        raise ValueError("an order is a name and its numbers")
     return (name, *numbers)
 
 
@@ -91,6 +95,8 @@ def _part(values: Sequence[Any]) -> Part:
     if not all(type(number) is int for number in numbers) or len(inline) not in (0, 2):
         raise ValueError("a part of a batch has five numbers, and a frame or none")
     session, epoch, position, rows, count = numbers
+    if not 0 < count <= rows:
+        raise ValueError(f"{count} of {rows} rows")
     return Part(session, epoch, position, rows, count, frame_of(inline[0], inline[1]) if inline else None)
 
 
@@ -127,8 +133,10 @@ class Lead:
     def hear(self) -> None:
         if self.follows and self._next is None:
             word = self.group.heard()
-            if word is not None:
-                self._next = decode(word)
+            try:
+                self._next = None if word is None else decode(word)
+            except StageLost as exc:
+                self.group.give_up(exc)
 
     def ready(self, waiting: Sequence[Step]) -> bool:
         """Whether something was announced of which every frame is there, or nothing ever will be again."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from p2pnode.compute.engine_batches import Batches
 from p2pnode.compute.engine_lead import Lead, Part, find
@@ -15,6 +15,7 @@ from p2pnode.errors import (
     Cancelled,
     P2PNodeError,
     RequestError,
+    StageLost,
 )
 from p2pnode.frame import DType, Frame, Kind, pack_tokens
 
@@ -233,12 +234,10 @@ class Unit(Batches):
         yield from self._run(chosen)
 
     def _run_announced(self, lead: Lead) -> Iterator[Reply]:
-        """What the leader runs now, of the frames it means."""
+        """What the leader runs now, of the frames it means. One that makes no sense leads no longer."""
         announced = lead.take()
         if announced is None:
-            assert lead.group.broken is not None
-            for step in list(self._waiting):
-                yield from self._refuse(step, lead.group.broken)
+            yield from self._refuse_all(lead)
             return
         for name, *numbers in announced.orders:
             if name == "free":
@@ -246,19 +245,36 @@ class Unit(Batches):
                     yield from self._refuse(step, Cancelled("the session is over"))
             with contextlib.suppress(P2PNodeError):  # as far as it can be done here it was done there
                 self._arrange(name, *numbers)
-        chosen: list[tuple[Step, int]] = []
-        for part in announced.parts:
-            step = self._announced_step(part)
-            try:
-                if step.session is None:
-                    step.session = self.sessions.begin(step.frame, sample=False)
-            except P2PNodeError as exc:
-                yield from self._refuse(step, exc)
-                return
-            chosen.append((step, part.count))
+        try:
+            chosen = self._announced(announced.parts)
+        except P2PNodeError as exc:
+            lead.group.give_up(exc)
+            yield from self._refuse_all(lead)
+            return
         if chosen:
             yield from self._run(chosen)
         lead.done()
+
+    def _refuse_all(self, lead: Lead) -> Iterator[Reply]:
+        assert lead.group.broken is not None
+        for step in list(self._waiting):
+            yield from self._refuse(step, lead.group.broken)
+
+    def _announced(self, parts: Sequence[Part]) -> list[tuple[Step, int]]:
+        """Checked as if a node had asked for it; what comes from another device may be anything."""
+        if len({part.session for part in parts}) != len(parts):
+            raise StageLost("the leader runs a session twice in one batch")
+        if sum(part.count for part in parts) > self._context().batch_rows:
+            raise StageLost("the leader runs more rows than a batch of this rank has")
+        chosen: list[tuple[Step, int]] = []
+        for part in parts:
+            step = self._announced_step(part)
+            if part.count > step.remaining:
+                raise StageLost("the leader runs rows that are done")
+            if step.session is None:
+                step.session = self.sessions.begin(step.frame, sample=False)
+            chosen.append((step, part.count))
+        return chosen
 
     def _announced_step(self, part: Part) -> Step:
         found = find(part, self._waiting)

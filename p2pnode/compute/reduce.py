@@ -258,6 +258,10 @@ class AllReduce:
             found |= {self._links[0].fileno(), self._abort_fd}
         return list(found)
 
+    def give_up(self, error: P2PNodeError) -> None:
+        """Nothing will be exchanged any more: another rank does not keep to what all agreed on."""
+        self._broken = self._broken or error
+
     @property
     def broken(self) -> P2PNodeError | None:
         """Why nothing can be exchanged any more."""

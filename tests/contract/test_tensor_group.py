@@ -6,23 +6,27 @@ import asyncio
 import os
 import signal
 import socket
+import struct
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import pytest
 
 from p2pnode.compute.engine_client import EngineClient
-from p2pnode.compute.engine_protocol import LaneToRank, RankLink, StreamToRank, UnitSpec
+from p2pnode.compute.engine_protocol import LaneToRank, RankLink, StreamToRank, UnitSpec, frame_fields
 from p2pnode.compute.gguf import ModelIndex
 from p2pnode.compute.part import Part, Shard
+from p2pnode.compute.reduce import ANNOUNCED_BYTES
 from p2pnode.compute.surgery import cut
-from p2pnode.errors import ComputeError, RequestError, StageLost
+from p2pnode.errors import ComputeError, EngineUnavailable, P2PNodeError, RequestError, StageLost
 from p2pnode.facade import SamplingParams
-from p2pnode.frame import DType, Frame, pack_rows, rows_f32
+from p2pnode.frame import DType, Frame, Kind, pack_rows, rows_f32
 from tests.kit.engine_units import SMALL, cut_spec, generate, tokens_frame
 from tests.kit.llama_runner import index_of
 from tests.kit.toy_models import Toy, write_model
@@ -245,6 +249,60 @@ async def test_a_lost_rank_does_not_hang_the_others(tmp_path: Path, lanes: bool)
                 await waiting
             with pytest.raises(StageLost):
                 await first.step_sample(group.units[0], tokens_frame(PROMPT))
+
+
+def _word(*parts: object, orders: Sequence[object] = ()) -> bytes:
+    return msgpack.packb([list(orders), list(parts)])
+
+
+def _inline(frame: Frame, count: int = 1) -> list[object]:
+    where = [frame.session, frame.epoch, frame.position_first, frame.rows, count]
+    return [*where, frame_fields(frame), bytes(frame.payload)]
+
+
+ONE = tokens_frame((5,))
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        b"\xff" * 40,
+        _word(orders=[["free"]]),
+        _word([1, 0, 0, 1, 7]),
+        _word(_inline(ONE), _inline(ONE)),
+        _word(_inline(tokens_frame((5,) * 300), 300)),
+        _word(_inline(tokens_frame((99_999,)))),
+        _word(_inline(tokens_frame((5,), 2**40))),
+        _word(_inline(replace(ONE, payload=b""))),
+        _word(_inline(replace(ONE, kind=Kind.ROWS, dtype=DType.F32, columns=7, payload=bytes(28)))),
+        _word(_inline(replace(ONE, meta={"draft": "x"}))),
+    ],
+    ids=range(10),
+)
+async def test_a_leader_that_makes_no_sense_is_left(tmp_path: Path, word: bytes) -> None:
+    """Its followers' engines live, say so to whoever waits, and can have another leader."""
+    path = toy(tmp_path, "llama")
+    async with group_of(path, (1, 1)) as group:
+        follower, unit = group.engines[1], group.units[1]
+        ours, theirs = socket.socketpair()
+        await follower.link(unit, [StreamToRank(0, theirs)])
+        theirs.close()
+        waiting = asyncio.create_task(follower.step(unit, tokens_frame(PROMPT)))
+        first = (struct.pack("<I", len(word)) + word)[:ANNOUNCED_BYTES].ljust(ANNOUNCED_BYTES, b"\0")
+        ours.sendall(struct.pack("<II", 1, ANNOUNCED_BYTES) + first)
+        rest = word[ANNOUNCED_BYTES - 4 :]
+        if rest:
+            ours.sendall(struct.pack("<II", 2, len(rest)) + rest)
+        async with asyncio.timeout(10):
+            with pytest.raises(P2PNodeError) as refused:
+                await waiting
+        assert not isinstance(refused.value, EngineUnavailable), refused.value
+        assert follower.alive
+        ours.close()
+        await link_streams(group.engines, group.units)
+        await group.engines[0].open_session(group.units[0], 2, GREEDY)
+        again = replace(tokens_frame(PROMPT), session=2)
+        assert await group.sample(again) >= 0
 
 
 async def test_a_lane_that_nobody_answers_is_refused(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from p2pnode.compute.engine_step import Step
 from p2pnode.errors import StageLost
 from tests.kit.engine_units import tokens_frame
 
-NUMBERS = st.integers(0, 2**31)
+NUMBERS, COUNTS = st.integers(0, 2**31), st.integers(1, 2**31)
 
 
 def step_of(session: int, position: int, *, by_lane: bool = False) -> Step:
@@ -21,9 +21,13 @@ def step_of(session: int, position: int, *, by_lane: bool = False) -> Step:
     return step
 
 
+def _part(session: int, epoch: int, position: int, one: int, other: int) -> Part:
+    return Part(session, epoch, position, max(one, other), min(one, other))
+
+
 @given(
     orders=st.lists(st.tuples(st.sampled_from(["free", "forget"]), NUMBERS), max_size=3),
-    parts=st.lists(st.builds(Part, NUMBERS, NUMBERS, NUMBERS, NUMBERS, NUMBERS), max_size=5),
+    parts=st.lists(st.builds(_part, NUMBERS, NUMBERS, NUMBERS, COUNTS, COUNTS), max_size=5),
 )
 def test_words_come_back(orders: list[tuple[str, int]], parts: list[Part]) -> None:
     assert decode(encode(Announcement(tuple(orders), tuple(parts)))) == Announcement(
@@ -57,6 +61,12 @@ def test_parts_find_their_steps() -> None:
         msgpack.packb([[], []])[:-1],
         msgpack.packb([[["free", "x"]], []]),
         msgpack.packb([[[]], []]),
+        msgpack.packb([[["free"]], []]),
+        msgpack.packb([[["explode", 1]], []]),
+        msgpack.packb([[[[], 1]], []]),
+        msgpack.packb([[], [[1, 0, 0, 4, 0]]]),
+        msgpack.packb([[], [[1, 0, 0, 4, 5]]]),
+        msgpack.packb([[], [[1, 0, 0, 4, -1]]]),
         msgpack.packb([[], [[1, 2, 3, 4]]]),
         msgpack.packb([[], [[1, 2, 3, 4, 5, 6]]]),
         msgpack.packb([[], [[1, 2, 3, 4, 5, [], b""]]]),
