@@ -27,8 +27,7 @@ from p2pnode.identity import Identity
 from p2pnode.logs import structlog
 from p2pnode.machine import host_name, now_ms
 from p2pnode.models.serve import BlobServer
-from p2pnode.models.store import ModelStore, StoredModel
-from p2pnode.node.active import Active
+from p2pnode.models.store import ModelStore
 from p2pnode.node.adapters import Adapters
 from p2pnode.node.answering import Answering
 from p2pnode.node.approval import Approvals
@@ -48,14 +47,14 @@ from p2pnode.node.forwarding import Forwarding
 from p2pnode.node.grants import Grants
 from p2pnode.node.histories import Histories
 from p2pnode.node.hops import Hops
-from p2pnode.node.hosting import HostedStage, Hosting
+from p2pnode.node.hosting import Hosting
 from p2pnode.node.instances import Instance
 from p2pnode.node.kv_transfers import KvTransfers
 from p2pnode.node.layer_rates import LayerRates
 from p2pnode.node.ledger import Ledger
 from p2pnode.node.life import Life, Tell
-from p2pnode.node.link_times import LinkTime, LinkTimes
-from p2pnode.node.links import Link, Links
+from p2pnode.node.link_times import LinkTimes
+from p2pnode.node.links import Links
 from p2pnode.node.loading import Loads
 from p2pnode.node.log_sharing import LogSharing
 from p2pnode.node.mcp import Tools, read_file
@@ -75,22 +74,16 @@ from p2pnode.node.recording import Recording
 from p2pnode.node.reduce_streams import ReduceStreams
 from p2pnode.node.requests import Requests
 from p2pnode.node.rpc_tunnel import RpcTunnel
-from p2pnode.node.running import Running
 from p2pnode.node.stage_streams import StageStreams
 from p2pnode.node.tasks import Tasks, describe
+from p2pnode.node.tidings import Tidings
 from p2pnode.node.ways import routing_of
 from p2pnode.node.witnessing import Witnessing, fetch_binding
 from p2pnode.projections.settings import value_of
 from p2pnode.projections.views import default_model
-from p2pnode.transport import messages
 from p2pnode.transport.port import Transport
-from p2pnode.units import PeerId
 
 _log = structlog.get_logger("p2pnode.node")
-
-
-CLOSE_GATED = 0x1007
-"""libp2p's code for: this peer may not be here."""
 
 
 def _request_id() -> str:
@@ -126,6 +119,7 @@ class Node:
         self.processes = Processes()
         self.recording = Recording(ledger, self.tasks, self.say)
         self.life = Life(self)
+        self.tidings = Tidings(self)
         self.telemetry: list[Callable[[dict[str, Any]], None]] = []
         self._know_devices()
         self._host()
@@ -157,8 +151,8 @@ class Node:
             tasks=self.tasks,
             rng=Random(secrets.randbits(64)),  # noqa: S311 - jitter, not a secret
             my_status=lambda: self.presence.status(),
-            on_status=self._heard,
-            on_link=self._link_changed,
+            on_status=self.tidings.heard,
+            on_link=self.tidings.link_changed,
             is_member=lambda peer: self.mesh.is_member(peer),
             is_forwarded=bool(options.announce),
         )
@@ -170,10 +164,10 @@ class Node:
             name=self.name,
             addresses=self.addresses,
             now_ms=now_ms,
-            member_added=self._member_added,
+            member_added=self.tidings.member_added,
             where=self.where,
         )
-        self.mesh.member_removed = self._member_removed
+        self.mesh.member_removed = self.tidings.member_removed
         self.mesh.joins.changed = lambda: self.say({"kind": "joining", "data": {}})
         self.approvals = Approvals(
             mesh=self.mesh,
@@ -198,7 +192,7 @@ class Node:
             links=self.links,
             threads=self.threads,
             new_engine=self.new_engine,
-            stored=self._stage_stored,
+            stored=self.tidings.stage_stored,
             check_head=lambda head: self.grants.check(head),
             device=self.engine_options.of_device,
             adapters=self.adapters,
@@ -244,7 +238,7 @@ class Node:
         options, ledger = self.options, self.ledger
         self.routing = routing_of(self)
         self.link_times = LinkTimes(
-            self.links, is_busy=lambda: bool(self.requests.running), tell=self._link_timed
+            self.links, is_busy=lambda: bool(self.requests.running), tell=self.tidings.link_timed
         )
         self.layer_rates = LayerRates(
             said=self.capability.engine_said,
@@ -253,7 +247,7 @@ class Node:
             threads=self.threads,
             is_busy=self._is_busy,
             now_ms=now_ms,
-            changed=self.rates_changed,
+            changed=self.tidings.rates_changed,
             processes=self.processes,
         )
         self.planning = Planning(
@@ -336,7 +330,7 @@ class Node:
             choose_again=self.choosing.choose_again,
             book=Books(ledger, self.receipts, self.tasks),
             new_id=_request_id,
-            finished=self._request_finished,
+            finished=self.tidings.request_finished,
         )
         self.backends = Backends(
             me=self.me,
@@ -431,7 +425,7 @@ class Node:
             links=self.links,
             mesh=self.mesh,
             transfers=self.transfers,
-            came=self._model_came,
+            came=self.tidings.model_came,
         )
         self.readiness = Readiness(
             me=self.me,
@@ -461,27 +455,6 @@ class Node:
     async def stop(self, reason: str) -> None:
         await self.life.stop(reason)
 
-    # --- what one room tells another -----------------------------------------------------------------
-    def _request_finished(self, running: Running) -> None:
-        self.choosing.learn(running)
-        self.hops.finished(running)
-
-    async def _model_came(self, model: StoredModel) -> None:
-        await self.recording.offer(model)
-        self.links.status_changed()
-
-    def rates_changed(self) -> None:
-        self.capability.measured["rates"] = self.layer_rates.view()
-        self.links.status_changed()
-
-    async def _link_timed(self, link: Link, found: LinkTime) -> None:
-        await self.recording.link_timed(link, found)
-        self.links.status_changed()
-
-    async def _stage_stored(self, hosted: HostedStage) -> None:
-        self.life.pin_used()
-        await self.recording.stage_stored(hosted)
-
     def _is_busy(self) -> bool:
         """Whether something computes here: measuring would disturb it, and be disturbed."""
         return bool(self.requests.running) or not self.hosting.idle.is_set()
@@ -493,32 +466,6 @@ class Node:
     def where(self) -> dict[str, list[str]]:
         """Addresses of every other member, as far as known."""
         return {peer: list(link.addresses) for peer, link in self.links.links.items() if link.addresses}
-
-    def _heard(self, link: Link, status: messages.Status) -> None:
-        self.presence.heard(link, status)
-        for note, binding in ((status.checkpoint, b""), *status.extra.get("witnessed", [])):
-            self.histories.hear(note, binding)
-
-    def _member_added(self, peer: PeerId, name: str, addresses: list[str]) -> None:
-        self.links.know(peer, name=name, addresses=addresses)
-        self.links.status_changed()
-
-    def _link_changed(self, link: Link, is_up: bool) -> None:
-        self.presence.link_changed(link, is_up)
-        if is_up:  # what was not signed when the device went is signed now that it is back
-            self.tasks.spawn(f"receipts {link.peer_id[-6:]}", self.receipts.make_up(link.peer_id))
-
-    def _member_removed(self, peer: PeerId) -> None:
-        """The gate refuses new streams; what is open ends with the connection."""
-        link = self.links.links.get(peer)
-        open_now = link.connection if link is not None else self.transport.connection(peer)
-        self.links.forget(peer)
-        self.duplicates.forget(peer)
-        self.reach.observed.forget(peer)
-        self.routing.lose_peer(peer, "its membership was revoked")
-        if open_now is not None:
-            self.tasks.spawn("close revoked", open_now.close(CLOSE_GATED, "membership revoked"))
-        self.links.status_changed()
 
     def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateEvent]:
         return self.answering.generate(request)
@@ -535,11 +482,6 @@ class Node:
         """Ephemeral news for the live feed."""
         for listener in list(self.telemetry):
             listener(item)
-
-    def unloaded(self, active: Active) -> None:
-        self.readiness.asleep.add(active.model.content_id)
-        data = {"model": active.model.name, "plan_id": active.plan_id, "mode": active.mode}
-        self.say({"kind": "unloaded", "data": data})
 
     def new_engine(self, purpose: str) -> EngineHost:
         said = self.capability.engine_said

@@ -101,7 +101,7 @@ class Life:
         node = self._node
         node.capability.measured.update(await machine_rates(node.options.data, node.threads, now_ms))
         node.capability.measured.update(build=await node.tunnel.build(), can_rpc=True)
-        node.rates_changed()
+        node.tidings.rates_changed()
         node.tasks.spawn("link times", node.link_times.run())
         await node.layer_rates.run()
 

@@ -44,7 +44,7 @@ def routing_of(node: Node) -> Routing:
             ),
             held_by=held_by,
         ),
-        unloaded=node.unloaded,
+        unloaded=node.tidings.unloaded,
         drop_kept=lambda model: node.hosting.drop_kept(lambda hosted: hosted.order.model != model),
         whole_models=Whole(
             me=node.me,
