@@ -324,7 +324,8 @@ def _show_plan(answer: Mapping[str, Any], model: str, mode: str, *, why: bool) -
 
 def reason_text(reason: object) -> str:
     if isinstance(reason, dict):
-        subject = reason.get("mode") or reason.get("name") or reason.get("peer") or reason.get("code") or ""
+        keys = ("candidate", "mode", "name", "peer", "code")
+        subject = next((str(reason[key]) for key in keys if reason.get(key)), "")
         words = reason.get("reason") or reason.get("message") or reason.get("text") or reason
         return f"{subject}: {words}" if subject else str(words)
     return str(reason)

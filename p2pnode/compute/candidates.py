@@ -148,7 +148,8 @@ def _tensor(
         return
     groups = _clusters(wish, shape, mesh, devices, rejections)
     own = next((group for group in groups if wish.head in group), ())
-    if wish.allows("tensor"):
+    # A group is one stage, however many devices it has: who asked for several means a pipeline, unless it said tensor.
+    if wish.allows("tensor") and (wish.mode == "tensor" or wish.stages in (None, 1)):
         yield from _groups_of_head(wish, shape, mesh, devices, own, rejections)
     if wish.allows("hybrid"):
         yield from _hybrid(wish, shape, mesh, devices, groups, rejections)

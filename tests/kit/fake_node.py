@@ -328,7 +328,7 @@ class FakeNode:
         self.plans_asked.append(dict(request))
         await self._until_loaded(self.resolve_model(request.get("model")))
         plan = self.plans()["plans"][0]
-        rejection = {"mode": "local", "code": "too_slow", "message": "needs 9.1 GB, 6.2 free"}
+        rejection = {"candidate": "whole by attic", "reason": "needs 9.1 GB, 6.2 free", "numbers": {}}
         return {
             "plan_id": "p1", "model": MODEL, "mode": plan["mode"], "head": PEER, "applied": bool(request.get("apply")),
             "stages": plan["stages"], "prediction": {"tokens_per_s": 41.5}, "reasons": ["fits on two devices"],

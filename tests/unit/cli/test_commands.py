@@ -63,6 +63,11 @@ def test_json_and_table(capsys: pytest.CaptureFixture[str], data: str, command: 
     assert out.strip()
 
 
+def test_why_names_what_was_not_chosen(capsys: pytest.CaptureFixture[str], data: str) -> None:
+    _, out, _ = run(capsys, "plan", MODEL, "--why", "--data", data)
+    assert out.splitlines()[-1] == "  not: whole by attic: needs 9.1 GB, 6.2 free"
+
+
 def test_a_quota_is_set_shown_and_lifted(
     capsys: pytest.CaptureFixture[str], data: str, node: FakeNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:

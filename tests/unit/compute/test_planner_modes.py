@@ -99,6 +99,16 @@ def test_near_devices_form_as_many_groups_as_stages_are_asked_for() -> None:
         plan(Wish(HEAD, mode="hybrid", stages=4), shape(), three)
 
 
+def test_stages_that_are_asked_for_are_no_devices_of_one_group() -> None:
+    """A group of near devices is faster here, and it is one stage; who says tensor means its devices."""
+    found = mesh(*(device(f"n{i}", 8) for i in range(3)), rtt_ms=0.02)
+    wish = Wish(HEAD, auto_modes=(*ALL, "tensor"))
+    model = shape(layer_mib=900)
+    assert plan(wish, model, found).plan.mode == "tensor"
+    assert len(plan(replace(wish, stages=3), model, found).plan.stages) == 3
+    assert plan(replace(wish, stages=2, mode="tensor"), model, found).plan.mode == "tensor"
+
+
 def test_streaming_is_the_last_resort() -> None:
     planned = plan(Wish(HEAD, auto_modes=ALL), shape(), mesh(device("n0", 0.5)))
     assert planned.plan.mode == "streamed"
