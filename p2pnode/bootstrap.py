@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from p2pnode import __version__
+from p2pnode import __version__, heap
 from p2pnode.api.app import create_app
 from p2pnode.api.keys import FileKeys
 from p2pnode.api.oidc import oidc_verifier
@@ -47,7 +47,6 @@ from p2pnode.node.faces import Faces
 from p2pnode.node.ledger import Ledger
 from p2pnode.node.mesh import Mesh
 from p2pnode.node.rebuilding import Door, RebuildingFaces, exact_or_failed
-from p2pnode.node.resident import keep_heap_small
 from p2pnode.transport.invite import decode_ticket
 from p2pnode.transport.multiaddr import peer_address, quic_address
 from p2pnode.transport.quic import QuicTransport
@@ -276,7 +275,7 @@ def ticket_text(options: JoinOptions) -> str | None:
 def run_node(options: JoinOptions) -> int:
     """`p2pnode join`: run until SIGTERM or SIGINT; 0 after a clean stop."""
     configure_logging()
-    keep_heap_small()
+    heap.keep_small(heap.NODE_BLOCK_BYTES)
     from dataclasses import replace
 
     return asyncio.run(_run(replace(options, ticket=ticket_text(options), invite_file=None)))
@@ -308,6 +307,7 @@ async def _run(options: JoinOptions) -> int:
     running = starting.result()
     running.node.ledger.log.on_failure(lambda failure: asked(failure.message))
     await announce(running, as_json=options.as_json)
+    heap.let_files_go()
     await stop.wait()
     waiting.cancel()
     await running.stop(reasons[0] if reasons else "asked")

@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 
+from p2pnode import heap
 from p2pnode.compute.engine_channel import Channel, NodeGoneError
 from p2pnode.compute.engine_protocol import error_fields
 from p2pnode.errors import EngineUnavailable, P2PNodeError
@@ -26,6 +27,7 @@ def _die_with_parent() -> None:
 def main(arguments: list[str]) -> int:
     """Two descriptors: this process's ends of the message and the side socketpair."""
     _die_with_parent()
+    heap.keep_small(heap.ENGINE_BLOCK_BYTES)
     channel, side = Channel(socket.socket(fileno=int(arguments[0]))), socket.socket(fileno=int(arguments[1]))
     try:
         try:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 
+from p2pnode import heap
 from p2pnode.compute.engine_channel import Channel
 from p2pnode.compute.engine_links import GroupLinks
 from p2pnode.compute.engine_protocol import (
@@ -199,6 +200,8 @@ class Engine:
         unit.relayed = self._rings.observer(unit.unit_id)
         self._units[unit.unit_id] = unit
         self._next_unit += 1
+        heap.let_files_go()
+        heap.give_back()  # names of a vocabulary, read once and copied
         return {"info": asdict(unit.info()), **_memory()}, b""
 
     def _unload(self, message: Message, _payload: memoryview) -> Answer:
@@ -207,7 +210,7 @@ class Engine:
         del self._units[unit.unit_id]
         self._answer(unit.cancel_all())
         unit.close()
-        _give_back_memory()
+        heap.give_back()
         return _memory(), b""
 
     def _open(self, message: Message, _payload: memoryview) -> Answer:
@@ -295,6 +298,7 @@ class Engine:
             unit.spec.rank, message["links"], bytes(payload), half=bool(message["half"])
         )
         unit.join_group(group)
+        heap.let_files_go()  # the first lane brought the cipher's library
         return {}, b""
 
     def _ring(self, message: Message, payload: memoryview) -> Answer:
@@ -306,7 +310,9 @@ class Engine:
         def answer(reply: Reply) -> None:
             self._answer([reply])
 
-        return {"ring": self._rings.open_ring(first, self._unit(message), lanes, stages, answer)}, b""
+        number = self._rings.open_ring(first, self._unit(message), lanes, stages, answer)
+        heap.let_files_go()
+        return {"ring": number}, b""
 
     def _ring_close(self, message: Message, _payload: memoryview) -> Answer:
         self._rings.close_ring(message["ring"])
@@ -316,6 +322,7 @@ class Engine:
         unit = self._unit(message)
         lanes = self._groups.frame_lanes(message["lanes"], bytes(payload))
         self._rings.open_relay(unit, lanes, max(1, int(message["stages"])))
+        heap.let_files_go()
         return {}, b""
 
     def _ring_step(self, message: Message, payload: memoryview) -> None:
@@ -327,13 +334,6 @@ class Engine:
     def _stats(self, _message: Message, _payload: memoryview) -> Answer:
         units = {unit_id: unit.stats() for unit_id, unit in self._units.items()}
         return {"units": units, "lane_bytes": self._groups.moved, **_memory()}, b""
-
-
-def _give_back_memory() -> None:
-    """The C library keeps freed memory for itself unless told not to."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
 
 
 def _memory() -> Message:

@@ -10,25 +10,39 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 
 @cache
 def engine_version() -> str:
     """Of the package and of the ggml in it, such as `0.3.36 0c1e570`; empty where there is none."""
+    package = _package_version()
+    return " ".join(filter(None, [package, _ggml_commit()])) if package else ""
+
+
+def _package_version() -> str:
+    """As its folder beside the package is called: asking for metadata loads mail and zip readers, 1 MB an engine."""
+    folder = _package_folder()
+    found = list(folder.parent.glob("llama_cpp_python-*.dist-info")) if folder is not None else []
+    if len(found) == 1:
+        return found[0].name.removesuffix(".dist-info").split("-")[1]
+    from importlib.metadata import PackageNotFoundError, version  # installed in some other way
+
     try:
-        words = [version("llama-cpp-python")]
+        return version("llama-cpp-python")
     except PackageNotFoundError:
         return ""
-    return " ".join([*words, *filter(None, [_ggml_commit()])])
+
+
+def _package_folder() -> Path | None:
+    spec = importlib.util.find_spec("llama_cpp")
+    return Path(spec.origin).parent if spec is not None and spec.origin is not None else None
 
 
 def _ggml_commit() -> str:
     """As its smallest library says; an older one says nothing."""
-    spec = importlib.util.find_spec("llama_cpp")
-    folder = Path(spec.origin).parent / "lib" if spec is not None and spec.origin is not None else Path()
-    for path in sorted(folder.glob("*ggml-base*")):
+    folder = _package_folder()
+    for path in sorted((folder / "lib").glob("*ggml-base*") if folder is not None else []):
         try:
             say = ctypes.CDLL(str(path)).ggml_commit
         except (OSError, AttributeError):

@@ -11,8 +11,10 @@ import ctypes
 import importlib
 import importlib.util
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeAlias
 
 from p2pnode.errors import EngineIncompatible
 
@@ -77,11 +79,26 @@ def load_binding() -> ModuleType:
         package.__spec__ = spec  # who asks where the package lies in this same process gets an answer
         sys.modules[BINDING] = package
     try:
-        return importlib.import_module(f"{BINDING}.llama_cpp")
+        with _hidden("typing_extensions", TypeAlias=TypeAlias):  # half a megabyte for this one name
+            return importlib.import_module(f"{BINDING}.llama_cpp")
     except (ImportError, OSError, RuntimeError, AttributeError) as exc:
         raise EngineIncompatible(
             f"llama.cpp's library cannot be loaded: {exc}", hint="run: make setup"
         ) from exc
+
+
+@contextmanager
+def _hidden(name: str, **instead: Any) -> Iterator[None]:
+    """Whoever imports a module meanwhile gets these names and nothing else, unless it is loaded already."""
+    if name in sys.modules:
+        yield
+        return
+    sys.modules[name] = ModuleType(name)
+    sys.modules[name].__dict__.update(instead)
+    try:
+        yield
+    finally:
+        del sys.modules[name]
 
 
 def declare_ggml(lib: ctypes.CDLL) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from p2pnode import limits
+from p2pnode import heap, limits
 from p2pnode.compute.engine_client import EngineClient
 from p2pnode.compute.engine_process import streaming_environment
 from p2pnode.compute.engine_protocol import UnitInfo, UnitSpec
@@ -111,6 +111,7 @@ class EngineHost:
             info = await self._client.load(spec, progress=on_progress)
             self._specs[name] = spec
             self.infos[name] = info
+            heap.let_files_go()
             return info
 
     async def _start(self, *, streams: bool) -> EngineClient:

@@ -8,7 +8,6 @@ processes of others, as a proportional size would do: a node is measured as if i
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import mmap
 import os
 import sys
@@ -20,8 +19,6 @@ import psutil
 _OF_A_FILE = bytes(byte & 0xA0 == 0xA0 for byte in range(256))
 """By the top byte of an entry of /proc/PID/pagemap: 1 where bits 63 (present) and 61 (not anonymous) are set."""
 _ENTRY_BYTES = 8
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
-_BLOCK_BYTES = 1024 * 1024
 
 
 def together_bytes(pids: Iterable[int]) -> int:
@@ -67,19 +64,3 @@ def _file_pages(pid: int) -> Iterator[tuple[str, int, int]]:
             entries = os.pread(pagemap.fileno(), (end - first) * _ENTRY_BYTES, first * _ENTRY_BYTES)
             resident = entries[_ENTRY_BYTES - 1 :: _ENTRY_BYTES].translate(_OF_A_FILE)
             yield f"{device} {inode}", int(offset, 16) // mmap.PAGESIZE, int.from_bytes(resident, "little")
-
-
-def keep_heap_small() -> None:
-    """Let glibc give large blocks back as soon as they are free: a node reads headers of some megabytes, now and then.
-
-    By default the first of them that is freed moves the threshold, and all later ones stay in the heap as holes.
-    """
-    if _is_linux():
-        libc = ctypes.CDLL(None)
-        if hasattr(libc, "mallopt"):
-            for option, value in (
-                (_M_MMAP_THRESHOLD, _BLOCK_BYTES),
-                (_M_TRIM_THRESHOLD, _BLOCK_BYTES),
-                (_M_ARENA_MAX, 2),
-            ):
-                libc.mallopt(option, value)

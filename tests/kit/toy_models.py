@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -222,6 +223,17 @@ def quantise(values: np.ndarray, kind: TensorType) -> bytes:
 
 def model_bytes(toy: Toy) -> bytes:
     """The toy as one GGUF file."""
+    return b"".join(_file_parts(toy))
+
+
+def write_model(path: Path, toy: Toy) -> Path:
+    with path.open("wb") as file:
+        file.writelines(_file_parts(toy))
+    return path
+
+
+def _file_parts(toy: Toy) -> list[bytes]:
+    """The header, and each tensor with what fills it up to its alignment."""
     rng = np.random.default_rng(toy.seed)
     entries = [
         scalar("general.architecture", ValueType.STRING, toy.architecture),
@@ -230,19 +242,17 @@ def model_bytes(toy: Toy) -> bytes:
     for key, value in _parameters(toy).items():
         entries.append(_entry(key if key.startswith("xielu.") else f"{toy.architecture}.{key}", value))
     entries += _tokenizer(toy)
-    infos, data = [], []
+    infos, data, alike = [], [], dict[str, bytes]()
     for name, shape in _shapes(toy):
         kind = _stored_type(toy, name, shape)
-        stored = quantise(_values(rng, name, shape), kind)
+        key = re.sub(r"^blk\.\d+\.", "", name) if "same_layers" in toy.features else name
+        if key not in alike:
+            alike[key] = quantise(_values(rng, name, shape), kind)
+        stored = alike[key]
         infos.append((name, shape, kind, len(stored)))
         data.append(stored + bytes(align_up(len(stored), 32) - len(stored)))
     header, _ = header_bytes(entries, infos, 32)
-    return header + b"".join(data)
-
-
-def write_model(path: Path, toy: Toy) -> Path:
-    path.write_bytes(model_bytes(toy))
-    return path
+    return [header, *data]
 
 
 def _features(*names: str) -> frozenset[str]:
