@@ -93,6 +93,7 @@ def _among(
             rejections.append(result)
         elif all(result.plan_id != other.plan_id for other in found):
             found.append(result)
+    found = _as_many_stages(wish, found, rejections)
     if not found:
         raise _no_plan(wish, shape, mesh, devices, rejections)
     best = _warned(_choose(wish, found), mesh)
@@ -105,6 +106,18 @@ def _among(
     ):
         rejections += _left_out(best, shape, mesh, devices)
     return Planned(best, tuple(rejections))
+
+
+def _as_many_stages(wish: Wish, found: Sequence[Plan], rejections: list[Rejection]) -> list[Plan]:
+    """Whoever names a number of stages wants a pipeline of so many, not whatever else is there while devices arrive."""
+    if wish.stages is None or wish.mode not in ("auto", "pipeline"):
+        return list(found)
+    for made in found:
+        if len(made.stages) != wish.stages:
+            label = made.reasons[0].split(":")[0]
+            numbers = {"stages": len(made.stages)}
+            rejections.append(Rejection(label, f"{wish.stages} stages were asked for", numbers))
+    return [made for made in found if len(made.stages) == wish.stages]
 
 
 def _warned(made: Plan, mesh: Mesh) -> Plan:

@@ -51,7 +51,10 @@ class UdpSocket:
         except OSError as error:
             self._socket.close()
             if error.errno in (errno.EADDRINUSE, errno.EACCES):
-                raise PortTaken(f"UDP port {port} of {host} cannot be used: {error.strerror}") from error
+                raise PortTaken(
+                    f"UDP port {port} of {host} cannot be used: {error.strerror}",
+                    hint="another program uses this port; choose another with --listen MULTIADDR",
+                ) from error
             raise ConfigError(
                 f"cannot listen on {host}: {error.strerror or error}",
                 hint="is this an address of this machine?",
