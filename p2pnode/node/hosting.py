@@ -358,10 +358,6 @@ class Hosting:
             if of_plan == plan_id and hosted.order.head == head
         ]
 
-    async def release_plan(self, plan_id: str) -> None:
-        for key in [key for key in self.stages if key[0] == plan_id]:
-            await self._drop(key)
-
     async def _drop(self, key: tuple[str, int]) -> None:
         hosted = self.stages.pop(key, None)
         if hosted is not None:

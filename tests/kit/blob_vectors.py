@@ -27,10 +27,6 @@ def _case(name: str, comment: str, expect: str, given: Any, output: Any = None) 
     return {"name": name, "comment": comment, "expect": expect, "input": given, "output": output}
 
 
-def _given(kind: str, key: str, data: bytes) -> dict[str, str]:
-    return {"kind": kind, key: data.hex()}
-
-
 def _ids() -> list[dict[str, Any]]:
     good = cid.of(b"abc")
     bad = {

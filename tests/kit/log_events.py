@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import MISSING, fields
+from dataclasses import fields
 from typing import Any, get_args, get_origin, get_type_hints
 
 from p2pnode.events.codec import Record
@@ -108,7 +108,3 @@ def _value(hint: Any, rng: random.Random, name: str) -> Any:
             return tuple(_value(inner[0], rng, name) for _ in range(max(rng.randrange(3), least)))
         return tuple(_value(item, rng, name) for item in inner)
     raise AssertionError(f"no sample for {hint}")
-
-
-def optional_names(cls: type[Any]) -> list[str]:
-    return [field.name for field in fields(cls) if field.default is not MISSING]

@@ -7,7 +7,6 @@ import hashlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-from p2pnode.errors import RemoteProtocolError
 from p2pnode.identity import Identity
 from p2pnode.transport.port import Stream, Transport
 from p2pnode.transport.quic import QuicTransport
@@ -48,16 +47,6 @@ async def until(condition: Callable[[], bool]) -> None:
 
 async def echo(stream: Stream) -> None:
     while data := await stream.read(65_536):
-        await stream.write(data)
-
-
-async def echo_frames(stream: Stream, size: int = 8192) -> None:
-    """Answer each `size` bytes with the same, until the peer ends."""
-    while True:
-        try:
-            data = await stream.read_exactly(size)
-        except RemoteProtocolError:
-            return
         await stream.write(data)
 
 
