@@ -162,7 +162,8 @@ class ChatSession:
         return f"answers end before: {', '.join(map(repr, self.stop))}" if text else "no stop texts"
 
     def _do_stats(self, _: str) -> str:
-        lines = [f"{self.answers} answers, {self.tokens} tokens, {units_text(self.cost_microunits)} units"]
+        answers = "1 answer" if self.answers == 1 else f"{self.answers} answers"
+        lines = [f"{answers}, {self.tokens} tokens, {units_text(self.cost_microunits)} units"]
         left = [
             row["available_microunits"]
             for row in self.node.get("/billing").get("accounts", [])

@@ -39,7 +39,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "topup": ("billing_commands", "topup", "Add credit to an account."),
     "quota": ("billing_commands", "quota", "Limit what an account may use in each period."),
     "statement": ("billing_commands", "statement", "Every booking of an account."),
-    "status": ("mesh_commands", "status", "This node in one screen."),
+    "status": ("status", "status", "This node in one screen."),
     "pause": ("device_commands", "pause", "Compute nothing for others until resumed."),
     "resume": ("device_commands", "resume", "Compute again."),
     "drain": ("device_commands", "drain", "Finish what runs, take nothing new."),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -37,6 +38,9 @@ def since(ms: object) -> str:
         if seconds >= size:
             return f"{seconds // size} {unit} ago"
     return f"{seconds} s ago"
+
+
+_RANGE = re.compile(r"\[(\d+), (\d+)\)")
 
 
 @click.command()
@@ -319,56 +323,23 @@ def _show_plan(answer: Mapping[str, Any], model: str, mode: str, *, why: bool) -
         click.echo(f"  {reason_text(reason)}")
     if why:
         for rejection in answer.get("rejections", []):
-            click.echo(f"  not: {reason_text(rejection)}")
+            click.echo(f"  not {rejection_text(rejection)}")
 
 
 def reason_text(reason: object) -> str:
+    """Why, in words; half-open ranges of layers are said as people count them."""
+    words: object = reason
     if isinstance(reason, dict):
-        keys = ("candidate", "mode", "name", "peer", "code")
-        subject = next((str(reason[key]) for key in keys if reason.get(key)), "")
         words = reason.get("reason") or reason.get("message") or reason.get("text") or reason
-        return f"{subject}: {words}" if subject else str(words)
-    return str(reason)
+    return _RANGE.sub(lambda match: f"layers {layers_text([match[1], match[2]])}", str(words))
 
 
-@click.command()
-@node_options
-def status(data: Path | None, api: str | None, as_json: bool) -> None:
-    """This node in one screen."""
-    node = connect(data, api)
-    view = node.get("/status")
-    if as_json:
-        print_json(view)
-        return
-    pairs = [("panel", node.url)]
-    if isinstance(memory := view.get("memory"), dict) and "allowed_bytes" in memory:
-        pairs.append(("memory", memory_text(view.pop("memory"))))
-    for name, value in view.items():
-        if isinstance(value, dict):
-            pairs.extend((f"{name}.{inner}", flat(item)) for inner, item in value.items())
-        else:
-            pairs.append((name, flat(value)))
-    print_pairs("Status", pairs)
-
-
-def memory_text(memory: dict[str, int]) -> str:
-    """What is resident beside what may be: the share of the models and a fixed amount for everything else."""
-    share, allowed = memory["share_bytes"], memory["allowed_bytes"]
-    return (
-        f"{size_text(memory['node_and_engines_bytes'])} resident, node and engines; at most {size_text(allowed)}: "
-        f"{size_text(share)} share of the models and {size_text(allowed - share)}; "
-        f"full conversations come to {size_text(memory.get('conversations_bytes_max', 0))}"
-    )
-
-
-def flat(value: object) -> str:
-    if isinstance(value, list | tuple):
-        return ", ".join(flat(item) for item in value) or "-"
-    if isinstance(value, dict):
-        return ", ".join(f"{name}={flat(item)}" for name, item in value.items())
-    if value is None or isinstance(value, bool):
-        return {True: "yes", False: "no", None: "-"}[value]
-    return str(value)
+def rejection_text(rejection: object) -> str:
+    """Which candidate, and why not."""
+    said = rejection if isinstance(rejection, dict) else {}
+    names = (said.get(key) for key in ("candidate", "mode", "name", "peer", "code"))
+    subject = next((str(name) for name in names if name), "")
+    return f"{reason_text(subject)}: {reason_text(rejection)}" if subject else reason_text(rejection)
 
 
 @click.command()

@@ -56,6 +56,9 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
         for row in rows:
             click.echo("\t".join(str(cell) for cell in row))
         return
+    if not rows:
+        click.echo(f"{title}: none")
+        return
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

@@ -94,7 +94,7 @@ class FakeNode:
         return {
             **self.health(),
             "name": "studio",
-            "mesh": "home",
+            "mesh": {"name": "home", "role": "founder", "members": 2},
             "peer_count": 2,
             "log_size": 42,
             "tokens_per_s": 41.5,
