@@ -323,7 +323,7 @@ def _show_plan(answer: Mapping[str, Any], model: str, mode: str, *, why: bool) -
         click.echo(f"  {reason_text(reason)}")
     if why:
         for rejection in answer.get("rejections", []):
-            click.echo(f"  not {rejection_text(rejection)}")
+            click.echo(f"  not: {rejection_text(rejection)}")
 
 
 def reason_text(reason: object) -> str:

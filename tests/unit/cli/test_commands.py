@@ -12,7 +12,7 @@ import click
 import pytest
 
 from p2pnode.cli.main import COMMANDS, every_command, run_command
-from p2pnode.cli.mesh_commands import reason_text
+from p2pnode.cli.mesh_commands import reason_text, rejection_text
 from p2pnode.cli.output import layers_text, one_line, short, size_text, units_text
 from p2pnode.cli.plan_wish import parse_blocks, parse_caps, parse_pins, read_blocks
 from p2pnode.cli.top import layer_bar
@@ -358,6 +358,6 @@ def test_show_says_what_a_model_is(capsys: pytest.CaptureFixture[str], node: Fak
 
 
 def test_a_rejection_says_what_was_rejected() -> None:
-    assert reason_text({"candidate": "three", "reason": "5 ms of network"}) == "three: 5 ms of network"
-    assert reason_text({"reason": "nothing else is there"}) == "nothing else is there"
-    assert reason_text("local one [0, 8)") == "local one [0, 8)"
+    assert rejection_text({"candidate": "three", "reason": "5 ms of network"}) == "three: 5 ms of network"
+    assert rejection_text({"reason": "nothing else is there"}) == "nothing else is there"
+    assert reason_text("local one [0, 8)") == "local one layers 0-7"
