@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,9 +27,14 @@ def _quiet_log(level: int, text: bytes, _data: int) -> None:
     """Warnings and errors to stderr, which the node keeps the end of; the rest is noise."""
     if level in _LOG_LEVELS:
         os.write(2, text)
+    if level == _ERROR:
+        _errors.append(text)
 
 
 _LOG_LEVELS = (3, 4)
+_ERROR = 4
+_errors: deque[bytes] = deque(maxlen=16)
+_WORDS_MAX = 300
 _log_callback = L.llama_log_callback(_quiet_log)
 L.llama_log_set(_log_callback, None)
 
@@ -61,13 +67,11 @@ class Model:
         if self.devices is not None:
             params.devices = ctypes.cast(self.devices, ctypes.c_void_p)
         self._descriptor: int | None = None
+        _errors.clear()
         self._pointer: int | None = self._load(spec, params)
         if not self._pointer:
             self._drop_file()
-            raise BadModelFile(
-                "llama.cpp could not load this model; its own words are in the engine's log",
-                hint="the file may be damaged, or of an architecture this llama.cpp does not know",
-            )
+            raise _not_loaded(spec)
         self.vocab = L.llama_model_get_vocab(self._pointer)
         self.vocab_tokens = int(L.llama_vocab_n_tokens(self.vocab))
         self.columns = int(L.llama_model_n_embd_inp(self._pointer))
@@ -190,6 +194,16 @@ class Model:
     def check_token(self, token: int) -> None:
         if not 0 <= token < self.vocab_tokens:
             raise ShapeMismatch(f"token {token}: the vocabulary has {self.vocab_tokens}")
+
+
+def _not_loaded(spec: UnitSpec) -> BadModelFile:
+    """With llama.cpp's own reason, of which it says the cause first."""
+    words = next((text.decode("utf-8", "replace").strip() for text in _errors), "it does not say why")
+    words = words.rpartition("error loading model: ")[2][:_WORDS_MAX]
+    hint = "the file may be damaged, or of an architecture this llama.cpp does not know"
+    if spec.split_mode == "tensor":
+        hint = "not every architecture is divided by rows: try rpc_split=layer"
+    return BadModelFile(f"llama.cpp could not load this model: {words}", hint=hint)
 
 
 def _text(call: Callable[..., int], *arguments: int) -> str:

@@ -11,7 +11,7 @@ from p2pnode.compute.engine_options import DeviceOptions, EngineOptions
 from p2pnode.compute.engine_protocol import UnitSpec
 from p2pnode.compute.gguf import ModelIndex
 from p2pnode.compute.memory import MARGIN_BYTES, part_memory
-from p2pnode.compute.part import Part, real_layer_count, whole
+from p2pnode.compute.part import Part, whole
 from p2pnode.compute.prefix_cache import PrefixShape
 from p2pnode.compute.prefixes import Prefixes
 from p2pnode.compute.route import Route
@@ -110,10 +110,9 @@ class Bringing:
         """As somebody chose for this model; else as much context as the memory set aside for it holds."""
         engine = self.engine(model.content_id)
         engine.check_model(index)
-        kv_bytes = 4 * real_layer_count(index) * index.parameter_int("embedding_length", 1024)
-        heads = index.parameter_int("attention.head_count", 1)
-        kv_heads = index.parameter_int("attention.head_count_kv", 0)
-        kv_bytes = int(kv_bytes * (kv_heads or heads) // max(heads, 1) * engine.kv_fraction)
+        slim = index.without_vocabulary()
+        memory = part_memory(slim, whole(slim), key_type=engine.kv_k, value_type=engine.kv_v)
+        kv_bytes = memory.cache_bytes_per_token
         cells = max(
             limits.CONTEXT_TOKENS_MIN,
             min(limits.CONTEXT_TOKENS_MAX, limits.KV_BYTES_DEFAULT // max(kv_bytes, 1)),

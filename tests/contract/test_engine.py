@@ -90,9 +90,11 @@ async def test_damaged_files_are_refused(
 ) -> None:
     """llama.cpp's own refusal becomes a condition; the process survives."""
     _damage(model, tmp_path / "bad.gguf", damage)
-    with pytest.raises(BadModelFile):
+    with pytest.raises(BadModelFile) as refused:
         await engine.load(UnitSpec(model_path=str(tmp_path / "bad.gguf"), **SMALL))
     assert engine.alive
+    if damage == "shape":
+        assert "tensor 'blk.1.attn_q.weight' not found" in refused.value.message, "in llama.cpp's words"
 
 
 def _damage(model: Path, path: Path, damage: str) -> None:
