@@ -95,6 +95,9 @@ OTHER_MESH_MEMBERS_ASKED_MAX = 4
 OTHER_MESHES_REFRESH_S = 30.0
 """What is offered changes when people change it; who is gone is noticed when it is asked."""
 
+OTHER_MESH_OPEN_S_MAX = 3.0
+"""Ten round trips of the slowest link in use; an answer waits for this before it goes elsewhere."""
+
 TOLD_MODELS_MAX = 128
 TOLD_TEMPLATE_CHARACTERS_MAX = 65_536
 """The longest chat templates in use have about 20,000; 128 such models are 8 MiB of a guest's memory."""

@@ -51,6 +51,8 @@ class Other:
     addresses: dict[PeerId, list[str]] = field(default_factory=dict)
     names: dict[PeerId, str] = field(default_factory=dict)
     offers: dict[PeerId, list[ToldModel]] = field(default_factory=dict)
+    last: dict[PeerId, list[ToldModel]] = field(default_factory=dict)
+    """What each member told when it was heard last: who asks for a model there by name may be answered here instead."""
     trouble: str = "not asked yet"
 
     def role_of(self, peer: PeerId) -> str | None:
@@ -189,7 +191,7 @@ class OtherMeshes:
         troubles = []
         for peer, heard in zip(asked, found, strict=True):
             if isinstance(heard, list):
-                other.offers[peer] = heard
+                other.offers[peer] = other.last[peer] = heard
             elif isinstance(heard, P2PNodeError):
                 other.offers.pop(peer, None)
                 troubles.append(heard.message)
@@ -256,12 +258,14 @@ class OtherMeshes:
         return self._policy()
 
     def offers(self) -> list[Offer]:
+        return [offer for other in self._meshes.values() for offer in self._of(other, other.offers)]
+
+    def _of(self, other: Other, told: dict[PeerId, list[ToldModel]]) -> list[Offer]:
         found = []
-        for other in self._meshes.values():
-            for peer, models in other.offers.items():
-                connection = self._transport.connection(peer)
-                rtt_s = connection.stats().rtt_s if connection is not None else 1.0
-                found += [Offer(other.mesh_id, other.name, peer, model, rtt_s) for model in models]
+        for peer, models in told.items():
+            connection = self._transport.connection(peer)
+            rtt_s = connection.stats().rtt_s if connection is not None else 1.0
+            found += [Offer(other.mesh_id, other.name, peer, model, rtt_s) for model in models]
         return found
 
     def named(self, name: str | None) -> list[Offer]:
@@ -273,6 +277,8 @@ class OtherMeshes:
         if meant is None:
             return []
         other = self._called(meant[1])
+        if other.trouble and (before := pure.named(self._of(other, other.last), name, self.policy)):
+            return before  # it is asked once more, and says itself what is wrong
         if other.trouble:
             raise PeerUnreachable(
                 f"the mesh {other.name} cannot be asked now: {other.trouble}",
@@ -299,11 +305,14 @@ class OtherMeshes:
 
     async def open(self, peer: PeerId, other: Other) -> Stream:
         """A stream for one answer; NotAdmitted when that mesh does not let this node in any more."""
-        connection = self._transport.connection(peer)
-        if connection is None or connection.is_closed:
-            connection = await self._transport.dial(other.addresses.get(peer, []), peer)
         try:
-            return await connection.open_stream(INFER)
+            async with asyncio.timeout(limits.OTHER_MESH_OPEN_S_MAX):
+                connection = self._transport.connection(peer)
+                if connection is None or connection.is_closed:
+                    connection = await self._transport.dial(other.addresses.get(peer, []), peer)
+                return await connection.open_stream(INFER)
+        except TimeoutError:
+            raise PeerTimeout(f"{self.name_of(peer)} does not answer") from None
         except RemoteProtocolError:
             raise NotAdmitted(
                 f"the mesh {other.name} does not let this device in any more", hint=_ASK_AGAIN

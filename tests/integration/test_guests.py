@@ -18,6 +18,7 @@ from p2pnode.errors import (
     P2PNodeError,
     RemoteProtocolError,
     RequestError,
+    TransportError,
     WrongMesh,
 )
 from p2pnode.events.types import CreditSettled, ForwardedRequestEnded, RequestAccepted
@@ -131,6 +132,18 @@ async def test_a_second_member_is_asked_when_the_first_is_gone(tmp_path: Path) -
             assert [stage["name"] for stage in end.stages] == ["annex of studio"]
 
 
+async def test_a_mesh_that_is_away_for_long_is_answered_for_here(tmp_path: Path) -> None:
+    """By the very same model, as while it was known to be there; in the end it says that it is away."""
+    async with two_meshes(tmp_path) as (home, studio):
+        await studio.transport.close()
+        await home.others.refresh()
+        assert home.others.offers() == []
+        assert [stage["name"] for stage in (await ask(home)).stages] == ["home"]
+        home.store.remove(DEMO)
+        with pytest.raises(TransportError, match="of studio"):
+            await ask(home)
+
+
 async def test_a_ticket_that_is_no_use_says_why(tmp_path: Path) -> None:
     async with (
         node_here(tmp_path / "studio", "studio") as studio,
@@ -173,8 +186,10 @@ async def test_a_mesh_that_sent_this_one_away_says_so_and_takes_it_again_by_a_ne
         await home.others.refresh()
         (view,) = home.others.view()
         assert "does not let this device in any more" in view["trouble"]
-        with pytest.raises(P2PNodeError, match="cannot be asked now"):
+        with pytest.raises(NotAdmitted, match="the mesh studio does not let this device in any more"):
             await ask(home)
+        with pytest.raises(P2PNodeError, match="cannot be asked now"):
+            await ask(home, "large@studio")
         with pytest.raises(NotAdmitted, match="was removed from this mesh"):
             await home.others.add(await ticket(studio))
 
