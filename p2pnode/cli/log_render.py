@@ -150,7 +150,7 @@ def comparison_text(found: JsonObject) -> str:
         told = f"; the proof is in {found['proof']}" if "proof" in found else ""
         return f"THEY PART at event {index} (of {one} and {other}){told}"
     if one == other:
-        return f"the same {one} events"
+        return f"the same {one} events by their hashes; p2pnode log verify says whether each log's events have them"
     longer = "this log goes on" if one > other else "the other one goes on"
     return f"the first {min(one, other)} events are the same; {longer} to {max(one, other)}"
 

@@ -90,7 +90,10 @@ def verify_receipts(text: str) -> JsonObject:
 def _evidence(text: str) -> list[Mapping[str, Any]]:
     if len(text) > RECEIPT_FILE_BYTES_MAX:
         raise BadReceipt(f"a receipt file has at most {RECEIPT_FILE_BYTES_MAX} bytes")
-    document = json.loads(text)
+    try:
+        document = json.loads(text)
+    except json.JSONDecodeError:
+        raise BadReceipt(f"the file is not of the form {FORMAT}: it is not JSON") from None
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise BadReceipt(f"the file is not of the form {FORMAT}")
     evidence = document["evidence"]
