@@ -31,6 +31,11 @@ def candidates(
     if wish.allows("streamed") and is_alone and not wish.pins:
         yield from _streamed(wish, shape, mesh, whole)
     if wish.mode in ("local", "streamed"):
+        if not is_alone or wish.pins:
+            reason = (
+                "it is computed by the head alone, and other devices, stages or pinned layers were asked for"
+            )
+            rejections.append(Rejection(wish.mode, reason))
         return
     if shape.cut_refusal is not None:
         rejections.append(Rejection("every split", shape.cut_refusal))
