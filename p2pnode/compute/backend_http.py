@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import ssl
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any
 
 from p2pnode import limits
@@ -81,16 +81,14 @@ class Response:
             return bytes(out)
 
 
-class _as_conditions:  # noqa: N801 - reads as a statement
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        if isinstance(error, TimeoutError):
-            raise EngineUnavailable(
-                "the external server fell silent", hint="is it loading a model?"
-            ) from None
-        if isinstance(error, _BROKEN):
-            raise EngineUnavailable(f"the external server went away: {error}") from None
+@contextmanager
+def _as_conditions() -> Iterator[None]:
+    try:
+        yield
+    except TimeoutError:
+        raise EngineUnavailable("the external server fell silent", hint="is it loading a model?") from None
+    except _BROKEN as error:
+        raise EngineUnavailable(f"the external server went away: {error}") from None
 
 
 @asynccontextmanager

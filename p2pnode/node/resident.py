@@ -55,7 +55,7 @@ def _anonymous_bytes(pid: int) -> int:
 
 def _file_pages(pid: int) -> Iterator[tuple[str, int, int]]:
     """For every mapping of a file: which file, its first page there, and a byte for each page: 1 if it is resident."""
-    with open(f"/proc/{pid}/pagemap", "rb", buffering=0) as pagemap:  # noqa: PTH123 - unbuffered
+    with Path(f"/proc/{pid}/pagemap").open("rb", buffering=0) as pagemap:
         for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
             extent, _, offset, device, inode, *_ = line.split(maxsplit=5)
             if inode == "0":

@@ -49,6 +49,16 @@ async def numbers(faces: Faces, mode: Mode, tokens: int = 8) -> list[float]:
     return [each.logprob for event in events if isinstance(event, TextDelta) for each in event.logprobs]
 
 
+def running_engines(*nodes: Node) -> set[tuple[str, str, int | None]]:
+    """Of which device, for what, which process."""
+    return {
+        (node.name, engine.purpose, engine.pid)
+        for node in nodes
+        for engine in node.engine_hosts
+        if engine.is_up
+    }
+
+
 def same(values: list[float]) -> Any:
     return pytest.approx(values, rel=1e-3, abs=1e-3)
 
@@ -91,7 +101,7 @@ async def test_answers_outlive_changes_of_adapters(tmp_path: Path, adapter: Path
         if mode == PIPELINE:
             await faces.plan(PLAN)
         usual = await numbers(faces, mode)
-        engines = {engine for node in (alpha, beta) for engine in node.engine_hosts if engine.is_up}
+        engines = running_engines(alpha, beta)
 
         async def ask() -> None:
             nonlocal answered
@@ -110,4 +120,4 @@ async def test_answers_outlive_changes_of_adapters(tmp_path: Path, adapter: Path
             await faces.command("remove_adapter", {"model": DEMO, "adapter": "pirate"})
             over.set()
         assert await numbers(faces, mode) == same(usual)
-        assert {e for node in (alpha, beta) for e in node.engine_hosts if e.is_up} == engines
+        assert running_engines(alpha, beta) == engines

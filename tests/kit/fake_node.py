@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import threading
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
@@ -52,6 +53,7 @@ class FakeNode:
         self.commands: list[tuple[str, dict[str, Any]]] = []
         self.plans_asked: list[dict[str, Any]] = []
         self.cancelled = 0
+        self.was_cancelled = threading.Event()
         self.running = 0
         self.fail_before: P2PNodeError | Exception | None = None
         self.fail_after: tuple[int, P2PNodeError | Exception] | None = None
@@ -296,6 +298,7 @@ class FakeNode:
             )
         except (GeneratorExit, asyncio.CancelledError):
             self.cancelled += 1
+            self.was_cancelled.set()
             raise
         finally:
             self.running -= 1
