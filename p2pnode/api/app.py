@@ -16,7 +16,7 @@ from p2pnode.api.completions import completion_routes
 from p2pnode.api.console import console_routes
 from p2pnode.api.context import ApiContext, caller
 from p2pnode.api.embeddings import embedding_routes
-from p2pnode.api.envelope import error_response, json_response
+from p2pnode.api.envelope import envelope, error_response, json_response
 from p2pnode.api.infer import infer_routes
 from p2pnode.api.key_routes import key_routes
 from p2pnode.api.live import live_routes
@@ -25,6 +25,7 @@ from p2pnode.api.mesh import mesh_routes, view_routes
 from p2pnode.api.metrics import CONTENT_TYPE, ApiMetrics
 from p2pnode.api.modes import mode_routes
 from p2pnode.api.ollama import ollama_routes
+from p2pnode.api.ollama_lines import failure
 from p2pnode.api.openapi import document
 from p2pnode.api.panel import POLICY, find_panel, panel_routes
 from p2pnode.api.responses import responses_routes
@@ -99,7 +100,10 @@ def create_app(
 
     @app.errorhandler(Exception)
     async def failed(error: Exception) -> Response:
-        return error_response(error)
+        # What no route has is answered in the form of those who ask there: Ollama's clients try many addresses.
+        return error_response(
+            error, failure if request.path.startswith("/api/") and request.path != "/api/live" else envelope
+        )
 
     return app
 

@@ -139,6 +139,12 @@ def test_what_is_not_done_here_is_said(client: ollama.Client, name: str) -> None
         ask[name]()
 
 
+def test_an_address_that_nothing_has_is_a_sentence_too(url: str) -> None:
+    with ollama.Client(host=f"{url}/api/nothing/") as client, pytest.raises(ollama.ResponseError) as caught:
+        client.ps()
+    assert caught.value.error.startswith("there is nothing at this address; ")
+
+
 def test_errors_are_sentences(client: ollama.Client, node: FakeNode) -> None:
     with pytest.raises(ollama.ResponseError) as caught:
         client.chat("nope", HELLO)
