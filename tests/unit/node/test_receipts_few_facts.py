@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
 from p2pnode.errors import LogFailed
 from p2pnode.events import codec
-from p2pnode.limits import EVENT_BYTES_MAX
+from p2pnode.limits import EVENT_BYTES_MAX, RECEIPT_PARTS_MAX, RECEIPT_TURNS_MAX
 from p2pnode.node import receipt_messages as exchange
 from p2pnode.node.active import Place
+from p2pnode.units import PeerId
 from tests.kit.receipt_ring import UNIT, Calls, Peer, Ring
 
 
@@ -21,7 +23,7 @@ def ring() -> Ring:
     return Ring(calls, calls.add("head"), calls.add("first"), calls.add("second"))
 
 
-NOTE = "x" * 900
+LONG_NOTE = f"p2pnode/x\n1\nAA==\n{'x' * 900}\n\n\u2014 p2pnode/x AAAAAAAA\n"
 """As long as a checkpoint in a receipt can be, nearly."""
 
 
@@ -56,7 +58,7 @@ async def test_a_request_leaves_at_most_eight_facts(ring: Ring, count: int, devi
 
 async def test_what_is_too_long_for_one_fact_stands_in_few(ring: Ring) -> None:
     """Sixty-four receipts of nearly the longest form on one device: two facts here, and as many there, twice."""
-    ring.calls.note = f"p2pnode/x\n1\nAA==\n{NOTE}\n\n\u2014 p2pnode/x AAAAAAAA\n"
+    ring.calls.note = LONG_NOTE
     places = [ring.place(ring.first, n % 8 + 4, n % 8 + 5, f"plan {n}") for n in range(64)]
     assert await over(ring, places) == 64
     assert facts_of(ring.head, "r1").count("ReceiptReceived") == 2
@@ -122,3 +124,57 @@ async def test_what_exceeds_the_bound_at_once_is_signed_in_turns(ring: Ring) -> 
     assert await over(ring, places) == 2
     assert ring.agreed(ring.first) == (2, UNIT)
     assert ring.calls.made.count(exchange.ASK) == 2
+
+
+async def test_a_device_that_says_something_else_is_not_signed_for(ring: Ring) -> None:
+    """Receipts for another request, or more than one fact holds: nothing is recorded."""
+    theirs = ring.place(ring.first, 4, 8)
+    honest = ring.first.methods[exchange.ASK]
+
+    async def other_request(peer: PeerId, arguments: dict[str, Any], say: Any) -> dict[str, Any]:
+        answer: dict[str, Any] = await honest(peer, {**arguments, "request_id": "another"}, say)
+        return answer
+
+    async def too_many(peer: PeerId, arguments: dict[str, Any], say: Any) -> dict[str, Any]:
+        offer = await honest(peer, arguments, say)
+        return {**offer, "receipts": offer["receipts"] * RECEIPT_PARTS_MAX, "repeated": True}
+
+    ring.calls.note = LONG_NOTE
+    for n, answer in enumerate((other_request, too_many)):
+        ring.first.methods[exchange.ASK] = answer
+        ring.compute(theirs)
+        assert await ring.settle(ring.asked(f"r{n}", {theirs: 10})) == 0
+    assert ring.first.id not in ring.head.book.state.billing.received
+
+
+async def test_a_device_that_repeats_for_ever_is_left_after_some_turns(ring: Ring) -> None:
+    theirs = ring.place(ring.first, 4, 8)
+    ring.compute(theirs)
+    await ring.settle(ring.asked("r1", {theirs: 10}))
+    ring.first.book.story.state.billing.given[
+        ring.head.id
+    ].agreed_sequence = 0  # it forgets that it was signed
+    ring.first.methods[exchange.AGREE] = _nothing
+    ring.compute(theirs, 10)
+    asked = ring.calls.made.count(exchange.ASK)
+    assert await ring.settle(ring.asked("r2", {theirs: 10})) == 0
+    assert ring.calls.made.count(exchange.ASK) - asked == RECEIPT_TURNS_MAX
+    assert facts_of(ring.head, "r1").count("ReceiptReceived") == 1
+
+
+async def _nothing(peer: PeerId, arguments: dict[str, Any], say: Any) -> dict[str, Any]:
+    return {}
+
+
+async def test_what_could_not_be_asked_is_kept_until_it_can(ring: Ring) -> None:
+    """Refused twice for what is owed beside it, then signed once."""
+    ring.first.debts.beside = UNIT
+    theirs = ring.place(ring.first, 4, 8)
+    ring.compute(theirs)
+    assert await ring.settle(ring.asked("r1", {theirs: 10})) == 0
+    assert ring.head.receipts is not None
+    await ring.head.receipts.make_up(ring.first.id)
+    assert ring.first.id not in ring.head.book.state.billing.received
+    ring.first.debts.beside = 0
+    await ring.head.receipts.make_up(ring.first.id)
+    assert ring.agreed(ring.first) == (1, UNIT)
