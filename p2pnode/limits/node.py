@@ -95,6 +95,9 @@ OTHER_MESH_MEMBERS_ASKED_MAX = 4
 OTHER_MESHES_REFRESH_S = 30.0
 """What is offered changes when people change it; who is gone is noticed when it is asked."""
 
+OTHER_MESHES_TROUBLE_S = 5.0
+"""One that cannot be asked is looked for again so soon; the dial before goes on for 10 s and takes no new address."""
+
 OTHER_MESH_OPEN_S_MAX = 3.0
 """Ten round trips of the slowest link in use; an answer waits for this before it goes elsewhere."""
 

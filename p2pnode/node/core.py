@@ -306,6 +306,7 @@ class Node:
             duplicates=self.duplicates,
             external=lambda: self.backends.told(),
             witnessed=lambda: self.histories.told(),
+            heard_other=lambda peer, addresses: self.others.heard_nearby(peer, addresses),
             now_ms=now_ms,
             say=self.say,
         )

@@ -87,6 +87,7 @@ class OtherMeshes:
         self._now_ms = now_ms
         self._say = say
         self._meshes: dict[str, Other] = {}
+        self._look_again = asyncio.Event()
 
     # --- being a guest -------------------------------------------------------------------------------
     async def add(self, text: str, name: str = "") -> dict[str, Any]:
@@ -176,8 +177,13 @@ class OtherMeshes:
 
     async def run(self) -> None:
         while True:
+            self._look_again.clear()
             await self.refresh()
-            await asyncio.sleep(limits.OTHER_MESHES_REFRESH_S)
+            with suppress(TimeoutError):
+                is_well = not any(other.trouble for other in self._meshes.values())
+                pause_s = limits.OTHER_MESHES_REFRESH_S if is_well else limits.OTHER_MESHES_TROUBLE_S
+                async with asyncio.timeout(pause_s):
+                    await self._look_again.wait()
 
     async def refresh(self) -> None:
         """Ask all of them anew."""
@@ -251,6 +257,16 @@ class OtherMeshes:
             peer = PeerId(str(entry.get("peer")))
             if said and other.role_of(peer) not in (None, "guest"):
                 other.addresses[peer] = said[: limits.PEER_ADDRESSES_MAX]
+
+    def heard_nearby(self, peer: PeerId, addresses: Sequence[str]) -> None:
+        """Where a member of another mesh says it is now: who answers there is checked when dialling."""
+        for other in self._meshes.values():
+            if other.role_of(peer) not in (None, "guest"):
+                known = other.addresses.get(peer, [])
+                fresh = [address for address in addresses if address not in known]
+                other.addresses[peer] = [*fresh, *known][: limits.PEER_ADDRESSES_MAX]
+                if fresh and other.trouble:
+                    self._look_again.set()
 
     # --- choosing ------------------------------------------------------------------------------------
     @property

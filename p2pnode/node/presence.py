@@ -53,6 +53,7 @@ class Presence:
         duplicates: Duplicates,
         external: Callable[[], list[dict[str, Any]]],
         witnessed: Callable[[], list[list[Any]]],
+        heard_other: Callable[[PeerId, list[str]], None],
         now_ms: Callable[[], int],
         say: Callable[[dict[str, Any]], None],
     ) -> None:
@@ -75,6 +76,8 @@ class Presence:
         self._duplicates = duplicates
         self._external = external
         self._witnessed = witnessed
+        self._heard_other = heard_other
+        """Told of devices nearby that are no members here: one may be of a mesh whose guest this node is."""
         self._now_ms = now_ms
         self._say = say
         self._discovery: Discovery | None = None
@@ -110,8 +113,12 @@ class Presence:
             tell(error.message)
 
     def _heard_nearby(self, peer_id: PeerId, addresses: list[str]) -> None:
-        if self._mesh.is_member(peer_id) and not self._stopping.is_set():
+        if self._stopping.is_set():
+            return
+        if self._mesh.is_member(peer_id):
             self._links.know(peer_id, addresses=addresses, is_there=True)
+        else:
+            self._heard_other(peer_id, addresses)
 
     async def end_discovery(self) -> None:
         discovery, self._discovery = self._discovery, None

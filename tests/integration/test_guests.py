@@ -226,6 +226,18 @@ async def test_a_member_that_tells_nonsense_costs_its_offers_and_nothing_else(tm
         assert "cannot be read" in view["trouble"]
 
 
+async def test_a_mesh_nearby_is_found_again_where_it_is_now(tmp_path: Path) -> None:
+    """Its devices got other addresses while they were off; mDNS tells where they are, and the identity is checked."""
+    async with node_here(tmp_path / "home", "home") as home:
+        async with node_here(tmp_path / "studio", "studio") as studio:
+            await home.others.add(await ticket(studio), "studio")
+        async with node_here(tmp_path / "studio", "studio") as studio:
+            home.presence._heard_nearby(home.me, ["/ip4/127.0.0.1/udp/1/quic-v1"])
+            home.presence._heard_nearby(studio.me, studio.addresses())
+            home.store.remove(DEMO)
+            assert [stage["name"] for stage in (await ask(home)).stages] == ["studio of studio"]
+
+
 async def test_what_is_remembered_may_be_damaged(tmp_path: Path) -> None:
     async with node_here(tmp_path / "studio", "studio") as studio:
         async with node_here(tmp_path / "home", "home") as home:
