@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from hypercorn.utils import UnexpectedMessageError
+
 from p2pnode import __version__, heap
 from p2pnode.api.app import create_app
 from p2pnode.api.keys import FileKeys
@@ -281,6 +283,15 @@ def run_node(options: JoinOptions) -> int:
     return asyncio.run(_run(replace(options, ticket=ticket_text(options), invite_file=None)))
 
 
+def _unhandled(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Connections end in the middle when a node does. Python 3.11's streams report one that was cancelled, and the
+    HTTP server an answer that came too late for its connection, as if something had failed."""
+    error = context.get("exception")
+    is_late = isinstance(error, UnexpectedMessageError) and str(error).endswith("CLOSED")
+    if not is_late and not isinstance(error, asyncio.CancelledError):
+        loop.default_exception_handler(context)
+
+
 async def _run(options: JoinOptions) -> int:
     stop = asyncio.Event()
     reasons: list[str] = []
@@ -290,6 +301,7 @@ async def _run(options: JoinOptions) -> int:
         reasons.append(name)
         stop.set()
 
+    loop.set_exception_handler(_unhandled)
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, asked, signal.Signals(number).name)
 

@@ -113,9 +113,12 @@ def test_while_a_plan_is_carried_out(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
         asked = pool.submit(plan)
         pause(rng.uniform(0, 1.0))
-        first, second = rng.sample([alpha, beta], 2)
-        end(first, rng.choice(SIGNALS))
-        end(second, rng.choice(SIGNALS))
+        try:
+            for node in rng.sample([alpha, beta], 2):
+                end(node, rng.choice(SIGNALS))
+        finally:  # a failure leaves no node to the next test
+            for node in (alpha, beta):
+                node.kill()
         asked.result()
         none_left(mark)
 
