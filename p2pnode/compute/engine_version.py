@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -21,11 +22,11 @@ def engine_version() -> str:
 
 
 def _package_version() -> str:
-    """As its folder beside the package is called: asking for metadata loads mail and zip readers, 1 MB an engine."""
-    folder = _package_folder()
-    found = list(folder.parent.glob("llama_cpp_python-*.dist-info")) if folder is not None else []
-    if len(found) == 1:
-        return found[0].name.removesuffix(".dist-info").split("-")[1]
+    """As its first folder on the path is called: asking for metadata loads mail and zip readers, 1 MB an engine."""
+    for place in filter(None, sys.path):
+        found = list(Path(place).glob("llama_cpp_python-*.dist-info"))
+        if len(found) == 1:
+            return found[0].name.removesuffix(".dist-info").split("-")[1]
     from importlib.metadata import PackageNotFoundError, version  # installed in some other way
 
     try:
