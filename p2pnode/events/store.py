@@ -331,11 +331,15 @@ class SqliteLog(Generic[State]):
         return keys
 
     async def close(self) -> None:
-        await asyncio.to_thread(self.close_blocking)
+        await asyncio.to_thread(self._writer.close)
+        self._publish_last()  # here, where `_committed` publishes too: never two at once
 
     def close_blocking(self) -> None:
         """`close` for those without a loop."""
         self._writer.close()
+        self._publish_last()
+
+    def _publish_last(self) -> None:
         if self._writer.failure is None:
             self._unpublished = self._writer.last_checkpoint
             self._publish_now()

@@ -34,15 +34,14 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 async def peak_bytes(model: Path, **changes: Any) -> tuple[int, list[int]]:
-    """Of loading and computing, beyond what the process had before; and what it said."""
+    """Of the whole life of an engine; and what it said."""
     engine = await EngineClient.start(environment=streaming_environment())
     try:
-        before = most_resident(engine.pid)
         spec = UnitSpec(model_path=str(model), repack=False, load_mode="mmap", **SMALL, **changes)
         unit = (await engine.load(spec)).unit_id
         await engine.open_session(unit, 1, SamplingParams(temperature=0.0))
         said = await generate(engine, unit, PROMPT, 6)
-        return most_resident(engine.pid) - before, said
+        return most_resident(engine.pid), said
     finally:
         await engine.close()
 
@@ -57,5 +56,5 @@ async def test_the_peak_stays_near_the_limit_from_the_first_moment(model: Path, 
     whole, expected = await peak_bytes(model)
     assert whole > size, "what is not streamed ends up in memory: the measure sees it"
     streamed, said = await peak_bytes(model, resident_bytes_max=LIMIT_BYTES)
-    assert streamed < LIMIT_BYTES + (whole - size) + size // 8
+    assert streamed < whole - size + LIMIT_BYTES + size // 8, "the same engine, with the limit in place of the weights"
     assert said == expected

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import sqlite3
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,20 @@ async def fill(folder: Path, count: int) -> None:
     log = open_log(folder)
     await log.append([held(number) for number in range(count)])
     await log.close()
+
+
+async def test_checkpoints_are_published_by_one_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two that replace the file at once would take the new one away from each other."""
+    threads = []
+
+    def publish(folder: Path, note: str) -> None:
+        threads.append(threading.get_ident())
+        publish_checkpoint(folder, note)
+
+    monkeypatch.setattr(storing, "publish_checkpoint", publish)
+    await fill(tmp_path, 3)
+    assert set(threads) == {threading.get_ident()}
+    assert published_checkpoint(tmp_path / LOG_DIR) is not None
 
 
 def change(folder: Path, *statements: str) -> None:
