@@ -226,8 +226,8 @@ async def undo_all(steps: list[Callable[[], Any]]) -> None:
             result = step()
             if asyncio.iscoroutine(result):
                 await result
-        except P2PNodeError as error:
-            logging.getLogger("p2pnode").debug("while taking back a failed start: %s", error.message)
+        except Exception:
+            logging.getLogger("p2pnode").debug("while taking back a failed start", exc_info=True)
 
 
 def may_be_member(mesh: Mesh, options: JoinOptions, error: BaseException) -> bool:

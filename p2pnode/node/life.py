@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from p2pnode import __version__, limits
 from p2pnode import commands as c
-from p2pnode.errors import P2PNodeError
 from p2pnode.machine import now_ms
 from p2pnode.models.source import FileSource
 from p2pnode.node.approval import ask, ask_nearby
@@ -154,7 +153,7 @@ class Life:
         for step in steps:
             try:
                 await step()
-            except P2PNodeError as error:  # must not keep the other rooms from ending well
+            except Exception as error:  # must not keep the other rooms from ending well
                 node.report("stopping", error)
 
     async def end_work(self) -> None:
