@@ -56,5 +56,7 @@ async def test_the_peak_stays_near_the_limit_from_the_first_moment(model: Path, 
     whole, expected = await peak_bytes(model)
     assert whole > size, "what is not streamed ends up in memory: the measure sees it"
     streamed, said = await peak_bytes(model, resident_bytes_max=LIMIT_BYTES)
-    assert streamed < whole - size + LIMIT_BYTES + size // 8, "the same engine, with the limit in place of the weights"
+    assert streamed < whole - size + LIMIT_BYTES + size // 8, (
+        "the same engine, with the limit in place of the weights"
+    )
     assert said == expected

@@ -64,7 +64,9 @@ async def fill(folder: Path, count: int) -> None:
     await log.close()
 
 
-async def test_checkpoints_are_published_by_one_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_checkpoints_are_published_by_one_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two that replace the file at once would take the new one away from each other."""
     threads = []
 
