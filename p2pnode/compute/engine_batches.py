@@ -13,7 +13,6 @@ from p2pnode.compute.engine_loaded import LoadedUnit
 from p2pnode.compute.engine_step import Reply, Step
 from p2pnode.errors import (
     ContextFull,
-    EngineIncompatible,
     P2PNodeError,
     SessionLost,
 )
@@ -160,11 +159,7 @@ class Batches(LoadedUnit, ABC):
         """Several sessions split into several micro-batches come back in an order we do not know."""
         if self.spec.output != "rows":
             return True
-        if sum(len(part) for part in self._taps.rows) != total:
-            raise EngineIncompatible(
-                f"the tap {self.spec.tap!r} gave {sum(map(len, self._taps.rows))} of {total} rows",
-                hint="this llama.cpp names its tensors differently",
-            )
+        self._taps.check(total)
         return len(chosen) == 1 or len(self._taps.rows) == 1
 
     def _tapped(self) -> NDArray[np.float32] | None:

@@ -21,6 +21,7 @@ from p2pnode.compute.llama_context import Context
 from p2pnode.compute.llama_model import Model
 from p2pnode.compute.llama_spec import check_spec
 from p2pnode.compute.reduce import AllReduce
+from p2pnode.compute.tap_test import try_taps
 from p2pnode.compute.taps import Taps
 from p2pnode.compute.token_table import TokenRows
 from p2pnode.compute.untouched import untouched_given_back
@@ -123,6 +124,9 @@ class LoadedUnit:
                 self._adapters.add_control_vectors(spec.control_vectors)
         if spec.token_table is not None:
             self._table = TokenRows(spec.token_table)
+        if self.context is not None and self._taps.callback is not None:
+            takes_rows = spec.input == "rows" or self._table is not None
+            try_taps(self._taps, self.context, self.model.columns if takes_rows else None)
 
     def info(self) -> UnitInfo:
         model, context = self.model, self.context

@@ -19,6 +19,8 @@ from typing import Any, TypeAlias
 from p2pnode.errors import EngineIncompatible
 
 BINDING = "llama_cpp"
+KNOWN_VERSION = "install the llama-cpp-python version named in pyproject.toml"
+"""What helps against every library that is not as expected."""
 
 TENSOR_TYPE = 0
 TENSOR_NE = 16
@@ -107,7 +109,7 @@ def declare_ggml(lib: ctypes.CDLL) -> None:
         try:
             function = getattr(lib, name)
         except AttributeError:
-            raise EngineIncompatible(f"llama.cpp's library has no {name}") from None
+            raise EngineIncompatible(f"llama.cpp's library has no {name}", hint=KNOWN_VERSION) from None
         function.restype, function.argtypes = result, arguments
     lib.ggml_init.argtypes = [_InitParams]
 
@@ -132,31 +134,47 @@ def tensor_type(tensor: int) -> int:
 
 
 def check_tensor_layout(lib: ctypes.CDLL) -> None:
-    """Make one tensor by ggml's own calls and find its fields where we read them."""
+    """Make one tensor by ggml's own calls and find its fields where we read them.
+
+    Nothing found is followed: in an unknown layout it is no pointer, and the process would end without a word.
+    """
     overhead = lib.ggml_tensor_overhead()
+    if overhead <= TENSOR_NAME + TENSOR_NAME_BYTES:
+        raise _unknown_layout("size")
     context = lib.ggml_init(_InitParams(overhead * 4 + 4096, None, False))
     if not context:
         raise EngineIncompatible("ggml gives no context for the layout check")
     try:
         tensor = lib.ggml_new_tensor_2d(context, GGML_TYPE_F32, 7, 3)
         lib.ggml_set_name(tensor, b"l_out-41")
-        seen = (
-            tensor_type(tensor),
-            tensor_shape(tensor),
-            tensor_name(tensor),
-            _void_p.from_address(tensor + TENSOR_DATA).value,
-            tuple((_size_t * 4).from_address(tensor + TENSOR_NB)),
-            source_name(lib.ggml_neg(context, tensor)),
-        )
-        strides = (4, 28, 84, 84)
-        expected = (GGML_TYPE_F32, (7, 3, 1, 1), b"l_out-41", lib.ggml_get_data(tensor), strides, b"l_out-41")
+        made = lib.ggml_neg(context, tensor)
+        seen = {
+            "type": tensor_type(tensor),
+            "shape": tensor_shape(tensor),
+            "name": ctypes.string_at(tensor + TENSOR_NAME, TENSOR_NAME_BYTES).rstrip(b"\0"),
+            "data": _void_p.from_address(tensor + TENSOR_DATA).value,
+            "strides": tuple((_size_t * 4).from_address(tensor + TENSOR_NB)),
+            "source": _void_p.from_address(made + TENSOR_SOURCE).value,
+        }
+        expected = {
+            "type": GGML_TYPE_F32,
+            "shape": (7, 3, 1, 1),
+            "name": b"l_out-41",
+            "data": lib.ggml_get_data(tensor),
+            "strides": (4, 28, 84, 84),
+            "source": tensor,
+        }
     finally:
         lib.ggml_free(context)
-    if seen != expected or overhead <= TENSOR_NAME + TENSOR_NAME_BYTES:
-        raise EngineIncompatible(
-            "this llama.cpp keeps tensors in a layout we do not know",
-            hint="install the llama-cpp-python version named in pyproject.toml",
-        )
+    moved = [field for field in expected if seen[field] != expected[field]]
+    if moved:
+        raise _unknown_layout(", ".join(moved))
+
+
+def _unknown_layout(what: str) -> EngineIncompatible:
+    return EngineIncompatible(
+        f"this llama.cpp keeps tensors in a layout we do not know: {what}", hint=KNOWN_VERSION
+    )
 
 
 def _start() -> tuple[Any, Any]:

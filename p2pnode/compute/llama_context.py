@@ -133,6 +133,10 @@ class Context:
     def drop(self, sequence: int) -> None:
         L.llama_memory_seq_rm(self.memory, sequence, -1, -1)
 
+    def forget_all(self) -> None:
+        """As it was when it was made; what is behind the positions is never read."""
+        L.llama_memory_clear(self.memory, False)
+
     def copy_prefix(self, source: int, target: int, count: int) -> None:
         L.llama_memory_seq_cp(self.memory, source, target, 0, count)
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from p2pnode.compute.llama_abi import (
     GGML_TYPE_F32,
+    KNOWN_VERSION,
     lib,
     tensor_name,
     tensor_shape,
@@ -68,7 +69,16 @@ class Taps:
         if self._reduced != self._expected:
             raise EngineIncompatible(
                 f"{self._reduced} of {self._expected} partial sums were found in llama.cpp's graph",
-                hint="this llama.cpp builds this architecture differently",
+                hint=f"this llama.cpp builds this architecture differently: {KNOWN_VERSION}",
+            )
+
+    def check(self, rows: int) -> None:
+        """Raise when the result tap did not read so many of them."""
+        read = sum(map(len, self.rows))
+        if self._result is not None and read != rows:
+            raise EngineIncompatible(
+                f"the tap {self._result.decode()!r} gave {read} of {rows} rows",
+                hint=f"this llama.cpp names its tensors differently: {KNOWN_VERSION}",
             )
 
     def _take(self, tensor: int) -> bool:
