@@ -14,7 +14,7 @@ from p2pnode.limits import GRAMMAR_BYTES_MAX, LOGIT_BIAS_MAX, LOGPROBS_MAX, PENA
 GREEDY_BELOW = 1e-5
 """Temperatures under this are greedy: dividing logits by less overflows float32."""
 SEED_DEFAULT = 0x9E3779B9
-"""Used when a caller names no seed and the node gave none."""
+"""Of a session that nobody gave a seed: a node gives every request one of its own."""
 SEED_MAX = 0xFFFFFFFE
 """llama.cpp takes the largest 32-bit seed as "choose one yourself", which no two machines would do alike."""
 

@@ -43,7 +43,7 @@ from p2pnode.node.embedding import Embedding
 from p2pnode.node.engine_settings import EngineSettings
 from p2pnode.node.engines import EngineHost
 from p2pnode.node.federation import Federation
-from p2pnode.node.forwarding import Forwarding
+from p2pnode.node.forwarding import Forwarding, repeatable
 from p2pnode.node.grants import Grants
 from p2pnode.node.histories import Histories
 from p2pnode.node.hops import Hops
@@ -331,6 +331,7 @@ class Node:
             choose_again=self.choosing.choose_again,
             book=Books(ledger, self.receipts, self.tasks),
             new_id=_request_id,
+            seeded=repeatable,
             finished=self.tidings.request_finished,
         )
         self.backends = Backends(

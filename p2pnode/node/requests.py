@@ -65,12 +65,14 @@ class Requests:
         choose_again: ChooseAgain,
         book: RequestBook,
         new_id: Callable[[], str],
+        seeded: Callable[[GenerateRequest], GenerateRequest],
         finished: Callable[[Running], None],
     ) -> None:
         self._choose = choose
         self._choose_again = choose_again
         self._book = book
         self._new_id = new_id
+        self._seeded = seeded
         self._finished = finished
         self._sessions = itertools.count(1)
         self.running: dict[str, Served] = {}
@@ -96,7 +98,8 @@ class Requests:
             active = await self._choose(request)
             prompt = await self._tokens(active, request)
         budget = self._budget(active, request, len(prompt))
-        session = Session(self.new_session(), prompt, request.sampling, budget, stop=tuple(request.stop))
+        params = self._seeded(request).sampling  # chance of its own, yet the same again after a loss
+        session = Session(self.new_session(), prompt, params, budget, stop=tuple(request.stop))
         request_id = request.request_id or self._new_id()
         running = Running(request_id, request, session, active, time.monotonic())
         session.pause_at = limits.OUTPUT_TOKENS_PER_UNIT

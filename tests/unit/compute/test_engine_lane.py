@@ -6,9 +6,10 @@ import json
 import os
 import random
 import socket
+import struct
 import threading
 from collections.abc import Callable
-from itertools import pairwise
+from itertools import pairwise, permutations
 from pathlib import Path
 
 import numpy as np
@@ -251,6 +252,33 @@ def test_all_ranks_get_the_same_bits(never: int, ranks: int, half: bool) -> None
         assert np.allclose(results[0][step], exact, atol=1e-2 if half else 1e-5)
     for end in ends.values():
         end.close()
+
+
+@pytest.mark.parametrize("arriving", list(permutations((1, 2, 3))))
+def test_sums_are_made_in_the_order_of_ranks_whoever_comes_first(
+    never: int, arriving: tuple[int, ...]
+) -> None:
+    """Float sums depend on their order: the same numbers would give another text on another day."""
+    parts = [np.full((1, 8), value, np.float32) for value in (1.0, 1e8, -1e8, 3e-4)]
+    expected = ((parts[0] + parts[1]) + parts[2]) + parts[3]
+    assert not np.array_equal(expected, ((parts[3] + parts[2]) + parts[1]) + parts[0])
+    ends = {rank: socket.socketpair() for rank in arriving}
+    group = AllReduce(0, {rank: StreamLink(ends[rank][0]) for rank in arriving}, half=False, abort_fd=never)
+
+    def arrive() -> None:
+        for rank in arriving:
+            ends[rank][1].recv(4096)  # the sum is under way
+            ends[rank][1].sendall(struct.pack("<II", 1, 32) + parts[rank].tobytes())
+
+    sender = threading.Thread(target=arrive)
+    sender.start()
+    values = parts[0].copy()
+    group.reduce(values)
+    sender.join()
+    assert np.array_equal(values, expected)
+    group.close()
+    for rank in arriving:
+        ends[rank][1].close()
 
 
 def test_a_stream_out_of_step_is_noticed(never: int) -> None:

@@ -17,6 +17,7 @@ from p2pnode.errors import Busy, ContextFull, P2PNodeError, RequestError, StageL
 from p2pnode.facade import Finished, GenerateEvent, GenerateRequest, SamplingParams, TextDelta
 from p2pnode.frame import POSITION_MAX
 from p2pnode.node.active import Active, Place
+from p2pnode.node.forwarding import repeatable
 from p2pnode.node.requests import Requests
 from p2pnode.node.running import Running
 from p2pnode.units import PeerId
@@ -108,6 +109,7 @@ class World:
             choose_again=self._choose_again,
             book=self.book,
             new_id=lambda: "r1",
+            seeded=repeatable,
             finished=self.done.append,
         )
 
@@ -148,7 +150,7 @@ class World:
 
     def ask(self, max_tokens: int = 4, **wish: Any) -> AsyncGenerator[GenerateEvent, None]:
         request = GenerateRequest(
-            model=None, prompt=[A - 1], max_tokens=max_tokens, sampling=SamplingParams(), **wish
+            model=None, prompt=[A - 1], max_tokens=max_tokens, **{"sampling": SamplingParams(), **wish}
         )
         return cast("AsyncGenerator[GenerateEvent, None]", self.requests.generate(request))
 
@@ -175,6 +177,25 @@ async def test_an_answer_is_booked_and_given_back() -> None:
     assert world.log == ["accepted", "free p0", "finished length 'abcd'", "cells p0"]
     assert world.work == {"device of p0": 40}
     assert world.is_as_before
+
+
+async def test_who_names_no_seed_gets_a_chance_of_its_own() -> None:
+    """Each request another; one that names a seed, or asks greedily, is left as it is."""
+    seeds = []
+    for sampling in (
+        SamplingParams(),
+        SamplingParams(),
+        SamplingParams(seed=5),
+        SamplingParams(temperature=0),
+    ):
+        world = World(-1)
+        await world.answer(sampling=sampling)
+        (running,) = world.done
+        seeds.append(running.session.params.seed)
+        assert running.request.sampling == sampling, "the record does not promise that it can be repeated"
+    assert None not in seeds[:2]
+    assert seeds[0] != seeds[1]
+    assert seeds[2:] == [5, None]
 
 
 async def test_the_same_text_after_a_loss_and_each_device_is_credited_for_its_own_rows() -> None:
