@@ -10,7 +10,7 @@ from p2pnode.compute.engine_protocol import Buffer, Message, frame_fields
 from p2pnode.compute.engine_step import Reply
 from p2pnode.compute.engine_unit import Unit
 from p2pnode.errors import P2PNodeError, StageLost
-from p2pnode.frame import Frame
+from p2pnode.frame import Frame, Kind
 from p2pnode.limits import RELAYED_FRAMES_TOLD_AT, RELAYED_TOLD_S
 
 if TYPE_CHECKING:
@@ -116,14 +116,14 @@ class EngineRings:
 
     # what the node hears
     def observer(self, unit_id: int) -> Callable[[Frame, Frame], None]:
-        """Told what a unit received without its node, and what it made of it."""
+        """Told what a unit received without its node, and what it made of it; of what failed, at once."""
         return lambda received, sent: self._relay(unit_id, received, sent)
 
     def _relay(self, unit_id: int, received: Frame, sent: Frame) -> None:
         if not self._relayed:
             self._tell_at = time.monotonic() + RELAYED_TOLD_S
         self._relayed.append((unit_id, received, sent))
-        if len(self._relayed) >= RELAYED_FRAMES_TOLD_AT:
+        if len(self._relayed) >= RELAYED_FRAMES_TOLD_AT or sent.kind is Kind.ERROR:
             self.tell()
 
     def tell_if_due(self) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from p2pnode.compute.engine_batches import Batches
 from p2pnode.compute.engine_lead import Lead, Part, find
 from p2pnode.compute.engine_step import Reply, Step
+from p2pnode.compute.notices import error_frame
 from p2pnode.compute.reduce import AllReduce
 from p2pnode.errors import (
     Busy,
@@ -249,6 +250,9 @@ class Unit(Batches):
             chosen = self._announced(announced.parts)
         except P2PNodeError as exc:
             lead.group.give_up(exc)
+            for part in announced.parts:
+                if part.frame is not None:
+                    self._told_of_failure(part.frame, exc)
             yield from self._refuse_all(lead)
             return
         if chosen:
@@ -287,3 +291,10 @@ class Unit(Batches):
     def _told(self, received: Frame, reply: Reply) -> None:
         if reply.frame is not None:
             self.relayed(received, reply.frame)
+        elif reply.error is not None:
+            self._told_of_failure(received, reply.error)
+
+    def _told_of_failure(self, received: Frame, error: P2PNodeError) -> None:
+        """No node waits for a step that came by a lane, and the leader does: for this rank's sums, with patience."""
+        if not isinstance(error, Cancelled):
+            self.relayed(received, error_frame(received, error))

@@ -119,11 +119,23 @@ class StageStreams:
             await client.open_relay(unit, into, out, stages=stages)
         return {}
 
-    def _hear_of_lanes(self, hosted: HostedStage, client: EngineClient, unit: int) -> None:
-        """Counts what passed by lanes; a session that may not go on is taken from the engine."""
+    def _hear_of_lanes(
+        self,
+        hosted: HostedStage,
+        client: EngineClient,
+        unit: int,
+        failed: Callable[[Frame], None] = lambda _: None,
+    ) -> None:
+        """Counts what passed by lanes; a session that may not go on is taken from the engine.
+
+        Of a pipeline's stage that could not compute, the head hears by the lanes; of a rank that could not, `failed`.
+        """
         observe, reach = self._observer(hosted), self._grants.reach_of(hosted.order.plan_id)
 
         def look(received: Frame, sent: Frame) -> None:
+            if sent.kind is Kind.ERROR:
+                failed(sent)
+                return
             observe(received, sent)
             if received.position_first + received.rows > reach.get(received.session, 0) and client.alive:
                 self._tasks.spawn("end session", client.free_session(unit, received.session))
@@ -243,13 +255,16 @@ class StageStreams:
 
         trouble: asyncio.Future[messages.AnyMessage] = asyncio.get_running_loop().create_future()
 
+        def failed(frame: Frame) -> None:
+            _settle(trouble, str(frame.meta.get("message", ""))[:400])
+
         async def watch(frame: Frame) -> None:
             if frame.kind is Kind.ERROR:
-                _settle(trouble, str(frame.meta.get("message", ""))[:400])
+                failed(frame)
 
         client = hosted.engine.client
         unit = hosted.engine.unit(UNIT)
-        self._hear_of_lanes(hosted, client, unit)
+        self._hear_of_lanes(hosted, client, unit, failed)
         server = StageServer(client, unit, watch, self._observer(hosted), self._gate(hosted))
         await messages.send_message(inbound, messages.Answer(data={}))
         try:

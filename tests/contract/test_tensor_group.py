@@ -27,6 +27,7 @@ from p2pnode.compute.surgery import cut
 from p2pnode.errors import ComputeError, EngineUnavailable, P2PNodeError, RequestError, StageLost
 from p2pnode.facade import SamplingParams
 from p2pnode.frame import DType, Frame, Kind, pack_rows, rows_f32
+from p2pnode.limits import REDUCE_TIMEOUT_S
 from tests.kit.engine_units import SMALL, cut_spec, generate, tokens_frame
 from tests.kit.llama_runner import index_of
 from tests.kit.toy_models import Toy, write_model
@@ -303,6 +304,33 @@ async def test_a_leader_that_makes_no_sense_is_left(tmp_path: Path, word: bytes)
         await group.engines[0].open_session(group.units[0], 2, GREEDY)
         again = replace(tokens_frame(PROMPT), session=2)
         assert await group.sample(again) >= 0
+
+
+def _said(word: bytes) -> bytes:
+    """The leader's first word, as a stream carries it."""
+    first = (struct.pack("<I", len(word)) + word).ljust(ANNOUNCED_BYTES, b"\0")
+    return struct.pack("<II", 1, ANNOUNCED_BYTES) + first
+
+
+@pytest.mark.parametrize("where", [7, -1], ids=["positions that are not there", "no position"])
+async def test_a_follower_that_cannot_compute_what_came_by_a_lane_says_so(tmp_path: Path, where: int) -> None:
+    """Nobody asked for the step, so nobody is answered: the node hears of it unasked, and soon."""
+    path = toy(tmp_path, "llama")
+    async with group_of(path, (1, 1)) as group:
+        follower, unit = group.engines[1], group.units[1]
+        ours, theirs = socket.socketpair()
+        await follower.link(unit, [StreamToRank(0, theirs)])
+        theirs.close()
+        heard: asyncio.Future[tuple[Frame, Frame]] = asyncio.get_running_loop().create_future()
+        follower.observe(unit, lambda received, sent: heard.set_result((received, sent)))
+        ours.sendall(_said(_word(_inline(tokens_frame((5,), where)))))
+        async with asyncio.timeout(REDUCE_TIMEOUT_S / 2):
+            received, sent = await heard
+        assert (received.session, received.position_first) == (1, where)
+        assert (sent.kind, sent.session, sent.rows) == (Kind.ERROR, 1, 0)
+        assert sent.meta["code"]
+        assert sent.meta["message"]
+        ours.close()
 
 
 async def test_a_lane_that_nobody_answers_is_refused(tmp_path: Path) -> None:
