@@ -189,13 +189,20 @@ def ps(everything: bool, data: Path | None, api: str | None, as_json: bool) -> N
                 identity,
                 session.get("model", "-"),
                 " ".join(filter(None, (session.get("mode", "-"), session.get("engine")))),
-                session.get("state", "-"),
+                answer_state(session),
                 session.get("tokens", session.get("completion_tokens", "-")),
                 f"{speed:.1f}" if isinstance(speed, int | float) else "-",
                 stages or served_by(session),
             )
         )
     print_table("Sessions", ("SESSION", "MODEL", "MODE", "STATE", "TOKENS", "TOK/S", "STAGES"), rows)
+
+
+def answer_state(session: dict[str, Any]) -> str:
+    """Of an answer that stands still, since when."""
+    since = session.get("recovering_s")
+    state = str(session.get("state", "-"))
+    return f"{state} for {since:.1f} s" if isinstance(since, int | float) else state
 
 
 def served_by(session: dict[str, Any]) -> str:

@@ -60,7 +60,10 @@ def status_pairs(view: Mapping[str, Any], url: str, *, now_s: float) -> list[tup
     record = f"{log.get('size', 0)} events in {log.get('blocks', 0)} sealed blocks"
     if rebuilding := log.get("rebuilding"):
         record += f", read anew: {rebuilding.get('folded', 0)} of {rebuilding.get('size', 0)}"
-    pairs += [("record", record), ("answers", f"{view.get('running', 0)} being written now")]
+    answers = f"{view.get('running', 0)} being written now"
+    if waiting := view.get("recovering"):
+        answers += f", {waiting} of them recovering from a lost device"
+    pairs += [("record", record), ("answers", answers)]
     return [(name, one_line(value)) for name, value in pairs]
 
 

@@ -58,6 +58,11 @@ def layer_bar(stages: list[dict[str, Any]]) -> list[tuple[str, str]]:
     ]
 
 
+def speed_text(row: dict[str, Any]) -> str:
+    """Of an answer whose device was lost, that it is not given up."""
+    return "recovering" if row.get("state") == "recovering" else str(row.get("tokens_per_s") or "-")
+
+
 def pulse(view: dict[str, Any]) -> str:
     """The mesh in one line."""
     peers = view["peers"]
@@ -106,7 +111,7 @@ def picture(view: dict[str, Any]) -> Group:
                 Text(str(row.get("model", "-"))),
                 str(row.get("mode", "-")),
                 str(row.get("completion_tokens", "-")),
-                str(row.get("tokens_per_s") or "-"),
+                speed_text(row),
             )
         parts += [Text(), answers]
     return Group(*parts)

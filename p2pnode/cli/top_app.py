@@ -18,7 +18,7 @@ from textual.widgets import DataTable, Footer, RichLog, Sparkline, Static
 from p2pnode.cli.mesh_commands import since
 from p2pnode.cli.output import layers_text, one_line, short, size_text
 from p2pnode.cli.progress import ProgressLine
-from p2pnode.cli.top import layer_bar, pulse, snapshot
+from p2pnode.cli.top import layer_bar, pulse, snapshot, speed_text
 from p2pnode.endpoint import Endpoint
 from p2pnode.errors import P2PNodeError
 
@@ -144,7 +144,7 @@ class MeshTop(App[None]):
                 Text(one_line(str(row.get("model", "-")))),
                 str(row.get("mode", "-")),
                 str(row.get("completion_tokens", "-")),
-                str(row.get("tokens_per_s") or "-"),
+                speed_text(row),
             )
 
     def _show_now(self) -> None:

@@ -111,6 +111,7 @@ class Faces:
                 "rebuilding": node.ledger.rebuilding(),
             },
             "running": len(node.requests.running),
+            "recovering": sum(r.recovery is not None for r in node.requests.running.values()),
             "backends": node.backends.view(),
             "meshes": node.others.view(),
         }

@@ -73,6 +73,7 @@ class RebuildingFaces:
                 "rebuilding": self._ledger.rebuilding(),
             },
             "running": 0,
+            "recovering": 0,
             "backends": [],
         }
 

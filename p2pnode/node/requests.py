@@ -207,7 +207,6 @@ class Requests:
     async def _survive(self, running: Running, taken: list[Cells]) -> AsyncGenerator[GenerateEvent, None]:
         """The same stream of text whatever happens to the stages, as long as this head lives."""
         session = running.session
-        recovery: Recovery | None = None
         reuse = self._begin(running)
         try:
             while True:
@@ -216,12 +215,13 @@ class Requests:
                 try:
                     await self._announce(running)
                     async for event in generator:
+                        recovery = running.recovery
                         if recovery is not None and isinstance(event, PrefillProgress):
                             recovery.refilled()
                             continue
                         if recovery is not None:
+                            running.recovery = None
                             await self._book.recovered(running, recovery.times_ms())
-                            recovery = None
                         yield event
                     await self._keep(running, reuse)
                     return
@@ -233,7 +233,7 @@ class Requests:
                 finally:
                     await generator.aclose()
                     running.count_work()  # by those who did it, before others take over
-                recovery = Recovery(session.last_token_s)
+                running.recovery = recovery = Recovery(session.last_token_s)
                 await self._move(running, trouble, taken)
                 recovery.replanned()
         finally:

@@ -52,15 +52,27 @@ class Served:
     """Recoveries since then that gave no token: so many are tried, while an answer that goes on may move for ever."""
     rows_before: int = 0
     rows_counted: int = 0
+    recovery: Recovery | None = None
+    """A device of it was lost, and no token has come since."""
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        """None while it stands still; a speed sinks when nothing comes, for whatever reason."""
+        session = self.session
+        if self.recovery is not None or not session.decode_s:
+            return None
+        silent_s = time.perf_counter() - session.last_token_s if session.last_token_s else 0.0
+        return len(session.generated) / (session.decode_s + silent_s)
 
     def view(self) -> dict[str, Any]:
-        session = self.session
-        speed = len(session.generated) / session.decode_s if session.decode_s else None
+        session, speed = self.session, self.tokens_per_s
         return {
             "request_id": self.request_id,
             "model": self.active.model.name,
             "mode": self.active.mode,
             "plan_id": self.active.plan_id,
+            "state": "running" if self.recovery is None else "recovering",
+            "recovering_s": None if self.recovery is None else round(self.recovery.since_s, 3),
             "caller": self.request.caller,
             "stages": self.active.stages,
             "prompt_tokens": len(session.prompt),
@@ -115,8 +127,13 @@ class Recovery:
         self._detected_ms = self._ms()
         self._replanned_ms = self._refilled_ms = self._detected_ms
 
+    @property
+    def since_s(self) -> float:
+        """Seconds since the last token that came."""
+        return time.perf_counter() - self._since_s
+
     def _ms(self) -> int:
-        return int((time.perf_counter() - self._since_s) * 1000)
+        return int(self.since_s * 1000)
 
     def replanned(self) -> None:
         self._replanned_ms = self._ms()

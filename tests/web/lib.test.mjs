@@ -145,6 +145,10 @@ const calm = { connected: true, peers: [{ peer: "a", name: "studio", self: true 
 
 test("home says how things are and what needs you", () => {
   assert.equal(pulse(calm), "2 devices · no plan yet · idle");
+  const recovering = { state: "recovering", recovering_s: 2.5, tokens_per_s: null, stages: [{}] };
+  assert.equal(pulse({ ...calm, running: [recovering] }), "2 devices · no plan yet · 1 answer being written · 1 recovering from a lost device");
+  assert.equal(pulse({ ...calm, running: [{ ...recovering, state: "running", tokens_per_s: 8 }] }), "2 devices · no plan yet · 1 answer being written · 8.0 tokens/s");
+  assert.equal(shownPlan({ ...calm, running: [recovering] }).state, "recovering");
   assert.equal(attention(calm), null);
   assert.match(attention({ ...calm, connected: false, error: { message: "The node does not answer." } }).text, /does not answer/);
   const lost = { ...calm, peers: [calm.peers[0], { peer: "b", name: "kitchen", state: "offline", last_seen_ms: 1 }] };

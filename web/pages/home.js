@@ -16,7 +16,9 @@ export function pulse({ peers, plans, running, telemetry = {} }) {
   const parts = [plural(up, "device"), active ? plural(active, "plan") : "no plan yet"];
   const hops = isFresh(telemetry.hops) ? telemetry.hops : null; // quicker news than the list of answers
   parts.push(running.length ? `${plural(running.length, "answer")} being written` : hops ? "answering" : "idle");
-  if (!writing && hops?.token_ms) parts.push(speed(1000 / hops.token_ms));
+  const waiting = running.filter((session) => session.state === "recovering").length;
+  if (waiting) parts.push(`${waiting} recovering from a lost device`);
+  if (!writing && !waiting && hops?.token_ms) parts.push(speed(1000 / hops.token_ms));
   if (writing > 0) parts.push(speed(writing));
   return parts.join(" · ");
 }
@@ -44,7 +46,7 @@ export function shownPlan({ plans, running, sessions }) {
   const active = plans.find((item) => item.state === "active");
   if (active) return active;
   const last = running[0] ?? sessions[0];
-  return last?.stages?.length ? { ...last, state: running.length ? "at work" : "last answer" } : plans[0];
+  return last?.stages?.length ? { ...last, state: running.length ? (last.state === "recovering" ? "recovering" : "at work") : "last answer" } : plans[0];
 }
 
 export function Home({ state }) {

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from p2pnode.cli.mesh_commands import rejection_text
+from p2pnode.cli.mesh_commands import answer_state, rejection_text
 from p2pnode.cli.status import span_text, status_pairs
+from p2pnode.cli.top import speed_text
 
 POWER = {
     "memory_total_bytes": 8_000_000_000,
@@ -83,3 +84,14 @@ def test_spans(seconds: float, text: str) -> None:
 )
 def test_a_reason_says_of_what_it_is(rejection: object, text: str) -> None:
     assert rejection_text(rejection) == text
+
+
+def test_an_answer_that_stands_still_is_shown_as_that() -> None:
+    """In `status`, in `ps` with since when, and in `top` where its speed would be."""
+    said = dict(status_pairs({**FULL, "running": 2, "recovering": 1}, "http://127.0.0.1:9480", now_s=2000))
+    assert said["answers"] == "2 being written now, 1 of them recovering from a lost device"
+    assert answer_state({"state": "recovering", "recovering_s": 2.04}) == "recovering for 2.0 s"
+    assert answer_state({"state": "running", "recovering_s": None}) == "running"
+    assert speed_text({"state": "recovering", "tokens_per_s": None}) == "recovering"
+    assert speed_text({"state": "running", "tokens_per_s": 8.5}) == "8.5"
+    assert speed_text({}) == "-"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator
 from types import SimpleNamespace
 from typing import Any, cast
@@ -19,7 +20,7 @@ from p2pnode.frame import POSITION_MAX
 from p2pnode.node.active import Active, Place
 from p2pnode.node.forwarding import repeatable
 from p2pnode.node.requests import Requests
-from p2pnode.node.running import Running
+from p2pnode.node.running import Running, Served
 from p2pnode.units import PeerId
 from tests.kit.fake_engine import FakeEngine
 from tests.kit.net import until
@@ -61,6 +62,7 @@ class Book:
     def __init__(self, log: list[str]) -> None:
         self.log = log
         self.refusal: P2PNodeError | None = None
+        self.shown: list[dict[str, Any]] = []
 
     async def accepted(self, running: Running) -> None:
         if self.refusal is not None:
@@ -83,9 +85,11 @@ class Book:
 
     async def lost(self, running: Running, error: P2PNodeError) -> None:
         self.log.append(f"lost on {running.active.plan_id}")
+        self.shown.append(Served.view(running))
 
     async def recovered(self, running: Running, times_ms: tuple[int, int, int, int]) -> None:
         self.log.append(f"recovered on {running.active.plan_id}")
+        self.shown.append(Served.view(running))
 
 
 class World:
@@ -104,6 +108,9 @@ class World:
         ]
         self.next = iter(self.plans)
         self.done: list[Running] = []
+        self.shown: list[dict[str, Any]] = []
+        """Of the request, at every loss and when it goes on."""
+        self.book.shown = self.shown
         self.requests = Requests(
             choose=self._choose,
             choose_again=self._choose_again,
@@ -209,6 +216,32 @@ async def test_the_same_text_after_a_loss_and_each_device_is_credited_for_its_ow
     ]  # fmt: skip
     assert world.work == {"device of p0": 30, "device of p1": 50}
     assert world.is_as_before
+
+
+async def test_an_answer_that_waits_for_another_device_says_so() -> None:
+    """Not at its old speed: recovering, since its last token; until the next one comes."""
+    world = World(3, 0, -1)
+    text, _ = await world.answer(max_tokens=5)
+    assert text == "abcde"
+    first, second, after = world.shown
+    for view in (first, second):
+        assert (view["state"], view["tokens_per_s"], view["completion_tokens"]) == ("recovering", None, 3)
+        assert view["recovering_s"] >= 0
+    assert second["recovering_s"] >= first["recovering_s"], "it counts from the last token on"
+    assert (after["state"], after["recovering_s"], after["recoveries"]) == ("running", None, 2)
+
+
+async def test_a_speed_sinks_when_nothing_comes() -> None:
+    """A device that went away without a word is noticed late, and the answer stands still meanwhile."""
+    world = World(-1)
+    await world.answer()
+    (running,) = world.done
+    session = running.session
+    session.decode_s, now_s = 0.5, time.perf_counter()
+    session.last_token_s = now_s - 3.5
+    assert running.tokens_per_s == pytest.approx(1.0, rel=0.5)
+    session.last_token_s = 0.0  # computed elsewhere, which says no times
+    assert running.tokens_per_s == 8.0
 
 
 async def test_every_plan_is_told_whom_it_works_for_before_it_works() -> None:
