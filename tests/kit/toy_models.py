@@ -123,6 +123,8 @@ def _tokenizer(toy: Toy) -> list[Entry]:
     tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
     tokens += [f"▁w{number}" for number in range(toy.vocabulary - len(tokens))]
     kinds = [2, 3, 3, *[6] * 256, *[1] * (toy.vocabulary - 259)]
+    if toy.architecture == "phi3":  # llama.cpp looks this one up in every vocabulary of the family
+        tokens[-1], kinds[-1] = "<|endoftext|>", 3
     return [
         scalar("tokenizer.ggml.model", ValueType.STRING, "llama"),
         array("tokenizer.ggml.tokens", ValueType.STRING, tokens),
