@@ -208,9 +208,9 @@ class NodeFacade(Protocol):
         """The same of a model that is fetched to a disk, with `done_bytes` and `total_bytes`."""
         ...
 
-    def model_metadata(self, name: str) -> JsonObject:
+    async def model_metadata(self, name: str) -> JsonObject:
         """GGUF metadata that faces need: chat_template (or None), bos_token, eos_token, add_bos,
-        architecture, context_length."""
+        architecture, context_length. Asked of a device that has the model where nothing of it is here yet."""
         ...
 
     async def tokenize(

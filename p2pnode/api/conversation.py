@@ -65,7 +65,7 @@ async def chat_prompt(
     extra: Mapping[str, Any] | None = None,
 ) -> ChatPrompt:
     """A conversation as the model's own template writes it."""
-    metadata = {"model": model, **node.model_metadata(model)}
+    metadata = {"model": model, **await node.model_metadata(model)}
     rows = with_instructions(metadata, plain_messages(messages), tools)
     if metadata.get("external"):
         text = "\n".join(f"{row['role']}: {row['content']}" for row in rows)

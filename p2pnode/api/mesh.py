@@ -69,7 +69,7 @@ def view_routes(context: ApiContext) -> Blueprint:
         row = next(
             (model for model in node.models().get("models", []) if model["name"] == full), {"name": full}
         )
-        return json_response({**node.model_metadata(full), **row})
+        return json_response({**await node.model_metadata(full), **row})
 
     def view(path: str, method: str) -> None:
         async def answer() -> Response:

@@ -168,7 +168,7 @@ class OllamaFace:
         caller("use")
         asked = parse(OllamaModelRequest, await body())
         name = model_of(self._node, asked.model or asked.name)
-        about = self._node.model_metadata(name)
+        about = await self._node.model_metadata(name)
         row = next((row for row in self._views() if row["name"] == name), {"name": name})
         template = str(about.get("chat_template") or "")
         document = model_row(row) | {

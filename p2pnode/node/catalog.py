@@ -241,6 +241,17 @@ class Catalog:
             return found
         return self._metadata[key]
 
+    async def whole_metadata(self, model: KnownModel) -> dict[str, Any]:
+        """`metadata`, with the chat template that devices leave out where they announce a model.
+
+        A manifest comes soon after an announcement, and a chat may come sooner: it would be written in a format that
+        was guessed.
+        """
+        if not model.is_local:
+            await self.manifest(model.content_id, name=model.name)
+            model = replace(model, is_local=True)
+        return self.metadata(model)
+
     def model_id(self, content_id: ContentId) -> bytes:
         return cid.to_digest(content_id)
 

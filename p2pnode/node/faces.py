@@ -179,11 +179,11 @@ class Faces:
     def transfer(self, model: str) -> JsonObject | None:
         return self._node.transfers.view(model)
 
-    def model_metadata(self, name: str) -> JsonObject:
+    async def model_metadata(self, name: str) -> JsonObject:
         if self._node.is_external(name):
             return {"external": True, "chat_template": None, "bos_token": "", "eos_token": ""}
         try:
-            return self._node.catalog.metadata(self._node.catalog.resolve(name))
+            return await self._node.catalog.whole_metadata(self._node.catalog.resolve(name))
         except ModelUnknown:
             offers = self._node.others.named(name)
             if not offers:

@@ -16,7 +16,17 @@ from p2pnode.endpoint import NodeError
 from tests.kit.mesh import MeshOfProcesses, mesh_of
 from tests.kit.toy_models import TOYS, write_model
 
-FAMILIES = ("lfm2", "granitehybrid", "deepseek2", "gpt-oss", "gemma3", "gemma4", "mixtral", "phi3", "phi3-long-rope")
+FAMILIES = (
+    "lfm2",
+    "granitehybrid",
+    "deepseek2",
+    "gpt-oss",
+    "gemma3",
+    "gemma4",
+    "mixtral",
+    "phi3",
+    "phi3-long-rope",
+)
 SHARDED = {"gpt-oss", "gemma3", "mixtral"}
 PROMPT = "w1 w5 w6 w7 w8"
 

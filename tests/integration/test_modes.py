@@ -89,11 +89,19 @@ def test_streamed(mesh: MeshOfProcesses) -> None:
 
 
 def test_a_member_without_the_model_asks_one_that_has_it(mesh: MeshOfProcesses) -> None:
-    """Federation: the answer is computed whole by the holder, and costs nothing on the same network."""
-    alpha, beta = mesh.nodes
-    beta.until("the mesh's models", "/models", lambda v: any(m["name"] == DEMO for m in v["models"]))
-    answer = beta.infer(DEMO, PROMPT)
-    assert [stage["name"] for stage in answer["stages"]] == ["alpha"]
-    assert answer["cost_microunits"] == 0
-    accepted = [e for e in alpha.events("RequestAccepted") if e["data"]["caller"] == beta.peer_id]
-    assert len(accepted) == 1
+    """Federation: the answer is computed whole by the holder, and costs nothing on the same network.
+
+    The asking device has no room: one with room fetches the model where its holder was measured in a busy moment.
+    """
+    alpha, gamma = mesh.nodes[0], mesh.join("gamma", "--memory-max", "1M")
+    try:
+        gamma.until("the mesh's models", "/models", lambda v: any(m["name"] == DEMO for m in v["models"]))
+        answer = gamma.infer(DEMO, PROMPT)
+        assert [stage["name"] for stage in answer["stages"]] == ["alpha"]
+        assert answer["cost_microunits"] == 0
+        assert answer["text"] == alpha.infer(DEMO, PROMPT, mode="local")["text"]
+        accepted = [e for e in alpha.events("RequestAccepted") if e["data"]["caller"] == gamma.peer_id]
+        assert len(accepted) == 1
+    finally:
+        mesh.nodes.remove(gamma)
+        gamma.stop()

@@ -231,7 +231,7 @@ class FakeNode:
         if model in self.loading_views:
             await self.loaded.wait()
 
-    def model_metadata(self, name: str) -> JsonObject:
+    async def model_metadata(self, name: str) -> JsonObject:
         assert name == MODEL
         return self.metadata
 
