@@ -56,6 +56,11 @@ class PeerConnections(Generic[C]):
         connections = self._by_peer.get(peer_id)
         return connections[0] if connections else None
 
+    def are_simultaneous(self, peer_id: PeerId, connection: C) -> bool:
+        """Whether this connection and the best one were dialled without knowledge of each other."""
+        best = self.best(peer_id)
+        return best is not None and abs(best.started_at - connection.started_at) <= SIMULTANEOUS_S
+
     def _rank(self, peer_id: PeerId, connection: C, newest: float) -> tuple[bool, bool, float]:
         is_recent = newest - connection.started_at <= SIMULTANEOUS_S
         dialled_by_smaller = connection.is_outbound == (self._own < peer_id)

@@ -42,8 +42,9 @@ DEFAULT_LISTEN = ("/ip4/0.0.0.0/udp/4001/quic-v1", "/ip6/::/udp/4001/quic-v1")
 CLOSE_SUPPLANTED, CLOSE_SHUTDOWN = 0x1004, 0x1006
 """libp2p/specs, branch error-codes."""
 
-SUPPLANTED_GRACE_S = 1.0
-"""Streams opened on the connection that loses get this long to end."""
+SUPPLANTED_GRACE_S, SUPPLANTED_S_MAX = 1.0, 30.0
+"""Streams opened on the connection that loses get this long to end; of two dialled at the same time, where both are
+known to work, as long as the second says."""
 
 logger = logging.getLogger(__name__)
 
@@ -309,11 +310,19 @@ class QuicTransport(RoutedTransport[QuicPeerConnection]):
             self.acceptor.completed(connection.address, self._loop.time())
         self.resets.watch(connection.core.peer_reset_token, connection)
         for loser in self._peers.add(connection.peer_id, connection):
-            self._loop.call_later(
-                SUPPLANTED_GRACE_S, loser.close_now, CLOSE_SUPPLANTED, "another connection is used"
-            )
+            patience_s = SUPPLANTED_S_MAX if self._peers.are_simultaneous(connection.peer_id, loser) else 0.0
+            until = self._loop.time() + patience_s
+            self._loop.call_later(SUPPLANTED_GRACE_S, self._end_supplanted, loser, until)
         self.router.notify(connection, True)
         self._spawn(self._identify(connection))
+
+    def _end_supplanted(self, loser: QuicPeerConnection, until: float) -> None:
+        """What was asked on it is answered first: nobody knew yet that it would lose."""
+        assert self._loop is not None
+        if loser.stats().streams_open and self._loop.time() < until and not loser.is_closed:
+            self._loop.call_later(SUPPLANTED_GRACE_S, self._end_supplanted, loser, until)
+        else:
+            loser.close_now(CLOSE_SUPPLANTED, "another connection is used")
 
     def ended(self, connection: QuicPeerConnection) -> None:
         self._connections.discard(connection)

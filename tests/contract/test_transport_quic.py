@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 
 import pytest
 
+from p2pnode.transport import quic as quic_module
 from p2pnode.transport.port import Transport
+from p2pnode.transport.quic import QuicTransport
+from p2pnode.transport.quic_connection import QuicPeerConnection
 from p2pnode.transport.quic_core import QuicCore
-from tests.contract.transport_contract import TransportContract
-from tests.kit.net import quic
+from tests.contract.transport_contract import ECHO, TransportContract
+from tests.kit.net import echo, quic, until
 
 
 class TestQuicTransport(TransportContract):
@@ -26,6 +30,34 @@ class TestQuicTransport(TransportContract):
 
     def unreachable_address(self) -> str:
         return f"/ip4/127.0.0.1/udp/{self.silent.getsockname()[1]}/quic-v1"
+
+    async def test_a_connection_that_loses_answers_what_it_was_asked(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Dialled at the same time: whoever asked on the one that loses could not know."""
+        monkeypatch.setattr(quic_module, "SUPPLANTED_GRACE_S", 0.3)
+        looked = []
+        end = QuicTransport._end_supplanted
+
+        def count(transport: QuicTransport, loser: QuicPeerConnection, until: float) -> None:
+            looked.append(loser)
+            end(transport, loser, until)
+
+        monkeypatch.setattr(QuicTransport, "_end_supplanted", count)
+        async with self.nodes("one", "two") as (one, two):
+            for node in (one, two):
+                node.handle(ECHO, echo)
+            await asyncio.gather(self.dial(one, two), self.dial(two, one))
+            await until(lambda: len(one.connections()) == 2 and len(two.connections()) == 2)
+            loser = one.connections()[1]
+            stream = await loser.open_stream(ECHO)
+            await until(lambda: len(looked) >= 3)
+            await stream.write(b"still here")
+            assert await stream.read_exactly(10) == b"still here"
+            await stream.close_write()
+            assert await stream.read(1) == b""
+            await until(lambda: len(one.connections()) == 1 and len(two.connections()) == 1)
+            assert loser not in one.connections()
 
 
 class TestPlainCore(TestQuicTransport):

@@ -39,3 +39,14 @@ def test_a_peer_that_comes_back_replaces_what_it_lost() -> None:
     table.remove(LARGE, new)
     table.remove(LARGE, new)
     assert table.best(LARGE) is None
+
+
+def test_only_what_was_dialled_together_is_simultaneous() -> None:
+    table = PeerConnections[Fake](SMALL)
+    old, new, other = Fake(True, 0.0), Fake(False, SIMULTANEOUS_S + 0.1), Fake(True, SIMULTANEOUS_S + 0.2)
+    assert not table.are_simultaneous(LARGE, old), "nothing is there"
+    for connection in (old, new, other):
+        table.add(LARGE, connection)
+    assert table.best(LARGE) is other
+    assert table.are_simultaneous(LARGE, new)
+    assert not table.are_simultaneous(LARGE, old)
