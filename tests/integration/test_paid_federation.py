@@ -22,10 +22,15 @@ WELCOME = 5 * UNIT
 
 @asynccontextmanager
 async def two(folder: Path) -> AsyncIterator[tuple[Node, Node]]:
-    """One that holds the demo model whole, and one that knows it only by name."""
+    """One that holds the demo model whole, and one that knows it only by name.
+
+    The asking one has no room: with room it fetches the model where its holder was measured in a busy moment.
+    """
     async with node_here(folder / "server", "server") as server:
         invite = await server.mesh.invite(uses=1, expires_s=600, role="worker", label="")
-        async with node_here(folder / "asker", "asker", ticket=invite["ticket"]) as asker:
+        async with node_here(
+            folder / "asker", "asker", ticket=invite["ticket"], memory_max_bytes=1_000_000
+        ) as asker:
             await until(lambda: _knows_model(asker))
             yield server, asker
 
