@@ -30,6 +30,15 @@ TENSOR_ROW_ELEMENTS_MAX = 2**31 - 1
 CHUNK_BYTES = 1024 * 1024
 """Verified unit of a tensor: small against a layer, large against a round trip; 70B in Q4 is 40,000 of them."""
 
+SHARD_TILE_VALUES_MIN = 32
+"""Rows of a tile, and its columns where a quantisation block has no more: what feed-forward networks are cut at."""
+
+SHARD_TILES_PER_LINE_MAX = 4096
+"""131,072 rows or columns in blocks of 32: what is hashed side by side. A tensor with more comes in whole chunks."""
+
+SHARD_TILES_MAX = 1024 * 1024
+"""32 MiB of digests; a dense model of 70B has 200,000 tiles. A model with more has no shard table."""
+
 HEADER_BYTES_MAX = 64 * 1024 * 1024
 """GGUF metadata and tensor table; a 256k-token vocabulary with merges is about 12 MiB."""
 
@@ -80,6 +89,9 @@ BLOB_RUNS_MAX = 1024
 BLOB_CHUNKS_PER_REQUEST_MAX = 1024
 BLOB_BATCH_CHUNKS = 16
 """Chunks a fetching node asks for at once: the longest a peer works after nobody wants the answer."""
+
+BLOB_BATCH_TILES = 128
+"""Tiles are 10 to 1,024 KiB: with few of them in a batch, small ones would wait for round trips."""
 
 BLOB_BATCH_BYTES = 8 * 1024 * 1024
 BLOB_FRAME_TIMEOUT_S = 30.0

@@ -24,6 +24,7 @@ FRAME_HEAD_BYTES: Final = 5
 GET_MANIFEST: Final = 1
 GET_HAVE: Final = 2
 GET_CHUNKS: Final = 3
+GET_TILES: Final = 4
 MANIFEST: Final = 0x81
 HAVE: Final = 0x82
 CHUNK: Final = 0x83
@@ -70,7 +71,15 @@ class GetChunks:
         return [index for first, count in self.runs for index in range(first, first + count)]
 
 
-Request = GetManifest | GetHave | GetChunks
+@dataclass(frozen=True, slots=True)
+class GetTiles:
+    """Which tiles of this shard table of this model does the holder have? One that holds the model can make it."""
+
+    model: bytes
+    table: bytes
+
+
+Request = GetManifest | GetHave | GetChunks | GetTiles
 
 
 def runs_of(indexes: Sequence[int]) -> tuple[tuple[int, int], ...]:
@@ -94,6 +103,8 @@ def encode_request(request: Request) -> bytes:
         return frame(GET_MANIFEST, _pack([request.digest, request.name]))
     if isinstance(request, GetHave):
         return frame(GET_HAVE, _pack([request.digest]))
+    if isinstance(request, GetTiles):
+        return frame(GET_TILES, _pack([request.model, request.table]))
     assert len(request.runs) <= limits.BLOB_RUNS_MAX
     return frame(GET_CHUNKS, _pack([request.digest, [list(run) for run in request.runs]]))
 
@@ -101,7 +112,7 @@ def encode_request(request: Request) -> bytes:
 def request_head(head: bytes) -> tuple[int, int]:
     """Kind and payload length of a request; RemoteProtocolError before anything is allocated."""
     kind, size = struct.unpack(">BI", head)
-    if kind not in (GET_MANIFEST, GET_HAVE, GET_CHUNKS):
+    if kind not in (GET_MANIFEST, GET_HAVE, GET_CHUNKS, GET_TILES):
         raise RemoteProtocolError(f"blob request of unknown kind {kind}")
     if size > limits.BLOB_REQUEST_BYTES_MAX:
         raise RemoteProtocolError(
@@ -122,6 +133,8 @@ def decode_request(kind: int, payload: bytes) -> Request:
             return GetHave(digest)
         case (3, [bytes(digest), list(runs)]) if len(digest) == cid.DIGEST_BYTES:
             return GetChunks(digest, _decode_runs(runs))
+        case (4, [bytes(model), bytes(table)]) if len(model) == len(table) == cid.DIGEST_BYTES:
+            return GetTiles(model, table)
         case _:
             pass
     raise RemoteProtocolError(f"blob request of kind {kind} has the wrong shape")

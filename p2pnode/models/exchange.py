@@ -8,9 +8,9 @@ time, never correctness, and never more memory than one chunk a holder.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from p2pnode import limits
 from p2pnode.errors import (
@@ -23,20 +23,12 @@ from p2pnode.errors import (
     RemoteProtocolError,
     TransportError,
 )
-from p2pnode.models import blob, cid
+from p2pnode.models import cid
 from p2pnode.models import manifest as manifests
+from p2pnode.models.blob_client import BlobClient, Holder, connect
 from p2pnode.models.manifest import Manifest, Want
-from p2pnode.models.serve import BlobStream
 from p2pnode.models.store import ModelStore
 from p2pnode.units import ContentId
-
-
-@dataclass(frozen=True, slots=True)
-class Holder:
-    """A peer that may have the model, and how to open a blob stream to it."""
-
-    peer: str
-    open_stream: Callable[[], Awaitable[BlobStream]]
 
 
 @dataclass(slots=True)
@@ -50,100 +42,21 @@ class FetchResult:
     dropped: dict[str, str] = field(default_factory=dict)
     """Holders given up, with the reason."""
 
+    def plus(self, other: FetchResult) -> FetchResult:
+        chunks = dict(self.chunks_by_peer)
+        for peer, count in other.chunks_by_peer.items():
+            chunks[peer] = chunks.get(peer, 0) + count
+        return FetchResult(
+            self.bytes_wanted + other.bytes_wanted,
+            self.bytes_on_wire + other.bytes_on_wire,
+            chunks,
+            self.dropped | other.dropped,
+        )
+
 
 Report = Callable[[str, P2PNodeError], None]
 """Called with a holder and what it did wrong."""
 FetchProgress = Callable[[int, int], None]
-
-
-class BlobClient:
-    """One stream to a holder; requests in sequence."""
-
-    def __init__(self, stream: BlobStream) -> None:
-        self._stream = stream
-        self.bytes_received = 0
-        self._is_closed = False
-
-    async def manifest(self, *, digest: bytes = b"", name: str = "") -> bytes:
-        """Manifest bytes; by digest they are checked, by name the caller must decide whether to trust the holder."""
-        payload = await self._single(
-            blob.GetManifest(digest, name), blob.MANIFEST, limits.BLOB_MANIFEST_TIMEOUT_S
-        )
-        if digest and cid.digest(payload) != digest:
-            raise BlobMismatch("the manifest is not what its content id says")
-        return payload
-
-    async def have(self, digest: bytes) -> bytes:
-        return await self._single(blob.GetHave(digest), blob.HAVE, limits.BLOB_FRAME_TIMEOUT_S)
-
-    async def _single(self, request: blob.Request, kind: int, timeout_s: float) -> bytes:
-        await self._ask(request)
-        found, payload = await self._receive(timeout_s)
-        if found != kind:
-            raise RemoteProtocolError(f"blob reply of kind {found} where {kind} was due")
-        await self._end()
-        return payload
-
-    async def chunks(
-        self,
-        digest: bytes,
-        indexes: Sequence[int],
-        sizes: Sequence[int],
-        keep: Callable[[int, memoryview], Awaitable[None]],
-    ) -> None:
-        """Fetch chunks in the order asked; `keep` verifies and stores each."""
-        await self._ask(blob.GetChunks(digest, blob.runs_of(indexes)))
-        for index, size in zip(indexes, sizes, strict=True):
-            kind, payload = await self._receive(limits.BLOB_FRAME_TIMEOUT_S, size_expected=size + 4)
-            if kind != blob.CHUNK:
-                raise RemoteProtocolError(f"blob reply of kind {kind} where a chunk was due")
-            number, data = blob.decode_chunk(payload)
-            if number != index:
-                raise RemoteProtocolError(f"chunk {number} came where {index} was asked for")
-            await keep(index, data)
-        await self._end()
-
-    async def close(self) -> None:
-        await self._stream.close_write()
-        self._is_closed = True
-
-    def abort(self) -> None:
-        """Stop both directions, unless `close` ended the stream in good order."""
-        if not self._is_closed:
-            self._stream.reset()
-
-    async def _ask(self, request: blob.Request) -> None:
-        async with _deadline(limits.BLOB_FRAME_TIMEOUT_S):
-            await self._stream.write(blob.encode_request(request))
-
-    async def _end(self) -> None:
-        kind, _ = await self._receive(limits.BLOB_FRAME_TIMEOUT_S)
-        if kind != blob.END:
-            raise RemoteProtocolError(f"blob reply of kind {kind} after everything asked for had come")
-
-    async def _receive(self, timeout_s: float, *, size_expected: int | None = None) -> tuple[int, bytes]:
-        async with _deadline(timeout_s):
-            kind, size = blob.reply_head(await self._stream.read_exactly(blob.FRAME_HEAD_BYTES))
-            if kind == blob.CHUNK and size != size_expected:
-                raise RemoteProtocolError(f"chunk frame of {size} bytes where {size_expected} were due")
-            payload = await self._stream.read_exactly(size) if size else b""
-        self.bytes_received += blob.FRAME_HEAD_BYTES + size
-        if kind == blob.ERROR:
-            code, message = blob.decode_error(payload)
-            if code == ModelUnknown.code:
-                raise ModelUnknown(f"the holder does not know this model: {message}")
-            raise ModelIncomplete(f"the holder cannot give it: {message}", remote_code=code)
-        return kind, payload
-
-
-@contextlib.asynccontextmanager
-async def _deadline(timeout_s: float) -> AsyncIterator[None]:
-    """asyncio.timeout that raises PeerTimeout."""
-    try:
-        async with asyncio.timeout(timeout_s):
-            yield
-    except TimeoutError as error:
-        raise PeerTimeout(f"no answer within {timeout_s:g} s") from error
 
 
 async def fetch_manifest(
@@ -155,7 +68,7 @@ async def fetch_manifest(
     for holder in holders:
         client: BlobClient | None = None
         try:
-            client = await _connect(holder)
+            client = await connect(holder)
             found = manifests.decode(await client.manifest(digest=digest))
             await client.close()
             return found
@@ -163,7 +76,7 @@ async def fetch_manifest(
             if client is not None:
                 client.abort()
             reasons.append([holder.peer, str(error)])
-            _tell(report, holder.peer, error)
+            tell(report, holder.peer, error)
     raise ModelUnknown(f"nobody gave the manifest {content_id}", tried=reasons)
 
 
@@ -182,36 +95,76 @@ async def fetch_part(
     The manifest must be in the store (`add_manifest`). Raises ModelIncomplete(missing_bytes, tried) when all
     holders together cannot give it; what came is kept for the next attempt.
     """
-    fetch = _Fetch(manifest, holders, store, progress, report)
+    here = ChunkTarget(manifest, store)
+    fetch = Fetch(here, holders, progress, report)
     return await fetch.run(manifest.chunks_for(wants, vocabulary=vocabulary))
 
 
-async def _connect(holder: Holder) -> BlobClient:
-    async with _deadline(limits.BLOB_FRAME_TIMEOUT_S):
-        return BlobClient(await holder.open_stream())
+class Target(Protocol):
+    """What a fetch brings the pieces of: chunks of a manifest, or tiles of a shard table."""
+
+    @property
+    def digest(self) -> bytes: ...
+    @property
+    def batch_max(self) -> int:
+        """Pieces asked for at once."""
+        ...
+
+    def size(self, index: int) -> int: ...
+    async def held(self, client: BlobClient) -> bytes:
+        """One bit for each piece that the holder has."""
+        ...
+
+    def missing(self, indexes: Iterable[int]) -> list[int]: ...
+    def reserve(self, size: int) -> None: ...
+    def write(self, index: int, data: memoryview) -> None: ...
+    def flush(self) -> None: ...
 
 
-def _tell(report: Report | None, peer: str, error: BaseException) -> None:
+class ChunkTarget:
+    batch_max = limits.BLOB_BATCH_CHUNKS
+
+    def __init__(self, manifest: Manifest, store: ModelStore) -> None:
+        self._manifest, self._store = manifest, store
+        self._content_id = manifest.content_id
+        self.digest = cid.to_digest(manifest.content_id)
+
+    def size(self, index: int) -> int:
+        return self._manifest.chunks[index].size
+
+    async def held(self, client: BlobClient) -> bytes:
+        return await client.have(self.digest)
+
+    def missing(self, indexes: Iterable[int]) -> list[int]:
+        return self._store.missing(self._content_id, indexes)
+
+    def reserve(self, size: int) -> None:
+        self._store.reserve(self._content_id, size)
+
+    def write(self, index: int, data: memoryview) -> None:
+        self._store.write_chunk(self._content_id, index, data)
+
+    def flush(self) -> None:
+        self._store.flush(self._content_id)
+
+
+def tell(report: Report | None, peer: str, error: BaseException) -> None:
     if report is not None and isinstance(error, (RemoteProtocolError, BlobMismatch, BadModelFile)):
         report(peer, error)
 
 
-class _Fetch:
+class Fetch:
     """State of one fetch; all of it touched by one event loop only."""
 
     def __init__(
         self,
-        manifest: Manifest,
+        target: Target,
         holders: Sequence[Holder],
-        store: ModelStore,
         progress: FetchProgress | None,
         report: Report | None,
     ) -> None:
-        self.manifest = manifest
-        self.content_id = manifest.content_id
-        self.digest = cid.to_digest(manifest.content_id)
+        self.target = target
         self.holders = holders[: limits.BLOB_HOLDERS_MAX]
-        self.store = store
         self.progress = progress
         self.report = report
         self.result = FetchResult()
@@ -224,19 +177,19 @@ class _Fetch:
         self.finished = asyncio.Event()
 
     async def run(self, indexes: Sequence[int]) -> FetchResult:
-        missing = await asyncio.to_thread(self.store.missing, self.content_id, indexes)
-        self.result.bytes_wanted = self.manifest.bytes_of(missing)
+        missing = await asyncio.to_thread(self.target.missing, indexes)
+        self.result.bytes_wanted = self._bytes_of(missing)
         if not missing:
             return self.result
-        await asyncio.to_thread(self.store.reserve, self.content_id, self.result.bytes_wanted)
+        await asyncio.to_thread(self.target.reserve, self.result.bytes_wanted)
         self.waiting = list(missing)
         try:
             await self._run_workers()
         finally:
-            await asyncio.to_thread(self.store.flush, self.content_id)
-        left = await asyncio.to_thread(self.store.missing, self.content_id, missing)
+            await asyncio.to_thread(self.target.flush)
+        left = await asyncio.to_thread(self.target.missing, missing)
         if left:
-            size = self.manifest.bytes_of(left)
+            size = self._bytes_of(left)
             raise ModelIncomplete(
                 f"{size / 1e6:.1f} MB of this model could not be fetched: {_asked(len(self.holders))} what is missing",
                 hint="start a device that holds the model, or add the file on this one with --model",
@@ -244,6 +197,9 @@ class _Fetch:
                 tried=[[peer, reason] for peer, reason in self.result.dropped.items()],
             )
         return self.result
+
+    def _bytes_of(self, indexes: Iterable[int]) -> int:
+        return sum(map(self.target.size, indexes))
 
     async def _run_workers(self) -> None:
         """One worker a holder; whoever still waits for a slow one when all is here is stopped."""
@@ -268,7 +224,7 @@ class _Fetch:
             before = self.result.chunks_by_peer.get(holder.peer, 0)
             client: BlobClient | None = None
             try:
-                client = await _connect(holder)
+                client = await connect(holder)
                 await self._drain(holder, client)
                 await client.close()
                 return
@@ -288,13 +244,13 @@ class _Fetch:
 
     def _drop(self, holder: Holder, error: Exception) -> None:
         self.result.dropped[holder.peer] = str(error)
-        _tell(self.report, holder.peer, error)
+        tell(self.report, holder.peer, error)
 
     def _is_finished(self) -> bool:
         return not self.waiting and not self.asked
 
     async def _drain(self, holder: Holder, client: BlobClient) -> None:
-        bits = await client.have(self.digest)
+        bits = await self.target.held(client)
         patience_s = limits.BLOB_STEAL_AFTER_S
         clock = asyncio.get_running_loop().time
         is_patient = True
@@ -327,11 +283,11 @@ class _Fetch:
         batch: list[int] = []
         size = 0
         for index in self.waiting:
-            if len(batch) >= min(limits.BLOB_BATCH_CHUNKS, share) or size >= limits.BLOB_BATCH_BYTES:
+            if len(batch) >= min(self.target.batch_max, share) or size >= limits.BLOB_BATCH_BYTES:
                 break
             if _has(bits, index):
                 batch.append(index)
-                size += self.manifest.chunks[index].size
+                size += self.target.size(index)
         chosen = set(batch)
         self.waiting = [index for index in self.waiting if index not in chosen]
         self.asked |= dict.fromkeys(batch, 1)
@@ -347,7 +303,7 @@ class _Fetch:
 
     async def _fetch_batch(self, holder: Holder, client: BlobClient, batch: list[int]) -> None:
         async def keep(index: int, data: memoryview) -> None:
-            await asyncio.to_thread(self.store.write_chunk, self.content_id, index, data)
+            await asyncio.to_thread(self.target.write, index, data)
             if self.asked.pop(index, None) is None:
                 return
             self.done_bytes += len(data)
@@ -357,8 +313,8 @@ class _Fetch:
             if self._is_finished():
                 self.finished.set()
 
-        sizes = [self.manifest.chunks[index].size for index in batch]
-        await client.chunks(self.digest, batch, sizes, keep)
+        sizes = [self.target.size(index) for index in batch]
+        await client.chunks(self.target.digest, batch, sizes, keep)
 
     async def _settle(self, batch: list[int]) -> None:
         """Give back what a holder still owes of its batch, and wake those who wait for work."""

@@ -35,7 +35,7 @@ def delete(path: Path) -> int:
     """Remove a file or a folder of files; bytes it occupied."""
     try:
         if path.is_dir():
-            size = sum(getattr(entry.stat(), "st_blocks", 0) * 512 for entry in path.iterdir())
+            size = sum(getattr(entry.stat(), "st_blocks", 0) * 512 for entry in path.rglob("*"))
             shutil.rmtree(path)
             return size
         size = path.stat().st_size

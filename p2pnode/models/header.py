@@ -32,6 +32,11 @@ _BLOCKS: dict[int, tuple[int, int]] = {
 _STRING_KEPT_BYTES_MAX = 4096
 
 
+def block_of(ggml_type: int) -> tuple[int, int]:
+    """Values and bytes of a block of a type that an outline has let pass."""
+    return _BLOCKS[ggml_type]
+
+
 @dataclass(frozen=True, slots=True)
 class TensorExtent:
     """Bytes of one tensor, counted from the start of its file."""

@@ -29,12 +29,23 @@ _LAYER = re.compile(r"blk\.(\d{1,4})\.")
 
 
 @dataclass(frozen=True, slots=True)
+class Span:
+    """Bytes [first, end) of every `every` bytes: columns of all rows, or rows of all matrices."""
+
+    first: int
+    end: int
+    every: int
+
+
+@dataclass(frozen=True, slots=True)
 class Want:
     """Bytes [first, end) of a tensor; end None for all of it."""
 
     tensor: str
     first: int = 0
     end: int | None = None
+    span: Span | None = None
+    """What of the tensor a shard needs, where that is less; chunks that cover it are those of [first, end)."""
 
 
 @dataclass(frozen=True, slots=True)

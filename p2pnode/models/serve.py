@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 from p2pnode import limits
 from p2pnode.errors import Busy, ModelError, P2PNodeError, RemoteProtocolError
 from p2pnode.models import blob, cid
+from p2pnode.models.manifest import Manifest
 from p2pnode.models.rate import RateLimit
+from p2pnode.models.shard_table import ShardTable
 from p2pnode.models.store import ModelStore
 
 
@@ -77,25 +81,44 @@ class BlobServer:
         elif isinstance(request, blob.GetHave):
             bits = await asyncio.to_thread(self.store.have, cid.from_digest(request.digest))
             await self._send(stream, blob.frame(blob.HAVE, bits))
+        elif isinstance(request, blob.GetTiles):
+            bits = await asyncio.to_thread(self._tiles, request)
+            await self._send(stream, blob.frame(blob.HAVE, bits))
         else:
             await self._send_chunks(stream, request)
         await self._send(stream, blob.frame(blob.END))
 
     def _manifest(self, digest: bytes, name: str) -> bytes:
-        if digest:
-            return self.store.manifest(cid.from_digest(digest)).encoded
-        return self.store.get(name).manifest.encoded
+        if not digest:
+            return self.store.get(name).manifest.encoded
+        return self._named(digest).encoded
+
+    def _named(self, digest: bytes) -> Manifest | ShardTable:
+        """What has this content id; ModelUnknown."""
+        content_id = cid.from_digest(digest)
+        table = None if self.store.has_manifest(content_id) else self.store.shards.find(content_id)
+        return self.store.manifest(content_id) if table is None else table
+
+    def _tiles(self, request: blob.GetTiles) -> bytes:
+        shards = self.store.shards
+        return shards.have(shards.named(cid.from_digest(request.model), cid.from_digest(request.table)))
+
+    def pieces(self, digest: bytes) -> tuple[int, Callable[[int], bytes]]:
+        """How many chunks, or tiles, what has this digest consists of, and how to read one, verified."""
+        found = self._named(digest)
+        if isinstance(found, ShardTable):
+            return len(found.chunks), functools.partial(self.store.shards.read, found)
+        return len(found.chunks), functools.partial(self.store.read_chunk, found.content_id)
 
     async def _send_chunks(self, stream: BlobStream, request: blob.GetChunks) -> None:
-        content_id = cid.from_digest(request.digest)
-        count = len((await asyncio.to_thread(self.store.manifest, content_id)).chunks)
+        count, read = await asyncio.to_thread(self.pieces, request.digest)
         last_first, last_count = request.runs[-1]
         if last_first + last_count > count:
             raise RemoteProtocolError(
                 f"chunk {last_first + last_count - 1} was asked of a model with {count}"
             )
         for index in request.indexes():
-            data = await asyncio.to_thread(self.store.read_chunk, content_id, index)
+            data = await asyncio.to_thread(read, index)
             await self._send(stream, blob.chunk_head(index, len(data)), data)
             self.counters.chunks += 1
 

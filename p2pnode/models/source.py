@@ -9,11 +9,13 @@ from typing import Protocol
 
 from p2pnode import limits
 from p2pnode.errors import BlobMismatch, ModelIncomplete
-from p2pnode.models.exchange import FetchResult, Holder, Report, fetch_manifest, fetch_part
+from p2pnode.models.blob_client import Holder
+from p2pnode.models.exchange import FetchResult, Report, fetch_manifest, fetch_part
 from p2pnode.models.hub import Hub, RemoteFile
 from p2pnode.models.hub_ref import HubReference
 from p2pnode.models.importer import name_of
 from p2pnode.models.manifest import Chunk, Manifest, Want
+from p2pnode.models.shard_fetch import ShardFetch, fetch_shard
 from p2pnode.models.store import ModelStore, StoredModel
 from p2pnode.units import ContentId
 
@@ -85,17 +87,28 @@ class PeerSource:
         wants: Sequence[Want],
         *,
         vocabulary: bool = False,
+        shards: ContentId | None = None,
         progress: Progress | None = None,
     ) -> FetchResult:
-        return await fetch_part(
+        """With a shard table that a head named, of tensors that shards are cut from only the wanted spans come."""
+        found = ShardFetch(FetchResult(), list(wants))
+        if shards is not None:
+            found = await fetch_shard(
+                manifest, wants, shards, self.holders, store, progress=progress, report=self.report
+            )
+        before = found.result.bytes_wanted
+        result = await fetch_part(
             manifest,
-            wants,
+            found.left,
             self.holders,
             store,
             vocabulary=vocabulary,
-            progress=progress,
+            progress=progress and (lambda done, total: progress(before + done, before + total)),
             report=self.report,
         )
+        if found.table is not None and found.given_up:
+            await asyncio.to_thread(store.shards.drop, found.table, found.given_up)
+        return found.result.plus(result)
 
 
 class HubSource:

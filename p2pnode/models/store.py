@@ -5,7 +5,8 @@ of the original. Either way `paths()` gives files on which the byte ranges of th
 nobody else needs to know the difference.
 
 Layout under the root: `store.json` (names, imports), `manifests/<cid>`, `data/<cid>/*.gguf` and
-`data/<cid>/have` (one bit a chunk, written after the chunk is durable), `pulled/` (whole files from a hub).
+`data/<cid>/have` (one bit a chunk, written after the chunk is durable), `data/<cid>/shards/` (see
+`shard_store`), `pulled/` (whole files from a hub).
 Methods block; call them from a thread.
 """
 
@@ -26,6 +27,7 @@ from p2pnode.models.cache import ChunkCache
 from p2pnode.models.files import data_errors, delete, write_atomic
 from p2pnode.models.manifest import NO_LAYER, Manifest, Want
 from p2pnode.models.records import ImportedFile, StoreRecords
+from p2pnode.models.shard_store import ShardStore
 from p2pnode.models.stored import DEMO_NAME, Holdings, Piece, Progress, StoredModel, check_name
 from p2pnode.units import ContentId
 
@@ -38,7 +40,8 @@ class ModelStore:
     def __init__(self, root: Path, *, quota_bytes: int | None = None) -> None:
         self.root = root
         self.quota_bytes = quota_bytes
-        self._lock = threading.RLock()
+        self._lock = self.lock = threading.RLock()
+        self.shards = ShardStore(self)
         self._manifests: dict[ContentId, Manifest] = {}
         self._caches: dict[ContentId, ChunkCache] = {}
         with data_errors(root):
@@ -101,7 +104,7 @@ class ModelStore:
         stamps = [ImportedFile.of(part) for part in paths]
         with self._lock:
             known = self._records.import_of(stamps)
-        if known is None or not self._has_manifest(known):
+        if known is None or not self.has_manifest(known):
             manifest = importer.read_manifest(paths, progress)
             if [ImportedFile.of(part) for part in paths] != stamps:
                 raise BadModelFile(
@@ -132,7 +135,7 @@ class ModelStore:
             return self.get(label)
 
     def _keep_manifest(self, manifest: Manifest) -> None:
-        if not self._has_manifest(manifest.content_id):
+        if not self.has_manifest(manifest.content_id):
             path = self.root / "manifests" / manifest.content_id
             self._check_disk(len(manifest.encoded))
             if path.is_dir():
@@ -140,7 +143,7 @@ class ModelStore:
             write_atomic(path, manifest.encoded)
         self._manifests[manifest.content_id] = manifest
 
-    def _has_manifest(self, content_id: ContentId) -> bool:
+    def has_manifest(self, content_id: ContentId) -> bool:
         """Whether it is here and whole."""
         try:
             self.manifest(content_id)
@@ -177,12 +180,14 @@ class ModelStore:
                 for entry in (self.root / folder).iterdir():
                     if entry.name not in used:
                         freed += delete(entry)
+            freed += sum(self.shards.tidy(value) for value in used if self.has_manifest(value))
         return freed
 
     def _drop(self, content_id: ContentId) -> int:
         cache = self._caches.pop(content_id, None)
         if cache is not None:
             cache.close()
+        self.shards.forget_model(content_id)
         self._manifests.pop(content_id, None)
         freed = delete(self.root / "data" / content_id) + delete(self.root / "manifests" / content_id)
         return freed
@@ -330,7 +335,7 @@ class ModelStore:
 
     def _make_room(self, content_id: ContentId, size: int, quota: int) -> None:
         used = self.cached_bytes()
-        own = self._cache(content_id).have_bytes
+        own = self._bytes_here(content_id)
         if own + size > quota:
             raise DiskFull(
                 f"this model needs {own + size} bytes here, the store may hold {quota}",
@@ -342,7 +347,7 @@ class ModelStore:
             if used + size <= quota:
                 return
             if candidate != content_id and candidate not in self._pinned:
-                used -= self._cache(candidate).have_bytes if self._has_manifest(candidate) else 0
+                used -= self._bytes_here(candidate) if self.has_manifest(candidate) else 0
                 for name in [label for label, value in self._records.names.items() if value == candidate]:
                     del self._records.names[name]
                 self._drop(candidate)
@@ -390,7 +395,10 @@ class ModelStore:
         """Bytes fetched into this store, all models together."""
         with self._lock:
             names = set(self._records.names.values())
-            return sum(self._cache(value).have_bytes for value in names if self._has_manifest(value))
+            return sum(self._bytes_here(value) for value in names if self.has_manifest(value))
+
+    def _bytes_here(self, content_id: ContentId) -> int:
+        return self._cache(content_id).have_bytes + self.shards.bytes_of(content_id)
 
     def stored_bytes(self) -> int:
         """Bytes on this disk that belong to the store: fetched chunks and files pulled from a hub."""

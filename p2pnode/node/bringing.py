@@ -88,6 +88,9 @@ class Bringing:
         index = await self.bring(model, part_of, _say_nothing)
         return index, self.paths(model), self.options(model, index), self.model_id(model)
 
+    async def shard_table(self, model: KnownModel) -> str:
+        return await self._catalog.shard_table(model.content_id) or ""
+
     def model_id(self, model: KnownModel) -> bytes:
         return self._catalog.model_id(model.content_id)
 

@@ -11,12 +11,14 @@ from typing import Any
 
 from p2pnode import limits
 from p2pnode.compute.gguf import ModelIndex, open_model
-from p2pnode.errors import BadModelFile, ModelIncomplete, ModelUnknown, P2PNodeError
+from p2pnode.errors import BadModelFile, DataDirError, DiskFull, ModelIncomplete, ModelUnknown, P2PNodeError
 from p2pnode.models import cid
-from p2pnode.models.exchange import FetchResult, Holder
+from p2pnode.models.blob_client import Holder
+from p2pnode.models.exchange import FetchResult
 from p2pnode.models.manifest import Manifest, Want
 from p2pnode.models.source import FileSource, PeerSource
 from p2pnode.models.store import DEMO_NAME, ModelStore
+from p2pnode.models.strips import Strip
 from p2pnode.node.links import Link, Links
 from p2pnode.units import ContentId, PeerId
 
@@ -191,15 +193,21 @@ class Catalog:
         wants: Iterable[Want],
         *,
         vocabulary: bool,
+        shards: ContentId | None = None,
         extra_holders: Iterable[str] = (),
         on_progress: FetchProgress | None = None,
     ) -> FetchResult:
-        """Make sure that these bytes are on this disk, verified."""
+        """Make sure that these bytes are on this disk, verified; spans alone where a head named the shard table."""
         manifest = await asyncio.to_thread(self.store.manifest, content_id)
         source = self._peers(content_id, extra_holders)
         try:
             result = await source.part(
-                self.store, manifest, list(wants), vocabulary=vocabulary, progress=on_progress
+                self.store,
+                manifest,
+                list(wants),
+                vocabulary=vocabulary,
+                shards=shards,
+                progress=on_progress,
             )
         except ModelIncomplete as error:
             if (lost := self.store.lost_file(content_id)) is None:
@@ -211,6 +219,22 @@ class Catalog:
             ) from error
         self.bytes_fetched[content_id] = self.bytes_fetched.get(content_id, 0) + result.bytes_on_wire
         return result
+
+    async def shard_table(self, content_id: ContentId) -> ContentId | None:
+        """What a head names in the orders of a tensor group, computed from its own disk; None without all the bytes."""
+        try:
+            table = await asyncio.to_thread(self.store.shards.own, content_id)
+        except (DataDirError, DiskFull):
+            return None  # no reason to answer nothing: ranks fetch whole chunks
+        return table.content_id if table is not None else None
+
+    async def strips(
+        self, content_id: ContentId, shards: ContentId | None, wants: Iterable[Want]
+    ) -> dict[str, Strip]:
+        """Where the spans of tensors lie that are not here whole."""
+        if shards is None:
+            return {}
+        return await asyncio.to_thread(self.store.shards.strips, content_id, shards, list(wants))
 
     async def index(self, content_id: ContentId, *, vocabulary: bool) -> tuple[ModelIndex, list[Path]]:
         """The tensor index over this disk's files; `vocabulary` once the full header is here."""

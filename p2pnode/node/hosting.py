@@ -235,14 +235,17 @@ class Hosting:
         engine_options.check_model(index)
         part = part_of_stage(index, order.layer_first, order.layer_end, rank=order.rank, shares=order.shares)
         wants = wants_of(index, part)
+        shards = ContentId(order.shard_table) if order.shard_table else None
         fetched = await self._catalog.fetch(
             content_id,
             wants,
             vocabulary=part.embedding,
+            shards=shards,
             extra_holders=[order.head],
             on_progress=lambda done, total: progress({"state": "fetching", "done": done, "total": total}),
         )
         index, paths = await self._catalog.index(content_id, vocabulary=part.embedding)
+        strips = await self._catalog.strips(content_id, shards, wants)
         options = UnitOptions(
             order.context_tokens,
             order.sessions,
@@ -252,7 +255,13 @@ class Hosting:
             device=self._device(),
         )
         spec = unit_spec(
-            index, paths, part, options, model_id=self._catalog.model_id(content_id), is_last=order.is_last
+            index,
+            paths,
+            part,
+            options,
+            model_id=self._catalog.model_id(content_id),
+            is_last=order.is_last,
+            strips=strips,
         )
         spec = await self._adapters.fitted(
             spec, engine_options, index, part, model=content_id, holder=PeerId(order.head)
@@ -260,7 +269,8 @@ class Hosting:
         engine = await self._take_kept(order)
         if engine is None:
             engine = self._new_engine(f"{order.model_name} layers {order.layer_first}–{order.layer_end - 1}")
-        wanted = manifest.bytes_of(manifest.chunks_for(wants))
+        in_chunks = [want for want in wants if want.tensor not in strips] if strips else wants
+        wanted = manifest.bytes_of(manifest.chunks_for(in_chunks)) + sum(s.size for s in strips.values())
         try:
             await engine.ensure(
                 UNIT, spec, lambda f: progress({"state": "loading", "done": int(f * 1000), "total": 1000})

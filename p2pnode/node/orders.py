@@ -54,6 +54,8 @@ class StageOrder(msgspec.Struct, frozen=True, kw_only=True):
     rank: int = 0
     shares: list[int] = []
     """Weights of all ranks of this stage's tensor group; empty when one device has it alone."""
+    shard_table: str = ""
+    """Content id of the model's shard table, as the head computed it; empty: shards come in whole chunks."""
     llama: str = ""
     """What the head's engines compute with."""
     any_llama: bool = False

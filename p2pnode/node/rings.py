@@ -103,7 +103,8 @@ class Rings:
         mine = _Own.of(self._me, parts)
         remote = [part for part in parts if part is not mine.part]
         options = self._bringing.options(model, index)
-        orders = self._orders(plan_id, model, remote, mine, options=options)
+        table = await self._shard_table(model, remote)
+        orders = self._orders(plan_id, model, remote, mine, options=options, table=table)
         try:
             active = await self._stand_up(plan_id, model, mine, remote, orders, options, say)
             active.prefixes = prefixes = self._bringing.prefixes(index, active.route, options)
@@ -189,6 +190,11 @@ class Rings:
         active.follow_engine(self._name_of(self._me))
         return active
 
+    async def _shard_table(self, model: KnownModel, remote: Sequence[StagePart]) -> str:
+        """What ranks without the whole model verify their tiles by; hashed once, when the first one asks for it."""
+        ranks = {peer for part in remote if part.shares for peer in (part.peer, *part.followers)}
+        return await self._bringing.shard_table(model) if ranks - {self._me, *model.holders} else ""
+
     # --- preparing -----------------------------------------------------------------------------------
     def _orders(
         self,
@@ -198,6 +204,7 @@ class Rings:
         mine: _Own,
         *,
         options: UnitOptions,
+        table: str,
     ) -> Orders:
         orders: Orders = []
         first_stage = 1 if mine.part is not None and not mine.is_last else 0
@@ -227,6 +234,7 @@ class Rings:
                     next_addresses=list(where),
                     rank=rank,
                     shares=list(part.shares),
+                    shard_table=table if part.shares else "",
                     followers=list(part.followers) if rank == 0 else [],
                     llama=engine_version(),
                     any_llama=self._policy().versions == "any",

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
 from p2pnode import limits
@@ -17,9 +18,11 @@ from p2pnode.compute.memory import part_memory
 from p2pnode.compute.part import Cut, Inline, Part, Shard, Source, Zeros, real_layer_count, whole
 from p2pnode.compute.surgery import cut, needed_tensors
 from p2pnode.compute.virtual_file import FilePiece, InlinePiece
-from p2pnode.models.manifest import Want
+from p2pnode.models.manifest import Span, Want
+from p2pnode.models.strips import Strip
 
 EMBEDDING = "token_embd.weight"
+NO_STRIPS: Mapping[str, Strip] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +67,8 @@ def output_part(index: ModelIndex) -> Part:
 def wants_of(index: ModelIndex, part: Part) -> list[Want]:
     """What must be on this disk for a part, row lookups included.
 
-    Of a shard's row-wise cut tensors only its own rows. Columns lie in every row, a few hundred bytes at a time,
-    so of tensors cut by columns every chunk is wanted (specs/decisions/0023).
+    Of a shard's row-wise cut tensors only its own rows. Columns lie in every row, a few hundred bytes at a time: of
+    tensors cut by columns that span of each row, or else every chunk (specs/decisions/0023).
     """
     names = needed_tensors(index, part)
     if part.layer_first == 0 and not part.embedding and EMBEDDING not in names:
@@ -84,12 +87,13 @@ def _wants_of(piece: Source, index: ModelIndex, by_place: Sequence[tuple[int, in
     at = bisect_right(by_place, (piece.file, piece.offset, "\U0010ffff")) - 1
     tensor = index.tensors[by_place[at][2]]
     first = piece.offset - tensor.offset
+    span = Span(first, first + piece.size, piece.stride) if piece.size < piece.stride else None
     if piece.count == 1 or piece.stride - piece.size < limits.CHUNK_BYTES:
-        yield Want(tensor.name, first, first + (piece.count - 1) * piece.stride + piece.size)
+        yield Want(tensor.name, first, first + (piece.count - 1) * piece.stride + piece.size, span)
         return
     for number in range(piece.count):
         start = first + number * piece.stride
-        yield Want(tensor.name, start, start + piece.size)
+        yield Want(tensor.name, start, start + piece.size, span)
 
 
 def unit_spec(
@@ -100,13 +104,14 @@ def unit_spec(
     *,
     model_id: bytes,
     is_last: bool,
+    strips: Mapping[str, Strip] = NO_STRIPS,
 ) -> UnitSpec:
     """Raises what surgery raises: PlanError, ArchitectureUnsupported, BadModelFile."""
     made = cut(index, part, model_id)
     facts = made.facts
     stateless = part.layer_count == 0
     spec = UnitSpec(
-        pieces=tuple(_pieces(made, paths, index)),
+        pieces=tuple(_pieces(made, paths, index, tuple(strips.values()))),
         input=facts.input,
         output=_output(part, facts.output),
         tap=facts.tap,
@@ -161,16 +166,36 @@ def _token_table(index: ModelIndex, paths: Sequence[Path]) -> TokenTable:
     return TokenTable(str(paths[tensor.file]), tensor.offset, tensor.type.number, rows, columns)
 
 
-def _pieces(made: Cut, paths: Sequence[Path], index: ModelIndex) -> Iterator[FilePiece | InlinePiece]:
+def _pieces(
+    made: Cut, paths: Sequence[Path], index: ModelIndex, strips: Sequence[Strip]
+) -> Iterator[FilePiece | InlinePiece]:
     for piece in made.all_pieces():
         match piece:
             case Inline(data):
                 yield from _without_copies(data, index, str(paths[0]))
             case Zeros(total):
                 yield InlinePiece(bytes(total))
+            case Source() if (strip := _strip_of(piece, strips)) is not None:
+                yield _in_strip(piece, strip)
             case Source():
                 path = str(paths[piece.file])
                 yield FilePiece(path, piece.offset, piece.size, piece.count, piece.stride)
+
+
+def _strip_of(piece: Source, strips: Sequence[Strip]) -> Strip | None:
+    for strip in strips:
+        grid = strip.grid
+        if grid.file == piece.file and 0 <= piece.offset - grid.offset < grid.lines * grid.line_bytes:
+            return strip
+    return None
+
+
+def _in_strip(piece: Source, strip: Strip) -> FilePiece:
+    """The same bytes where a strip has them: one run, when it has no others."""
+    if piece.size == strip.line_bytes:
+        return FilePiece(str(strip.path), 0, strip.size)
+    at = piece.offset - strip.grid.offset - strip.at
+    return FilePiece(str(strip.path), at, piece.size, piece.count, strip.line_bytes)
 
 
 def _without_copies(header: bytes, index: ModelIndex, path: str) -> Iterator[FilePiece | InlinePiece]:

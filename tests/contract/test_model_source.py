@@ -11,7 +11,7 @@ import pytest
 from p2pnode import limits
 from p2pnode.errors import P2PNodeError
 from p2pnode.models import blob, hub_ref
-from p2pnode.models.exchange import Holder
+from p2pnode.models.blob_client import Holder
 from p2pnode.models.hub import Hub
 from p2pnode.models.importer import read_manifest
 from p2pnode.models.manifest import Manifest, Want

@@ -22,7 +22,8 @@ from p2pnode.errors import (
     StreamReset,
 )
 from p2pnode.models import blob, cid
-from p2pnode.models.exchange import BlobClient, FetchResult, Holder, fetch_manifest, fetch_part
+from p2pnode.models.blob_client import BlobClient, Holder
+from p2pnode.models.exchange import FetchResult, fetch_manifest, fetch_part
 from p2pnode.models.manifest import Want
 from p2pnode.models.rate import RateLimit
 from p2pnode.models.serve import BlobServer

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from p2pnode.models.importer import read_manifest
 from tests.kit.mesh import MeshOfProcesses, NodeProcess, kill_now, mesh_of
 
 DEMO = "p2pnode-demo"
+DEMO_FILE = Path(__file__).parents[2] / "models/p2pnode-demo.gguf"
 PROMPT = "What is a mesh?"
 NAMES = ("alpha", "beta", "gamma", "delta")
 
@@ -23,6 +26,34 @@ def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MeshOfProcesses]:
 def apply(node: NodeProcess, **wish: Any) -> dict[str, Any]:
     plan: dict[str, Any] = node.api.post("/plan", {"model": DEMO, "apply": True, **wish})
     return plan
+
+
+def test_a_rank_fetches_its_shard_once(mesh: MeshOfProcesses) -> None:
+    """On the wire: the shard, the table of digests and a frame for each tile; for the same group again nothing.
+
+    These ranks look token ids up, so the header with its vocabulary comes too.
+    """
+    header = read_manifest([DEMO_FILE]).files[0].header_size
+    alpha, *others = mesh.nodes[:3]
+    devices = [node.name for node in mesh.nodes[:3]]
+    plan = apply(alpha, mode="tensor", devices=devices)
+    hosted = [node.api.get("/status")["hosted_stages"][0] for node in others]
+    for node, stage in zip(others, hosted, strict=True):
+        (table,) = node.data.rglob("shards/*/table")
+        tiles = table.stat().st_size // 32
+        assert stage["bytes_wanted"] < stage["bytes_fetched"]
+        assert stage["bytes_fetched"] < stage["bytes_wanted"] + header + 42 * tiles + 1000
+        strips = sum(path.stat().st_size for path in table.parent.glob("*-*-*[0-9]"))
+        assert strips <= stage["bytes_wanted"]
+    whole = plan["stages"][0]["bytes_wanted"]
+    assert sum(stage["bytes_wanted"] for stage in hosted) < whole, "two of three shards, and whole norms"
+    together = alpha.infer(DEMO, PROMPT, mode="tensor")
+    assert together["text"] == alpha.infer(DEMO, PROMPT, mode="local")["text"]
+    alpha.api.post("/command/release_plan", {"plan_id": plan["plan_id"]})
+    again = apply(alpha, mode="tensor", devices=devices)
+    assert [node.api.get("/status")["hosted_stages"][0]["bytes_fetched"] for node in others] == [0, 0]
+    assert not list(alpha.data.rglob("shards/*/*.have")), "who holds the model has no need of strips"
+    alpha.api.post("/command/release_plan", {"plan_id": again["plan_id"]})
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 4])

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+import random
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import msgpack
 
-from p2pnode.models import blob, cid
+from p2pnode.models import blob, cid, shard_table
 from p2pnode.models.importer import read_manifest
-from tests.kit.gguf_files import gguf, toy
+from tests.kit.gguf_files import gguf, matrices, toy
 
 TARGET = Path("specs/vectors/blobs.json")
 
@@ -95,12 +96,58 @@ def _manifests() -> list[dict[str, Any]]:
     ]
 
 
+def _tables() -> list[dict[str, Any]]:
+    """A model of two cut tensors: rows of 64 floats in two tiles, and 40 rows of 8 floats in two."""
+    rng = random.Random(4)
+    shapes = [("blk.0.ffn_down.weight", (64, 3), 0), ("blk.0.ffn_up.weight", (8, 40), 0)]
+    data = matrices(shapes, rng.randbytes)
+    found = _manifest(data)
+    grids = shard_table.grids_of(found)
+    digests = [
+        grid.digests([data[grid.offset : grid.offset + grid.lines * grid.line_bytes]]) for grid in grids
+    ]
+    table = shard_table.build(found, b"".join(digests))
+    given = {"kind": "table", "manifest": found.encoded.hex(), "file": data.hex()}
+    output = {
+        "cid": table.content_id,
+        "tiles": [
+            [tile.grid.tensor, tile.line, tile.lines, tile.at, tile.width, tile.digest.hex()]
+            for tile in (table.chunks[number] for number in range(len(table.chunks)))
+        ],
+    }
+    model, all_digests = cid.to_digest(found.content_id), b"".join(digests)
+    bad = {
+        "empty": b"",
+        "version 2": msgpack.packb([2, model, all_digests]),
+        "of another model": msgpack.packb([1, model[::-1], all_digests]),
+        "missing digest": msgpack.packb([1, model, all_digests[:-32]]),
+        "half a digest more": msgpack.packb([1, model, all_digests + bytes(16)]),
+        "trailing byte": table.encoded + b"\0",
+        "wide length": table.encoded.replace(b"\xc4\x80", b"\xc5\x00\x80", 1),
+        "digests in a list": msgpack.packb([1, model, digests]),
+        "a map": msgpack.packb({"version": 1}),
+    }
+    cases = [
+        _case("table of two tensors", "its tiles", "ok", {**given, "table": table.encoded.hex()}, output)
+    ]
+    return cases + [
+        _case(
+            f"table {name}",
+            "one form only",
+            "bad_model_file",
+            {**given, "table": bytes(made).hex()},
+        )
+        for name, made in bad.items()
+    ]
+
+
 def _requests() -> list[dict[str, Any]]:
     digest = bytes(range(32))
     good: dict[str, tuple[blob.Request, Any]] = {
         "manifest by digest": (blob.GetManifest(digest), ["manifest", digest.hex(), ""]),
         "manifest by name": (blob.GetManifest(name="toy"), ["manifest", "", "toy"]),
         "have": (blob.GetHave(digest), ["have", digest.hex()]),
+        "tiles": (blob.GetTiles(digest, digest[::-1]), ["tiles", digest.hex(), digest[::-1].hex()]),
         "chunks": (blob.GetChunks(digest, ((0, 3), (7, 1))), ["chunks", digest.hex(), [0, 1, 2, 7]]),
     }
     bad = {
@@ -114,6 +161,9 @@ def _requests() -> list[dict[str, Any]]:
         "negative": blob.frame(3, msgpack.packb([digest, [[-1, 1]]])),
         "too many chunks": blob.frame(3, msgpack.packb([digest, [[0, 1025]]])),
         "no msgpack": blob.frame(2, b"\xc1"),
+        "tiles of no table": blob.frame(4, msgpack.packb([digest])),
+        "tiles, short digest": blob.frame(4, msgpack.packb([digest, digest[1:]])),
+        "tiles with runs": blob.frame(4, msgpack.packb([digest, digest, [[0, 1]]])),
     }
     cases = [
         _case(
@@ -137,7 +187,7 @@ def _requests() -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    cases = _ids() + _manifests() + _requests()
+    cases = _ids() + _manifests() + _tables() + _requests()
     TARGET.write_text(json.dumps(cases, indent=1) + "\n")
 
 

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from p2pnode.models import blob
-from p2pnode.models.exchange import Holder
+from p2pnode.models.blob_client import Holder
 from p2pnode.models.serve import BlobServer
 from p2pnode.models.store import ModelStore
 from p2pnode.transport.memory import MemoryNetwork, MemoryTransport
@@ -74,7 +74,7 @@ class Liar:
                 await honest._answer(stream, request)
                 continue
             for index in request.indexes():
-                data = self.store.read_chunk(self.store.models()[0].content_id, index)
+                data = honest.pieces(request.digest)[1](index)
                 frames = self.spoil(self.sent, index, data)
                 if frames is None:
                     await asyncio.Event().wait()

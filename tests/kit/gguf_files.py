@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import random
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from p2pnode.compute.gguf import ValueType, header_bytes, parse, scalar
+from p2pnode.models.header import block_of
 
 ALIGNMENT = 32
 Value = int | float | bool | str | list[str] | list[int]
@@ -46,6 +48,22 @@ def gguf(values: Mapping[str, Value], tensors: Sequence[tuple[str, bytes]], *, v
         data += content + bytes(-len(content) % ALIGNMENT)
     head = b"GGUF" + struct.pack("<IQQ", version, len(tensors), len(values))
     head += b"".join(entry(key, value) for key, value in values.items()) + table
+    return head + bytes(-len(head) % ALIGNMENT) + data
+
+
+def matrices(
+    shapes: Sequence[tuple[str, tuple[int, ...], int]], fill: Callable[[int], bytes], *, layers: int = 1
+) -> bytes:
+    """A file of tensors of any (name, shape, ggml type), filled with bytes that mean nothing."""
+    head, data = b"", b""
+    for name, shape, kind in shapes:
+        values, size = block_of(kind)
+        head += text(name) + struct.pack("<I", len(shape)) + struct.pack(f"<{len(shape)}Q", *shape)
+        head += struct.pack("<IQ", kind, len(data))
+        content = fill(math.prod(shape) // values * size)
+        data += content + bytes(-len(content) % ALIGNMENT)
+    values_ = entry("general.architecture", "llama") + entry("llama.block_count", layers)
+    head = b"GGUF" + struct.pack("<IQQ", 3, len(shapes), 2) + values_ + head
     return head + bytes(-len(head) % ALIGNMENT) + data
 
 

@@ -31,7 +31,13 @@ def test_chunk_requests_read_back(indexes: set[int]) -> None:
 
 
 @pytest.mark.parametrize(
-    "request_", [blob.GetManifest(DIGEST), blob.GetManifest(name="toy"), blob.GetHave(DIGEST)]
+    "request_",
+    [
+        blob.GetManifest(DIGEST),
+        blob.GetManifest(name="toy"),
+        blob.GetHave(DIGEST),
+        blob.GetTiles(DIGEST, bytes(32)),
+    ],
 )
 def test_other_requests_read_back(request_: blob.Request) -> None:
     assert _decode(blob.encode_request(request_)) == request_
@@ -56,6 +62,9 @@ BAD_REQUESTS = {
     "many runs": (3, msgpack.packb([DIGEST, [[2 * i, 1] for i in range(limits.BLOB_RUNS_MAX + 1)]])),
     "many chunks": (3, msgpack.packb([DIGEST, [[0, 1024], [2000, 1]]])),
     "digest of wrong length": (3, msgpack.packb([b"x", [[0, 1]]])),
+    "tiles of no table": (4, msgpack.packb([DIGEST, b""])),
+    "tiles of no model": (4, msgpack.packb([DIGEST])),
+    "tiles of text": (4, msgpack.packb([DIGEST, "x" * 32])),
 }
 
 
@@ -65,7 +74,7 @@ def test_bad_requests_are_refused(name: str) -> None:
         blob.decode_request(*BAD_REQUESTS[name])
 
 
-@pytest.mark.parametrize(("kind", "size"), [(0, 0), (4, 0), (0x83, 10), (1, 65_537), (3, 2**32 - 1)])
+@pytest.mark.parametrize(("kind", "size"), [(0, 0), (5, 0), (0x83, 10), (1, 65_537), (3, 2**32 - 1)])
 def test_bad_request_heads_are_refused(kind: int, size: int) -> None:
     with pytest.raises(RemoteProtocolError):
         blob.request_head(struct.pack(">BI", kind, size))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from p2pnode.errors import P2PNodeError
-from p2pnode.models import blob, cid
+from p2pnode.models import blob, cid, shard_table
 from p2pnode.models.manifest import Manifest, decode
 
 CASES = json.loads((Path(__file__).parents[3] / "specs/vectors/blobs.json").read_text())
@@ -36,13 +36,28 @@ def _request(given: dict[str, str]) -> Any:
             return ["manifest", digest.hex(), name]
         case blob.GetHave(digest):
             return ["have", digest.hex()]
+        case blob.GetTiles(model, table):
+            return ["tiles", model.hex(), table.hex()]
         case blob.GetChunks(digest) as request:
             return ["chunks", digest.hex(), request.indexes()]
+
+
+def _table(given: dict[str, str]) -> Any:
+    found = shard_table.decode(bytes.fromhex(given["table"]), decode(bytes.fromhex(given["manifest"])))
+    data, out = bytes.fromhex(given["file"]), []
+    for number in range(len(found.chunks)):
+        tile = found.chunks[number]
+        rows = tile.places(tile.grid.offset + tile.at, tile.grid.line_bytes)
+        assert cid.digest(*(data[offset : offset + size] for offset, size in rows)) == tile.digest
+        out.append([tile.grid.tensor, tile.line, tile.lines, tile.at, tile.width, tile.digest.hex()])
+    return {"cid": found.content_id, "tiles": out}
 
 
 def _run(given: dict[str, str]) -> Any:
     if given["kind"] == "cid":
         return cid.to_digest(given["text"]).hex()
+    if given["kind"] == "table":
+        return _table(given)
     return _manifest(given) if given["kind"] == "manifest" else _request(given)
 
 

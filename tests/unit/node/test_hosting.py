@@ -92,6 +92,9 @@ class World:
     async def fetch(self, *_: object, **__: object) -> Any:
         return SimpleNamespace(bytes_on_wire=10)
 
+    async def strips(self, *_: object) -> dict[str, Any]:
+        return {}
+
     def model_id(self, content_id: str) -> bytes:
         return b""
 
