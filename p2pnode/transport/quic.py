@@ -196,7 +196,7 @@ class QuicTransport(RoutedTransport[QuicPeerConnection]):
         touched, self._touched = self._touched, {}
         for connection in touched:
             connection.process()
-            connection.flush_after_batch()
+            connection.sending.flush_after_batch()
 
     def _on_datagram(self, udp: UdpSocket, data: bytes, address: NetworkAddress) -> None:
         if len(data) < 21:
@@ -209,7 +209,7 @@ class QuicTransport(RoutedTransport[QuicPeerConnection]):
             connection = self._unknown(udp, data, address, now)
             if connection is None:
                 return
-        connection.socket = udp
+        connection.sending.socket = udp
         connection.receive(data, address, now)
         if not connection.is_established and not connection.is_outbound and connection.core.is_fresh:
             # Nothing in the first datagram could be decrypted: garbage keeps no memory.
@@ -265,7 +265,7 @@ class QuicTransport(RoutedTransport[QuicPeerConnection]):
         )
         connection = self._new_connection(core, udp, address, is_outbound=True)
         core.connect(address, now=self._loop.time())
-        connection.flush()
+        connection.sending.flush()
         return connection
 
     def _new_connection(

@@ -1,4 +1,4 @@
-"""One authenticated connection: events of the QUIC machine become streams, writes become datagrams."""
+"""One authenticated connection: events of the QUIC machine become streams; what it writes leaves by `quic_sending`."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from p2pnode.transport.port import ConnectionStats
 from p2pnode.transport.quic_core import QuicCore
 from p2pnode.transport.quic_fast import FastQuicCore
 from p2pnode.transport.quic_path import PathProber
+from p2pnode.transport.quic_sending import Sending
 from p2pnode.transport.quic_socket import UdpSocket
 from p2pnode.transport.quic_stream import QuicPeerStream
 from p2pnode.transport.quic_stream_ids import PeerStreamIds
@@ -68,9 +69,6 @@ class QuicPeerConnection:
         self.error: P2PNodeError | None = None
         self.identified: Identify | None = None
         """What the peer said of itself, once it did."""
-        self.waiting_writers: set[QuicPeerStream] = set()
-        self.socket = udp
-        """Where the peer was heard last; answers leave from there."""
         self.address = address
         """Where the connection began; the peer may have moved since."""
         self.routes: set[bytes] = set()
@@ -78,22 +76,13 @@ class QuicPeerConnection:
         self._streams: dict[int, QuicPeerStream] = {}
         self._peer_ids = PeerStreamIds(is_client=is_outbound)
         self._stream_room: asyncio.Future[None] | None = None
-        self._bytes_sent = 0
         self._bytes_received = 0
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_at = 0.0
-        self._keep_alive: asyncio.TimerHandle | None = None
-        self._flush_scheduled = False
-        self._flush_wanted = False
-        self._flushed_now = False
-        self._batch_came = False
-        self._ping_uid = 0
+        self.sending = Sending(core, udp, broke=self._sending_broke, timer_fired=self._timer_fired)
         core.on_connection_id = lambda connection_id: host.add_route(connection_id, self)
-        core.send_early = self.send
         if isinstance(core, FastQuicCore):
             core.sink = self._feed
         self._handshake_timer: asyncio.TimerHandle | None = None
-        self._path = PathProber(self, host.probe_sizes)
+        self._path = PathProber(core, self.sending, host.probe_sizes)
 
     # --- port --------------------------------------------------------------------------------------
     @property
@@ -118,7 +107,7 @@ class QuicPeerConnection:
     def stats(self) -> ConnectionStats:
         return ConnectionStats(
             rtt_s=self.core.rtt_s,
-            bytes_sent=self._bytes_sent,
+            bytes_sent=self.sending.bytes_sent,
             bytes_received=self._bytes_received,
             streams_open=len(self._streams),
             datagram_bytes=self.core.datagram_bytes,
@@ -160,7 +149,7 @@ class QuicPeerConnection:
         """Tell the peer, once, and end; nothing is waited for."""
         if self.error is None:
             self.core.close(error_code=code, reason_phrase=reason)
-            self.flush()
+            self.sending.flush()
             self._end(f"closed by this node{': ' + reason if reason else ''}", code)
 
     # --- streams -----------------------------------------------------------------------------------
@@ -185,7 +174,7 @@ class QuicPeerConnection:
 
     def consumed(self, stream_id: int, size: int) -> None:
         if self.core.consume(stream_id, size):
-            self.flush_soon()
+            self.sending.flush_soon()
 
     def forget_if_finished(self, stream: QuicPeerStream) -> None:
         if stream.is_finished:
@@ -272,108 +261,24 @@ class QuicPeerConnection:
         if event.end_stream:
             self.core.end_of_reading(event.stream_id, was_reset=False)
 
+    def _timer_fired(self) -> None:
+        self.process()
+        self._path.judge_losses()
+
+    def _sending_broke(self) -> None:
+        """As for packets that come: one connection, not the loop."""
+        logger.exception("sending to %s broke its connection", self.address)
+        self.abandon("its next packet could not be built")
+
     def _establish(self) -> None:
         self.is_established = True
         if self._handshake_timer is not None:
             self._handshake_timer.cancel()
         if not self.established.done():
             self.established.set_result(None)
-        self._schedule_keep_alive()
+        self.sending.keep_alive()
         self._host.established(self)
         self._path.probe()
-
-    # --- sending -----------------------------------------------------------------------------------
-    def wrote(self) -> None:
-        """The first write of a loop iteration goes out at once, further ones together at its end."""
-        if self._flushed_now:
-            self._flush_wanted = True
-            return
-        self._flushed_now = True
-        self._schedule()
-        self.flush()
-
-    def flush_after_batch(self) -> None:
-        """As `flush_soon`, but an acknowledgement alone may wait for its timer."""
-        self._batch_came = True
-        self._schedule()
-
-    def flush_soon(self) -> None:
-        """After the tasks that were just woken had their turn, so that answers ride with acknowledgements."""
-        self._flush_wanted = True
-        self._schedule()
-
-    def _schedule(self) -> None:
-        if not self._flush_scheduled:
-            self._flush_scheduled = True
-            self.loop.call_soon(self._end_of_iteration)
-
-    def _end_of_iteration(self) -> None:
-        self._flush_scheduled = self._flushed_now = False
-        if self._flush_wanted:
-            self.flush()
-        elif self._batch_came and self.error is None:
-            # Nobody wrote an answer, which would have taken the acknowledgement along.
-            self._batch_came = False
-            self.arm_timer() if self.core.can_wait(self.loop.time()) else self.flush()
-
-    def flush(self) -> None:
-        self._flush_wanted = self._batch_came = False
-        if self.error is not None:
-            return
-        try:
-            datagrams = self.core.datagrams_to_send(now=self.loop.time())
-        except Exception:
-            # As for packets that come: one connection, not the loop.
-            logger.exception("sending to %s broke its connection", self.address)
-            self.abandon("its next packet could not be built")
-            return
-        if datagrams:
-            self.send(datagrams)
-        for stream in tuple(self.waiting_writers):
-            if self.core.unsent_bytes(stream.stream_id) <= limits.WRITE_UNSENT_BYTES_MAX // 4:
-                stream.wake_writer()
-        self.arm_timer()
-
-    def send(self, datagrams: list[tuple[bytes, NetworkAddress]]) -> None:
-        for data, _ in datagrams:
-            self._bytes_sent += len(data)
-        self.socket.send_batch(datagrams)
-
-    def arm_timer(self) -> None:
-        """Timers that would fire too early are left: firing checks again, re-arming costs more."""
-        at = self.core.get_timer()
-        if at is None or (self._timer is not None and self._timer_at <= at):
-            return
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer_at = at
-        self._timer = self.loop.call_at(at, self._on_timer)
-
-    def _on_timer(self) -> None:
-        self._timer = None
-        at = self.core.get_timer()
-        if self.error is not None or at is None:
-            return
-        now = self.loop.time()
-        if at > now:  # what it was armed for is done already
-            self.arm_timer()
-            return
-        self.core.handle_timer(now=now)
-        self.process()
-        self._path.judge_losses()
-        self.flush()
-
-    # --- keep-alive --------------------------------------------------------------------------------
-    def _schedule_keep_alive(self) -> None:
-        interval_s = min(limits.KEEP_ALIVE_S_MAX, self.core.idle_timeout_s / 3)
-        self._keep_alive = self.loop.call_later(interval_s, self._on_keep_alive)
-
-    def _on_keep_alive(self) -> None:
-        if self.error is None:
-            self._ping_uid += 1
-            self.core.send_ping(self._ping_uid)
-            self.flush()
-            self._schedule_keep_alive()
 
     # --- the end -----------------------------------------------------------------------------------
     def _ended_by_peer(self, code: int, reason: str, is_transport_error: bool) -> None:
@@ -381,7 +286,7 @@ class QuicPeerConnection:
             self._end("the peer went silent", code)
             return
         # A close of our own making (a refused handshake) still has to be sent.
-        self.flush()
+        self.sending.flush()
         said = reason or (f"error 0x{code:x}" if code else "no reason given")
         self._end(said, code)
 
@@ -400,9 +305,9 @@ class QuicPeerConnection:
             return
         peer = self.core.peer.peer_id if self.core.peer is not None else None
         self.error = ConnectionLost(f"the connection ended: {reason}", peer=peer, code=code, reason=reason)
-        for timer in (self._timer, self._keep_alive, self._handshake_timer):
-            if timer is not None:
-                timer.cancel()
+        self.sending.stop()
+        if self._handshake_timer is not None:
+            self._handshake_timer.cancel()
         self._path.stop()
         if not self.established.done():
             self.established.set_exception(self.error)

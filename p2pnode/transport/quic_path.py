@@ -12,7 +12,6 @@ from typing import Protocol
 from aioquic.quic.connection import NetworkAddress
 
 from p2pnode import limits
-from p2pnode.errors import P2PNodeError
 from p2pnode.transport.quic_core import QuicCore
 
 PROBE_SIZES = (1452, 8952, 16_384)
@@ -34,41 +33,40 @@ def probe_sizes(datagram_bytes_max: int) -> tuple[int, ...]:
     return (*smaller, datagram_bytes_max)
 
 
-class Prober(Protocol):
-    """What is probed: a connection."""
-
-    core: QuicCore
-    loop: asyncio.AbstractEventLoop
-    error: P2PNodeError | None
+class Way(Protocol):
+    """How probes leave."""
 
     def send(self, datagrams: list[tuple[bytes, NetworkAddress]]) -> None: ...
     def arm_timer(self) -> None: ...
 
 
 class PathProber:
-    def __init__(self, connection: Prober, sizes: tuple[int, ...]) -> None:
-        self._connection = connection
+    def __init__(self, core: QuicCore, way: Way, sizes: tuple[int, ...]) -> None:
+        self._core = core
+        self._way = way
         self._sizes = sizes
+        self._loop = asyncio.get_running_loop()
         self._losses: dict[int, int] = {}
         self._again: asyncio.TimerHandle | None = None
+        self._is_over = False
 
     def probe(self) -> None:
         """Ask the path about every size above the one in use."""
         self._probe(self._sizes)
 
     def _probe(self, sizes: tuple[int, ...]) -> None:
-        connection = self._connection
-        if connection.error is not None or connection.core.closing is not None:
+        core = self._core
+        if self._is_over or core.closing is not None:
             return
-        largest = min(connection.core.peer_datagram_bytes_max, limits.DATAGRAM_BYTES_MAX)
+        largest = min(core.peer_datagram_bytes_max, limits.DATAGRAM_BYTES_MAX)
         for size in sizes:
-            if connection.core.datagram_bytes < size <= largest:
-                connection.send(connection.core.probe_datagram(size, connection.loop.time()))
-        connection.arm_timer()
+            if core.datagram_bytes < size <= largest:
+                self._way.send(core.probe_datagram(size, self._loop.time()))
+        self._way.arm_timer()
 
     def judge_probes(self) -> None:
         """Larger datagrams once a probe arrived; a lost one is tried again a few times."""
-        core = self._connection.core
+        core = self._core
         results, core.probe_results = core.probe_results, []
         again: list[int] = []
         for size, arrived in results:
@@ -86,14 +84,14 @@ class PathProber:
 
     def judge_losses(self) -> None:
         """Back to the smallest size when large datagrams vanish one after the other."""
-        core = self._connection.core
+        core = self._core
         if core.path_swallows_datagrams:
             core.set_datagram_bytes(limits.DATAGRAM_BYTES_MIN)
             self._probe_later(PROBE_AGAIN_S)
 
     def _probe_later(self, delay_s: float) -> None:
-        self.stop()
-        self._again = self._connection.loop.call_later(delay_s, self._probe_anew)
+        self._cancel()
+        self._again = self._loop.call_later(delay_s, self._probe_anew)
 
     def _probe_anew(self) -> None:
         self._again = None
@@ -101,6 +99,11 @@ class PathProber:
         self.probe()
 
     def stop(self) -> None:
+        """The connection is over: nothing is probed any more."""
+        self._is_over = True
+        self._cancel()
+
+    def _cancel(self) -> None:
         if self._again is not None:
             self._again.cancel()
             self._again = None

@@ -220,9 +220,9 @@ class QuicPeerStream:
             for start in range(0, len(view), _WRITE_STEP_BYTES):
                 core.send_stream_data(stream_id, view[start : start + _WRITE_STEP_BYTES])  # type: ignore[arg-type]
                 if core.unsent_bytes(stream_id) > limits.WRITE_UNSENT_BYTES_MAX:
-                    connection.wrote()
+                    connection.sending.wrote()
                     await self._wait_for_room()
-        connection.wrote()
+        connection.sending.wrote()
         if core.unsent_bytes(stream_id) > limits.WRITE_UNSENT_BYTES_MAX:
             await self._wait_for_room()
 
@@ -231,12 +231,12 @@ class QuicPeerStream:
         while connection.core.unsent_bytes(self.stream_id) > limits.WRITE_UNSENT_BYTES_MAX // 4:
             assert self._writer is None, "two tasks write one stream"
             self._writer = connection.loop.create_future()
-            connection.waiting_writers.add(self)
+            connection.sending.waiting_writers.add(self)
             try:
                 await self._writer
             finally:
                 self._writer = None
-                connection.waiting_writers.discard(self)
+                connection.sending.waiting_writers.discard(self)
             self._check_writable()
 
     async def close_write(self) -> None:
@@ -244,7 +244,7 @@ class QuicPeerStream:
             return
         self._fin_sent = True
         self._connection.core.send_stream_data(self.stream_id, b"", end_stream=True)
-        self._connection.wrote()
+        self._connection.sending.wrote()
         self._connection.forget_if_finished(self)
 
     def reset(self, code: int = 0) -> None:
@@ -252,7 +252,7 @@ class QuicPeerStream:
             return
         if self._connection.error is None:
             self._connection.core.abort_stream(self.stream_id, code)
-            self._connection.wrote()
+            self._connection.sending.wrote()
         self.fail(StreamReset(f"this node reset {self.protocol or 'the stream'}", code=code))
         self._connection.forget_if_finished(self)
 
@@ -265,4 +265,4 @@ class QuicPeerStream:
     def _stop_reading(self) -> None:
         if not self._fin_received and self._error is None and self._connection.error is None:
             self._connection.core.stop_reading(self.stream_id, 0)
-            self._connection.wrote()
+            self._connection.sending.wrote()

@@ -105,7 +105,7 @@ async def test_unidirectional_streams_end_the_connection() -> None:
         connection.core._remote_max_streams_uni = 10
         connection.core._remote_max_stream_data_uni = 1000
         connection.core.send_stream_data(2, b"hello")
-        connection.flush()
+        connection.sending.flush()
         await until(lambda: connection.is_closed)
 
 
