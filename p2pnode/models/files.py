@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from p2pnode import limits
 from p2pnode.durable import replace_file
 from p2pnode.errors import DataDirError, DiskFull
 
@@ -23,6 +24,19 @@ def data_errors(path: Path) -> Iterator[None]:
             raise DiskFull(f"cannot write {path}: {reason}", path=str(path)) from error
         hint = "make it writable or choose another folder with --data"
         raise DataDirError(f"cannot use {path}: {reason}", hint=hint, path=str(path)) from error
+
+
+def check_disk(folder: Path, size: int) -> None:
+    """DiskFull unless so many bytes fit beside what is left free for others."""
+    with data_errors(folder):
+        free = shutil.disk_usage(folder).free
+    if free < size + limits.STORE_FREE_BYTES_MIN:
+        kept = limits.STORE_FREE_BYTES_MIN
+        raise DiskFull(
+            f"{free / 1e6:.1f} MB are free for models in {folder}, {(size + kept) / 1e6:.1f} MB are needed",
+            needed_bytes=size + kept,
+            free_bytes=free,
+        )
 
 
 def write_atomic(path: Path, data: bytes) -> None:

@@ -130,7 +130,7 @@ class HubSource:
 
     def _whole(self, store: ModelStore, name: str | None, progress: Progress | None) -> StoredModel:
         files = self.hub.resolve(self.reference)
-        store.check_room(sum(file.size for file in files))
+        store.room.check(sum(file.size for file in files))
         paths = self.hub.pull(files, store.pulled_folder(self.reference.repo), progress)
         return store.add_file(paths[0], name)
 

@@ -13,21 +13,21 @@ Methods block; call them from a thread.
 from __future__ import annotations
 
 import contextlib
-import shutil
 import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from p2pnode import limits
-from p2pnode.errors import BadModelFile, BlobMismatch, DiskFull, ModelIncomplete, ModelUnknown
+from p2pnode.errors import BadModelFile, BlobMismatch, ModelIncomplete, ModelUnknown
 from p2pnode.models import cid as content
 from p2pnode.models import importer
 from p2pnode.models import manifest as manifests
 from p2pnode.models.cache import ChunkCache
-from p2pnode.models.files import data_errors, delete, write_atomic
+from p2pnode.models.files import data_errors, delete
 from p2pnode.models.manifest import NO_LAYER, Manifest, Want
+from p2pnode.models.manifest_folder import ManifestFolder
 from p2pnode.models.records import ImportedFile, StoreRecords
 from p2pnode.models.shard_store import ShardStore
+from p2pnode.models.store_room import StoreRoom
 from p2pnode.models.stored import DEMO_NAME, Holdings, Piece, Progress, StoredModel, check_name
 from p2pnode.units import ContentId
 
@@ -39,15 +39,14 @@ class ModelStore:
 
     def __init__(self, root: Path, *, quota_bytes: int | None = None) -> None:
         self.root = root
-        self.quota_bytes = quota_bytes
         self._lock = self.lock = threading.RLock()
         self.shards = ShardStore(self)
-        self._manifests: dict[ContentId, Manifest] = {}
         self._caches: dict[ContentId, ChunkCache] = {}
         with data_errors(root):
-            (root / "manifests").mkdir(parents=True, exist_ok=True)
-            (root / "data").mkdir(exist_ok=True)
+            (root / "data").mkdir(parents=True, exist_ok=True)
+        self._manifests = ManifestFolder(root / "manifests")
         self._records = StoreRecords.load(root / "store.json")
+        self.room = StoreRoom(self, self._records, quota_bytes=quota_bytes)
 
     # --- names -------------------------------------------------------------------------------------
     def models(self) -> list[StoredModel]:
@@ -81,20 +80,12 @@ class ModelStore:
     def manifest(self, content_id: ContentId) -> Manifest:
         """The manifest of a content id; checked against it, so a damaged file is never believed."""
         with self._lock:
-            known = self._manifests.get(content_id)
-            if known is None:
-                path = self.root / "manifests" / content.from_digest(content.to_digest(content_id))
-                if not path.is_file():
-                    raise ModelUnknown(f"no manifest {content_id} on this device", model=content_id)
-                with data_errors(path):
-                    data = path.read_bytes()
-                if content.of(data) != content_id:
-                    raise BadModelFile(
-                        f"manifest {content_id} is damaged on this disk",
-                        hint="remove the model and add or fetch it again: p2pnode rm",
-                    )
-                known = self._manifests[content_id] = manifests.decode(data)
-            return known
+            return self._manifests.get(content_id)
+
+    def has_manifest(self, content_id: ContentId) -> bool:
+        """Whether it is here and whole."""
+        with self._lock:
+            return self._manifests.has(content_id)
 
     # --- adding ------------------------------------------------------------------------------------
     def add_file(self, path: Path, name: str | None = None, progress: Progress | None = None) -> StoredModel:
@@ -112,7 +103,7 @@ class ModelStore:
                 )
             known = manifest.content_id
             with self._lock:
-                self._keep_manifest(manifest)
+                self._manifests.keep(manifest)
                 self._records.imports[known] = stamps
         with self._lock:
             self._records.names[label] = known
@@ -128,28 +119,11 @@ class ModelStore:
         manifest = data if isinstance(data, Manifest) else manifests.decode(data)
         label = check_name(name)
         with self._lock:
-            self._keep_manifest(manifest)
+            self._manifests.keep(manifest)
             self._records.names[label] = manifest.content_id
             self._records.touch(manifest.content_id)
             self._records.save()
             return self.get(label)
-
-    def _keep_manifest(self, manifest: Manifest) -> None:
-        if not self.has_manifest(manifest.content_id):
-            path = self.root / "manifests" / manifest.content_id
-            self._check_disk(len(manifest.encoded))
-            if path.is_dir():
-                delete(path)
-            write_atomic(path, manifest.encoded)
-        self._manifests[manifest.content_id] = manifest
-
-    def has_manifest(self, content_id: ContentId) -> bool:
-        """Whether it is here and whole."""
-        try:
-            self.manifest(content_id)
-        except (BadModelFile, ModelUnknown):
-            return False
-        return True
 
     # --- removing ----------------------------------------------------------------------------------
     def remove(self, name: str) -> int:
@@ -159,7 +133,7 @@ class ModelStore:
             del self._records.names[label]
             freed = 0
             if content_id not in self._records.names.values():
-                freed = self._drop(content_id)
+                freed = self.drop(content_id)
                 freed += self._drop_pulled(content_id)
                 self._records.imports.pop(content_id, None)
             self._records.save()
@@ -183,14 +157,13 @@ class ModelStore:
             freed += sum(self.shards.tidy(value) for value in used if self.has_manifest(value))
         return freed
 
-    def _drop(self, content_id: ContentId) -> int:
+    def drop(self, content_id: ContentId) -> int:
+        """Delete what was fetched of a model, and its manifest; bytes freed. Names and imports stay as they are."""
         cache = self._caches.pop(content_id, None)
         if cache is not None:
             cache.close()
         self.shards.forget_model(content_id)
-        self._manifests.pop(content_id, None)
-        freed = delete(self.root / "data" / content_id) + delete(self.root / "manifests" / content_id)
-        return freed
+        return delete(self.root / "data" / content_id) + self._manifests.delete(content_id)
 
     # --- reading -----------------------------------------------------------------------------------
     def imported_paths(self, content_id: ContentId) -> tuple[Path, ...] | None:
@@ -309,73 +282,8 @@ class ModelStore:
 
     # --- writing -----------------------------------------------------------------------------------
     def reserve(self, content_id: ContentId, size: int) -> None:
-        """Make room for fetched bytes: drop least recently used cached models, or DiskFull with numbers."""
-        with self._lock:
-            self._records.touch(content_id)
-            self._records.save()
-            if self.quota_bytes is not None:
-                self._make_room(content_id, size, self.quota_bytes)
-            self._check_disk(size)
-
-    def check_room(self, size: int) -> None:
-        """DiskFull unless so many bytes may be written here."""
-        with self._lock:
-            if self.quota_bytes is not None and self.stored_bytes() + size > self.quota_bytes:
-                raise DiskFull(
-                    f"{size} more bytes do not fit into a store of {self.quota_bytes}",
-                    hint="raise the disk quota or remove a model: p2pnode rm",
-                    needed_bytes=size,
-                    quota_bytes=self.quota_bytes,
-                )
-            self._check_disk(size)
-
-    def pulled_folder(self, repo: str) -> Path:
-        """Where files from a hub are kept; they belong to the store and go with the model."""
-        return self.root / "pulled" / repo.replace("/", "--")
-
-    def _make_room(self, content_id: ContentId, size: int, quota: int) -> None:
-        used = self.cached_bytes()
-        own = self._bytes_here(content_id)
-        if own + size > quota:
-            raise DiskFull(
-                f"this model needs {own + size} bytes here, the store may hold {quota}",
-                hint="raise the disk quota or plan fewer layers for this device",
-                needed_bytes=own + size,
-                quota_bytes=quota,
-            )
-        for candidate in self._records.by_use():
-            if used + size <= quota:
-                return
-            if candidate != content_id and candidate not in self._pinned:
-                used -= self._bytes_here(candidate) if self.has_manifest(candidate) else 0
-                for name in [label for label, value in self._records.names.items() if value == candidate]:
-                    del self._records.names[name]
-                self._drop(candidate)
-                self._records.save()
-        if used + size > quota:
-            raise DiskFull(
-                f"{size} more bytes do not fit: {used} of {quota} are in use by models that are loaded",
-                hint="raise the disk quota or remove a model: p2pnode rm",
-                needed_bytes=size,
-                quota_bytes=quota,
-            )
-
-    _pinned: frozenset[ContentId] = frozenset()
-
-    def pin(self, content_ids: Iterable[ContentId]) -> None:
-        """Models in use: never dropped to make room."""
-        self._pinned = frozenset(content_ids)
-
-    def _check_disk(self, size: int) -> None:
-        with data_errors(self.root):
-            free = shutil.disk_usage(self.root).free
-        if free < size + limits.STORE_FREE_BYTES_MIN:
-            kept = limits.STORE_FREE_BYTES_MIN
-            raise DiskFull(
-                f"{free / 1e6:.1f} MB are free for models in {self.root}, {(size + kept) / 1e6:.1f} MB are needed",
-                needed_bytes=size + kept,
-                free_bytes=free,
-            )
+        """Make room for fetched bytes of a model: `StoreRoom.reserve`."""
+        self.room.reserve(content_id, size)
 
     def write_chunk(self, content_id: ContentId, index: int, data: bytes | memoryview) -> None:
         """Keep one fetched chunk; BlobMismatch unless it is exactly the chunk asked for."""
@@ -391,22 +299,15 @@ class ModelStore:
             if self.imported_paths(content_id) is None:
                 self._cache(content_id).flush()
 
-    def cached_bytes(self) -> int:
-        """Bytes fetched into this store, all models together."""
-        with self._lock:
-            names = set(self._records.names.values())
-            return sum(self._bytes_here(value) for value in names if self.has_manifest(value))
-
-    def _bytes_here(self, content_id: ContentId) -> int:
+    def bytes_here(self, content_id: ContentId) -> int:
+        """Bytes fetched into this store for one model; 0 where its manifest is damaged."""
+        if not self.has_manifest(content_id):
+            return 0
         return self._cache(content_id).have_bytes + self.shards.bytes_of(content_id)
 
-    def stored_bytes(self) -> int:
-        """Bytes on this disk that belong to the store: fetched chunks and files pulled from a hub."""
-        pulled = self.root / "pulled"
-        files = (
-            sum(path.stat().st_size for path in pulled.rglob("*") if path.is_file()) if pulled.is_dir() else 0
-        )
-        return self.cached_bytes() + files
+    def pulled_folder(self, repo: str) -> Path:
+        """Where files from a hub are kept; they belong to the store and go with the model."""
+        return self.root / "pulled" / repo.replace("/", "--")
 
     def close(self) -> None:
         with self._lock:

@@ -126,7 +126,7 @@ class Life:
         """Models that serve now are never dropped to make room for others."""
         node = self._node
         used = {active.model.content_id for active in node.routing.active.values()}
-        node.store.pin(used | {ContentId(hosted.order.model) for hosted in node.hosting.stages.values()})
+        node.store.room.pin(used | {ContentId(hosted.order.model) for hosted in node.hosting.stages.values()})
 
     async def stop(self, reason: str) -> None:
         """Frees engines and streams, seals the record, closes the socket."""

@@ -186,7 +186,7 @@ async def test_a_pulled_model_belongs_to_the_store(server: HubServer, tmp_path: 
     source = HubSource(Hub(server.endpoint), hub_ref.parse(f"hf:{REPO}"))
     model = await source.whole(store, "toy")
     assert model.is_complete
-    assert store.stored_bytes() == len(toy())
+    assert store.room.stored_bytes() == len(toy())
     assert store.remove("toy") > 0
     assert not list((tmp_path / "s" / "pulled").rglob("*.gguf"))
 

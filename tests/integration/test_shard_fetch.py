@@ -88,7 +88,7 @@ async def test_a_rank_fetches_its_shard_and_nothing_else(group: Group, shares: t
             pieces = sum(result.chunks_by_peer.values())
             extra = len(group.table.encoded) + len(group.table.chunks) // 8 + 1000
             assert result.bytes_wanted < result.bytes_on_wire <= result.bytes_wanted + 9 * pieces + extra
-            assert store.cached_bytes() == result.bytes_wanted + len(group.table.encoded)
+            assert store.room.cached_bytes() == result.bytes_wanted + len(group.table.encoded)
             store.close()
             again = ModelStore(group.party.folder / f"rank-{rank}")
             assert await group.fetch(again, rank, shares, holder) == FetchResult()
@@ -137,7 +137,7 @@ async def test_other_shares_fetch_only_what_is_new(group: Group) -> None:
         assert more.bytes_wanted == group.own_bytes(0, (6, 2)) - group.own_bytes(0, (1, 1))
         assert await group.fetch(store, 0, (1, 1), holder) == FetchResult()
         assert store.collect() > 0, "the narrow strips lie in the wide ones"
-        assert store.cached_bytes() == group.own_bytes(0, (6, 2)) + len(group.table.encoded)
+        assert store.room.cached_bytes() == group.own_bytes(0, (6, 2)) + len(group.table.encoded)
         assert await group.fetch(store, 0, (1, 1), holder) == FetchResult()
 
 
@@ -183,7 +183,7 @@ async def test_an_older_holder_gives_whole_chunks(group: Group) -> None:
         result = await group.fetch(rank, 0, (1, 1), holder)
         plain = await group.fetch(group.store("plain"), 0, (1, 1), holder, named=False)
         assert plain.bytes_wanted > group.own_bytes(0, (1, 1))
-        assert rank.cached_bytes() == plain.bytes_wanted + len(group.table.encoded)
+        assert rank.room.cached_bytes() == plain.bytes_wanted + len(group.table.encoded)
         assert sum(result.chunks_by_peer.values()) == sum(plain.chunks_by_peer.values())
     assert group.reported == []
 

@@ -165,7 +165,7 @@ def test_a_wider_strip_takes_what_is_here(tmp_path: Path, origin: ModelStore) ->
     assert bring(origin, store, table, RIGHT) == [2, 5, 8]
     whole = Want(DOWN, span=Span(0, ROW, ROW))
     assert bring(origin, store, table, whole, whole) == []
-    before = store.cached_bytes()
+    before = store.room.cached_bytes()
     assert store.collect() == before - len(table.encoded) - 20 * ROW
     assert strip_of(store, table, LEFT).size == 20 * ROW
 
@@ -271,7 +271,7 @@ def test_spans_of_other_lines_are_nobodys(tmp_path: Path, origin: ModelStore) ->
 def test_strips_count_and_go_with_the_model(tmp_path: Path, origin: ModelStore) -> None:
     store, table = empty(origin, tmp_path / "b")
     bring(origin, store, table, LEFT)
-    assert store.cached_bytes() == 20 * 128 + len(table.encoded)
+    assert store.room.cached_bytes() == 20 * 128 + len(table.encoded)
     assert not store.get("m").is_complete
     assert store.remove("m") > 20 * 128
     assert list((tmp_path / "b" / "data").iterdir()) == []
@@ -300,7 +300,7 @@ def test_former_shares_make_room(tmp_path: Path, origin: ModelStore) -> None:
     bring(origin, store, table, LEFT)
     assert bring(origin, store, table, RIGHT) == [1, 2, 4, 5, 7, 8]
     assert store.shards.strip(table, LEFT) is None
-    assert store.cached_bytes() == len(table.encoded) + 20 * 256
+    assert store.room.cached_bytes() == len(table.encoded) + 20 * 256
 
 
 def test_a_table_is_of_one_model(tmp_path: Path, origin: ModelStore) -> None:

@@ -171,7 +171,7 @@ def test_fetched_tensors_lie_where_the_original_has_them(tmp_path: Path, origin:
     for piece in store.pieces(model.content_id, wants):
         assert piece.path.read_bytes()[piece.offset :][: piece.size] == data[piece.offset :][: piece.size]
     assert [t.name for t in _read(store, model).tensors] == list(model.manifest.tensors)
-    assert store.cached_bytes() == 20_064
+    assert store.room.cached_bytes() == 20_064
     assert not store.get("toy").is_complete
 
 
@@ -242,7 +242,7 @@ def test_writing_a_chunk_twice_changes_nothing(tmp_path: Path, origin: ModelStor
     store, model = _empty(origin, tmp_path / "b")
     _copy(origin, store, [BODY])
     _copy(origin, store, [BODY])
-    assert store.cached_bytes() == model.manifest.chunks[BODY].size
+    assert store.room.cached_bytes() == model.manifest.chunks[BODY].size
 
 
 def test_an_imported_file_that_vanished_is_missing(tmp_path: Path, origin: ModelStore) -> None:
@@ -362,10 +362,10 @@ def test_the_quota_drops_the_least_recently_used(tmp_path: Path) -> None:
         store.add_manifest(f"m{number}", model.manifest)
         store.reserve(model.content_id, size)
         if number == 0:
-            store.pin([])
+            store.room.pin([])
         _copy(source, store, list(range(len(model.manifest.chunks))))
     assert [model.name for model in store.models()] == ["m1", "m2"]
-    store.pin(model.content_id for model in store.models())
+    store.room.pin(model.content_id for model in store.models())
     fourth = store.add_manifest("m0", sources[0].get("toy").manifest)
     with pytest.raises(DiskFull, match="in use"):
         store.reserve(fourth.content_id, size)
@@ -443,7 +443,7 @@ def test_a_damaged_manifest_is_made_again(tmp_path: Path, origin: ModelStore, da
     elif damage != "missing":
         path.write_bytes(b"" if damage == "empty" else data[:-1] + b"x")
     again = ModelStore(tmp_path / "origin")
-    assert again.cached_bytes() == 0
+    assert again.room.cached_bytes() == 0
     assert again.add_file(tmp_path / "toy.gguf").manifest == model.manifest
     assert path.read_bytes() == data
     path.write_bytes(b"x")
