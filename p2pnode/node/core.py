@@ -74,8 +74,10 @@ from p2pnode.node.recording import Recording
 from p2pnode.node.reduce_streams import ReduceStreams
 from p2pnode.node.requests import Requests
 from p2pnode.node.rpc_tunnel import RpcTunnel
+from p2pnode.node.stage_loading import StageLoader
 from p2pnode.node.stage_streams import StageStreams
 from p2pnode.node.tasks import Tasks, describe
+from p2pnode.node.tensor import Lanes
 from p2pnode.node.tidings import Tidings
 from p2pnode.node.ways import routing_of
 from p2pnode.node.witnessing import Witnessing, fetch_binding
@@ -187,15 +189,20 @@ class Node:
         self.engine_options = EngineSettings(ledger)
         self.capability.gpu_layers = lambda: self.engine_options.of_device().gpu_layers
         self.adapters = Adapters(options.data / "adapters", self.links)
+        lanes = Lanes(self.links)
         self.hosting = Hosting(
-            catalog=self.catalog,
+            loader=StageLoader(
+                catalog=self.catalog,
+                lanes=lanes,
+                threads=self.threads,
+                new_engine=self.new_engine,
+                device=self.engine_options.of_device,
+                adapters=self.adapters,
+            ),
+            lanes=lanes,
             links=self.links,
-            threads=self.threads,
-            new_engine=self.new_engine,
             stored=self.tidings.stage_stored,
             check_head=lambda head: self.grants.check(head),
-            device=self.engine_options.of_device,
-            adapters=self.adapters,
         )
         self.grants = Grants(
             me=self.me,

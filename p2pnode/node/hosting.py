@@ -1,138 +1,56 @@
-"""Stages this device holds for heads: prepared on request (fetched, cut, loaded), linked to lanes, given back."""
+"""Stages this device holds for heads: prepared on request, linked to lanes, kept for a while, given back."""
 
 from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Protocol
 
 import msgspec
 
 from p2pnode import limits
-from p2pnode.compute.engine_options import DeviceOptions, EngineOptions
+from p2pnode.compute.engine_options import EngineOptions
 from p2pnode.compute.engine_version import engine_version
-from p2pnode.compute.part import real_layer_count
 from p2pnode.compute.row_tally import RowTallies, TalliedStage
-from p2pnode.compute.stage import StageServer
-from p2pnode.errors import NotFound, RemoteProtocolError, RequestError, StageLost
-from p2pnode.node.adapters import Adapters
-from p2pnode.node.catalog import Catalog
+from p2pnode.errors import NotFound, RemoteProtocolError, RequestError
 from p2pnode.node.engines import EngineHost
+from p2pnode.node.hosted_stage import UNIT, HostedStage
 from p2pnode.node.keyed_locks import KeyedLocks
 from p2pnode.node.links import Links, ProgressCallback
 from p2pnode.node.orders import RETURN, HoldOrder, StageOrder, check_versions, slot
 from p2pnode.node.tensor import Lanes
-from p2pnode.node.units import UnitOptions, part_of_stage, unit_spec, wants_of
-from p2pnode.units import ContentId, PeerId
-
-UNIT = "stage"
+from p2pnode.units import PeerId
 
 
-@dataclass(slots=True)
-class HostedStage:
-    """A stage as it stands on this device."""
+class Loader(Protocol):
+    """What brings stages to this device: `node.stage_loading`."""
 
-    order: StageOrder
-    engine: EngineHost
-    bytes_fetched: int
-    bytes_wanted: int
-    servers: int = 0
-    serving: list[StageServer] = field(default_factory=list)
-    alone_since_s: float | None = None
-    """When its head was first found to be away."""
-    ports: list[int] = field(default_factory=list)
-    """Lanes to the other ranks."""
-    ring_ports: list[int] = field(default_factory=list)
-    """Lanes from the stage before and to the one after."""
-    layers_total: int = 0
-    """Of the whole model."""
-    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
-    ring: asyncio.Task[None] | None = None
-    """What runs through it now, or will when the ring before has let go of it."""
-
-    async def run(self, ring: Coroutine[Any, Any, None]) -> None:
-        """Run a ring through this stage in place of the one before.
-
-        A head has one ring of a plan. Where it attaches another, the one before is broken, whether its end arrived
-        here or not; and what that one frees in the end must not be what the new one computes for.
-        """
-
-        async def in_turn() -> None:
-            try:
-                async with self.turn:
-                    await ring
-            finally:
-                ring.close()  # where it never began
-
-        self.cancel_ring()
-        self.ring = mine = asyncio.ensure_future(in_turn())
-        try:
-            await asyncio.wait([mine])
-        except asyncio.CancelledError:
-            mine.cancel()
-            await asyncio.gather(mine, return_exceptions=True)
-            raise
-        if mine.cancelled():
-            raise StageLost("another ring of its plan runs through this stage now, or none any more")
-        await mine
-
-    def cancel_ring(self) -> None:
-        if self.ring is not None:
-            self.ring.cancel()
-
-    async def end_ring(self) -> None:
-        """Until nothing runs through it."""
-        self.cancel_ring()
-        async with self.turn:
-            return
-
-    @property
-    def layers(self) -> tuple[int, int]:
-        return (self.order.layer_first, self.order.layer_end)
-
-    @property
-    def sends_halves(self) -> bool:
-        """Whether its partial sums travel as float16: every rank's order says the same."""
-        return EngineOptions.parse(self.order.engine).sums == "f16"
-
-    @property
-    def sessions(self) -> int:
-        """Answers of its head that this stage holds something for."""
-        return sum(len(server.sessions) for server in self.serving)
-
-    @property
-    def tallied(self) -> TalliedStage:
-        """What its work is counted under."""
-        order = self.order
-        return TalliedStage(
-            order.plan_id, order.head, self.layers, order.rank, tuple(order.shares), self.layers_total
-        )
+    async def load(
+        self,
+        order: StageOrder,
+        progress: ProgressCallback,
+        take_loaded: Callable[[StageOrder], Awaitable[EngineHost | None]],
+    ) -> HostedStage: ...
+    async def fetch_only(self, order: HoldOrder, head: PeerId, progress: ProgressCallback) -> int: ...
+    async def open_lanes(self, order: StageOrder, engine: EngineHost) -> tuple[list[int], list[int]]: ...
 
 
 class Hosting:
     def __init__(
         self,
         *,
-        catalog: Catalog,
+        loader: Loader,
+        lanes: Lanes,
         links: Links,
-        threads: int,
-        new_engine: Callable[[str], EngineHost],
         stored: Callable[[HostedStage], Awaitable[None]],
         check_head: Callable[[PeerId], None] = lambda _: None,
-        device: Callable[[], DeviceOptions] = DeviceOptions,
-        adapters: Adapters,
     ) -> None:
-        self._catalog = catalog
+        self._loader = loader
+        self.lanes = lanes
         self._links = links
-        self._threads = threads
-        self._new_engine = new_engine
         self._stored = stored
         self._check_head = check_head
-        self._device = device
-        self._adapters = adapters
-        self.lanes = Lanes(links)
         self._locks: KeyedLocks[tuple[str, int]] = KeyedLocks()
         self.stages: dict[tuple[str, int], HostedStage] = {}
         self._kept: list[tuple[HostedStage, float]] = []
@@ -187,7 +105,7 @@ class Hosting:
                 await hosted.end_ring()  # the head prepares what it is about to attach to
                 if hosted.order == order and await hosted.engine.revived():
                     # Lanes serve once, and those of an engine that died are gone with it.
-                    hosted.ports, hosted.ring_ports = await self._open_lanes(order, hosted.engine)
+                    hosted.ports, hosted.ring_ports = await self._loader.open_lanes(order, hosted.engine)
                     return hosted
                 await self._drop(key)
             if len(self.stages) + len(self._kept) + self._loading >= limits.HOSTED_STAGES_MAX:
@@ -196,7 +114,7 @@ class Hosting:
                 raise RequestError(f"this device holds {len(self.stages)} stages already")
             self._loading += 1
             try:
-                self.stages[key] = hosted = await self._load(order, progress)
+                self.stages[key] = hosted = await self._loader.load(order, progress, self._take_kept)
             finally:
                 self._loading -= 1
             await self._stored(hosted)
@@ -213,89 +131,9 @@ class Hosting:
         except msgspec.ValidationError as error:
             raise RemoteProtocolError(f"an order for a spare that cannot be read: {error}") from None
         self._check_head(peer)
-        content_id = ContentId(order.model)
-        await self._catalog.manifest(content_id, name=order.model_name, extra_holders=[peer])
-        index, _ = await self._catalog.index(content_id, vocabulary=False)
-        part = part_of_stage(index, order.layer_first, order.layer_end)
-        fetched = await self._catalog.fetch(
-            content_id,
-            wants_of(index, part),
-            vocabulary=part.embedding,
-            extra_holders=[peer],
-            on_progress=lambda done, total: progress({"state": "fetching", "done": done, "total": total}),
-        )
+        fetched_bytes = await self._loader.fetch_only(order, peer, progress)
         self._links.status_changed()
-        return {"bytes_fetched": fetched.bytes_on_wire}
-
-    async def _load(self, order: StageOrder, progress: ProgressCallback) -> HostedStage:
-        content_id = ContentId(order.model)
-        manifest = await self._catalog.manifest(content_id, name=order.model_name, extra_holders=[order.head])
-        index, _ = await self._catalog.index(content_id, vocabulary=False)
-        engine_options = EngineOptions.parse(order.engine)
-        engine_options.check_model(index)
-        part = part_of_stage(index, order.layer_first, order.layer_end, rank=order.rank, shares=order.shares)
-        wants = wants_of(index, part)
-        shards = ContentId(order.shard_table) if order.shard_table else None
-        fetched = await self._catalog.fetch(
-            content_id,
-            wants,
-            vocabulary=part.embedding,
-            shards=shards,
-            extra_holders=[order.head],
-            on_progress=lambda done, total: progress({"state": "fetching", "done": done, "total": total}),
-        )
-        index, paths = await self._catalog.index(content_id, vocabulary=part.embedding)
-        strips = await self._catalog.strips(content_id, shards, wants)
-        options = UnitOptions(
-            order.context_tokens,
-            order.sessions,
-            order.threads or self._threads,
-            prefix_bytes=max(0, min(order.prefix_bytes, limits.PREFIX_BYTES_MAX)),
-            engine=engine_options,
-            device=self._device(),
-        )
-        spec = unit_spec(
-            index,
-            paths,
-            part,
-            options,
-            model_id=self._catalog.model_id(content_id),
-            is_last=order.is_last,
-            strips=strips,
-        )
-        spec = await self._adapters.fitted(
-            spec, engine_options, index, part, model=content_id, holder=PeerId(order.head)
-        )
-        engine = await self._take_kept(order)
-        if engine is None:
-            engine = self._new_engine(f"{order.model_name} layers {order.layer_first}–{order.layer_end - 1}")
-        in_chunks = [want for want in wants if want.tensor not in strips] if strips else wants
-        wanted = manifest.bytes_of(manifest.chunks_for(in_chunks)) + sum(s.size for s in strips.values())
-        try:
-            await engine.ensure(
-                UNIT, spec, lambda f: progress({"state": "loading", "done": int(f * 1000), "total": 1000})
-            )
-            ports, ring_ports = await self._open_lanes(order, engine)
-        except BaseException:  # the head gave up, or it did not load: no engine is left behind
-            await engine.close()
-            raise
-        layers_total = real_layer_count(index)
-        return HostedStage(
-            order,
-            engine,
-            fetched.bytes_on_wire,
-            wanted,
-            ports=ports,
-            ring_ports=ring_ports,
-            layers_total=layers_total,
-        )
-
-    async def _open_lanes(self, order: StageOrder, engine: EngineHost) -> tuple[list[int], list[int]]:
-        """Ports for the other ranks, and for both neighbours in the ring where this rank leads."""
-        ranks = max(0, len(order.shares) - 1)
-        neighbours = 2 if order.rank == 0 and self.lanes.are_for_rings else 0
-        ports = await self.lanes.open(engine.client, ranks + neighbours)
-        return ports[:ranks], ports[ranks:]
+        return {"bytes_fetched": fetched_bytes}
 
     async def _link(self, peer: PeerId, arguments: Mapping[str, Any], _: ProgressCallback) -> dict[str, Any]:
         """Connect this rank's lanes; both ends are asked at about the same time."""

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from p2pnode import limits
 from p2pnode.compute import kv_state
 from p2pnode.errors import Busy, NotFound, P2PNodeError, RemoteProtocolError, StageLost
-from p2pnode.node.hosting import UNIT, Hosting
+from p2pnode.node.hosted_stage import UNIT
+from p2pnode.node.hosting import Hosting
 from p2pnode.node.links import Links
 from p2pnode.transport import messages
 from p2pnode.transport.port import Stream, Transport

@@ -13,7 +13,7 @@ from p2pnode.compute.rpc import RpcServer
 from p2pnode.errors import NotFound, RemoteProtocolError, RequestError, ShapeMismatch, StageLost
 from p2pnode.frame import HEADER_BYTES, DType, Frame, Kind, decode, decode_header, encode, pack_rows, rows_f32
 from p2pnode.node.core import Node
-from p2pnode.node.hosting import UNIT
+from p2pnode.node.hosted_stage import UNIT
 from p2pnode.units import SessionId
 
 Command = Callable[[Mapping[str, Any]], Awaitable[dict[str, Any]]]

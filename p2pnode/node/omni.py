@@ -13,7 +13,8 @@ from p2pnode import limits
 from p2pnode.errors import Busy, NotFound, P2PNodeError, PeerTimeout, RemoteProtocolError
 from p2pnode.frame import DType, Frame, Kind, pack_rows, rows_f32
 from p2pnode.node.grants import Announcement, Grants
-from p2pnode.node.hosting import UNIT, HostedStage, Hosting
+from p2pnode.node.hosted_stage import UNIT, HostedStage
+from p2pnode.node.hosting import Hosting
 from p2pnode.transport import omni
 from p2pnode.transport.port import Connection, Stream, Transport
 from p2pnode.units import PeerId

@@ -13,7 +13,8 @@ from p2pnode.logs import structlog
 from p2pnode.node.capability import Capability
 from p2pnode.node.catalog import Catalog
 from p2pnode.node.duplicates import Duplicates
-from p2pnode.node.hosting import HostedStage, Hosting
+from p2pnode.node.hosted_stage import HostedStage
+from p2pnode.node.hosting import Hosting
 from p2pnode.node.ledger import Ledger
 from p2pnode.node.link_times import LinkTime
 from p2pnode.node.links import Link, Links

@@ -11,7 +11,7 @@ from p2pnode import commands as c
 from p2pnode.errors import P2PNodeError
 from p2pnode.events import types as facts
 from p2pnode.models.store import StoredModel
-from p2pnode.node.hosting import HostedStage
+from p2pnode.node.hosted_stage import HostedStage
 from p2pnode.node.ledger import Ledger
 from p2pnode.node.link_times import LinkTime
 from p2pnode.node.links import Link

@@ -13,7 +13,7 @@ from p2pnode.compute.engine_protocol import StreamToRank, frame_fields
 from p2pnode.compute.reduce import ANNOUNCED_BYTES
 from p2pnode.frame import DType, Frame, Kind, pack_tokens
 from p2pnode.limits import REDUCE_TIMEOUT_S
-from p2pnode.node.hosting import UNIT
+from p2pnode.node.hosted_stage import UNIT
 from p2pnode.node.orders import STAGE, slot
 from p2pnode.transport import messages
 from tests.integration.test_stage_gate import Head

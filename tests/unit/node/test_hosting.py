@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -11,11 +10,14 @@ import msgspec
 import pytest
 
 from p2pnode import limits
+from p2pnode.compute.engine_options import DeviceOptions
 from p2pnode.errors import ComputeError, CreditEnded, NotFound, RemoteProtocolError, RequestError, StageLost
-from p2pnode.node import hosting as module
-from p2pnode.node.adapters import Adapters
-from p2pnode.node.hosting import HostedStage, Hosting
+from p2pnode.node import stage_loading as module
+from p2pnode.node.hosted_stage import HostedStage
+from p2pnode.node.hosting import Hosting
 from p2pnode.node.orders import StageOrder
+from p2pnode.node.stage_loading import StageLoader
+from p2pnode.node.tensor import Lanes
 from tests.kit.fake_engine import FakeEngine
 from tests.kit.net import until
 
@@ -42,6 +44,13 @@ class Engine:
         self.closed = True
 
 
+class NoAdapters:
+    """Fits nothing: what a unit looks like does not matter here."""
+
+    async def fitted(self, spec: Any, *_: object, **__: object) -> Any:
+        return spec
+
+
 class World:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.engines: list[Engine] = []
@@ -55,19 +64,24 @@ class World:
         monkeypatch.setattr(module, "wants_of", lambda *_: ["t"])
         monkeypatch.setattr(module, "real_layer_count", lambda _: 12)
         monkeypatch.setattr(module, "unit_spec", lambda *_, **__: "spec")
+        links = cast(
+            Any,
+            SimpleNamespace(serve=self.methods.__setitem__, is_forwarded=False, status_changed=lambda: None),
+        )
+        self.lanes = Lanes(links)
         self.hosting = Hosting(
-            catalog=cast(Any, self),
-            links=cast(
-                Any,
-                SimpleNamespace(
-                    serve=self.methods.__setitem__, is_forwarded=False, status_changed=lambda: None
-                ),
+            loader=StageLoader(
+                catalog=cast(Any, self),
+                lanes=self.lanes,
+                threads=1,
+                new_engine=cast(Any, self.new_engine),
+                device=DeviceOptions,
+                adapters=NoAdapters(),
             ),
-            threads=1,
-            new_engine=cast(Any, self.new_engine),
+            lanes=self.lanes,
+            links=links,
             stored=self.store,
             check_head=self.check_head,
-            adapters=Adapters(Path("unused"), cast(Any, SimpleNamespace(serve=self.methods.__setitem__))),
         )
         self.ended: set[str] = set()
 
@@ -116,10 +130,6 @@ def order(plan_id: str = "p", **changes: Any) -> dict[str, Any]:
     return {**document, **changes}
 
 
-async def unchanged(spec: Any, *_: object, **__: object) -> Any:
-    return spec
-
-
 async def test_an_order_that_differs_in_adapters_finds_its_weights_loaded(world: World) -> None:
     await world.ask("stage.prepare", order())
     assert await world.ask("stage.release", {"plan_id": "p", "keep": True}) == {"released": 1}
@@ -128,7 +138,6 @@ async def test_an_order_that_differs_in_adapters_finds_its_weights_loaded(world:
     first, second = world.engines
     assert first.closed, "other options want other weights"
     await world.ask("stage.release", {"plan_id": "q", "keep": True})
-    world.hosting._adapters.fitted = unchanged  # type: ignore[method-assign]
     await world.ask("stage.prepare", order("r", engine=f"flash=off lora=b{'a' * 58}@0.5"))
     assert len(world.engines) == 2
     assert world.hosting.stages["r", 1].engine is second
@@ -213,7 +222,7 @@ async def test_what_a_stage_is_counted_under_is_its_order(
     async def no_lanes(client: object, ranks: int) -> list[int]:
         return [1] * (ranks - 1)
 
-    monkeypatch.setattr(world.hosting.lanes, "open", no_lanes)
+    monkeypatch.setattr(world.lanes, "open", no_lanes)
     await world.ask("stage.prepare", order(rank=1, shares=[1, 3], stage=2))
     (stage,) = world.hosting.of_head("p", "head")
     assert (stage.head, stage.layers, stage.rank, stage.shares, stage.layers_total) == (
