@@ -43,6 +43,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "pause": ("device_commands", "pause", "Compute nothing for others until resumed."),
     "resume": ("device_commands", "resume", "Compute again."),
     "drain": ("device_commands", "drain", "Finish what runs, take nothing new."),
+    "schedule": ("schedule_commands", "schedule", "The hours in which this device lends itself."),
     "forget": ("device_commands", "forget", "Forget a device that will not come back."),
     "set": ("device_commands", "set_value", "Change a setting of the mesh."),
     "log": ("log_commands", "log", "The sealed record: verify, replay, entries, export."),

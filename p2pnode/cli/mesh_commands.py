@@ -16,6 +16,7 @@ from p2pnode.cli.output import (
     connect,
     layers_text,
     node_options,
+    one_line,
     print_json,
     print_pairs,
     print_table,
@@ -109,7 +110,7 @@ def peers(data: Path | None, api: str | None, as_json: bool) -> None:
             (
                 peer.get("name") or "-",
                 short(peer.get("peer")),
-                "this device" if peer.get("self") else peer.get("state", "-"),
+                peer_state(peer),
                 peer.get("role", "-"),
                 f"{rtt:.1f} ms" if isinstance(rtt, int | float) and not peer.get("self") else "-",
                 peer.get("path", "-"),
@@ -120,6 +121,15 @@ def peers(data: Path | None, api: str | None, as_json: bool) -> None:
     for peer in view.get("peers", []):
         if duplicate := peer.get("duplicate"):
             click.echo(f"{duplicate['message']}\n  {duplicate['hint']}", err=True)
+
+
+def peer_state(peer: Mapping[str, Any]) -> str:
+    """Whether it is there, and where it does not lend itself now, since when it will."""
+    words = ["this device" if peer.get("self") else str(peer.get("state", "-"))]
+    if peer.get("device_state", "active") != "active":
+        words.append(str(peer["device_state"]))
+        words += [str(peer["lending"])] * bool(peer.get("lending"))
+    return one_line(", ".join(words))
 
 
 @click.group(invoke_without_command=True)

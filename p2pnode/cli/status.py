@@ -73,6 +73,8 @@ def state_text(view: Mapping[str, Any]) -> str:
     words += [str(item) for item in view.get("missing") or []]
     if (state := view.get("state", "active")) != "active":
         words.append(str(state))
+    if says := (view.get("schedule") or {}).get("says"):
+        words.append(str(says))
     return ", ".join(words)
 
 

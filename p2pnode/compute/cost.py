@@ -95,6 +95,8 @@ class Device:
     """Embedding and output matrix are there too."""
     is_paused: bool = False
     """Paused or draining by its owner."""
+    lending: str = ""
+    """What it says of the hours in which it lends itself, such as `lends itself again at 20:00 CET`."""
     on_battery: bool = False
     is_metered: bool = False
     can_rpc: bool = False

@@ -153,10 +153,15 @@ def _unusable(device: Device, excluded: set[str]) -> str | None:
     if device.peer in excluded:
         return "you excluded it"
     if device.is_paused:
-        return "it is paused"
+        return rests(device)
     if device.decode_bytes_per_s <= 0:
         return "its speed is not measured yet"
     return None
+
+
+def rests(device: Device) -> str:
+    """Why a device that its owner does not lend now is left out, and when it comes back if it says so."""
+    return f"it is paused, {device.lending}" if device.lending else "it is paused"
 
 
 def capped(wish: Wish, shape: ModelShape, mesh: Mesh) -> Mesh:

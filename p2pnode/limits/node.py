@@ -135,3 +135,15 @@ WAIT_TOLD_EVERY_S = 5.0
 the time that a caller waits for a control message."""
 LOAD_TOLD_EVERY_S = 0.1
 """Live readers see at most ten steps of a bar a second."""
+
+SCHEDULE_ENTRIES_MAX = 16
+"""Two for every day of the week and two to spare."""
+SCHEDULE_CHARACTERS_MAX = 400
+"""With its time zone it is one setting, and one fact."""
+SCHEDULE_LOOK_S = 20.0
+"""A machine that slept, or whose clock was set, notices an edge so soon; else it waits for the edge itself."""
+SCHEDULE_DRAIN_LOOK_S = 1.0
+SCHEDULE_DRAIN_S_MAX = 120.0
+"""After the hours: answers move within seconds; who cannot move one in two minutes loses it."""
+LENDING_CHARACTERS_MAX = 80
+"""What a device tells of its hours in a status: one short sentence."""

@@ -52,6 +52,7 @@ from p2pnode.node.instances import Instance
 from p2pnode.node.kv_transfers import KvTransfers
 from p2pnode.node.layer_rates import LayerRates
 from p2pnode.node.ledger import Ledger
+from p2pnode.node.lending import Lending
 from p2pnode.node.life import Life, Tell
 from p2pnode.node.link_times import LinkTimes
 from p2pnode.node.links import Links
@@ -103,12 +104,14 @@ class Node:
         ledger: Ledger,
         transport: Transport,
         store: ModelStore,
+        clock_ms: Callable[[], int] = now_ms,
     ) -> None:
         self.options = options
         self.identity = identity
         self.ledger = ledger
         self.transport = transport
         self.store = store
+        self.clock_ms = clock_ms
         self.name = options.name
         self.me = identity.peer_id
         self.started_ms = now_ms()
@@ -308,6 +311,7 @@ class Node:
             tasks=self.tasks,
             stopping=self.stopping,
             state=lambda: self.state,
+            lending=lambda: self.lending.says(),
             addresses=self.addresses,
             where=self.where,
             duplicates=self.duplicates,
@@ -429,6 +433,13 @@ class Node:
         """What goes on without being asked, and tools."""
         options = self.options
         self.auto_mode = AutoMode(self)
+        self.lending = Lending(
+            ledger=self.ledger,
+            enter=self._enter,
+            may_change=lambda: self.state != "leaving",
+            is_busy=self._is_busy,
+            now_ms=self.clock_ms,
+        )
         self.pulling = Pulling(
             catalog=self.catalog,
             links=self.links,
@@ -463,6 +474,12 @@ class Node:
 
     async def stop(self, reason: str) -> None:
         await self.life.stop(reason)
+
+    def _enter(self, state: str) -> None:
+        """Active, paused or draining from now on; whoever plans with this device hears it at once."""
+        if self.state != "leaving":
+            self.state = state
+            self.links.status_changed()
 
     def _is_busy(self) -> bool:
         """Whether something computes here: measuring would disturb it, and be disturbed."""

@@ -28,6 +28,7 @@ def peers_view(node: Node) -> JsonObject:
         if entry["self"]:
             entry.update(state="online", role=node.mesh.my_role, name=node.name)
             entry.update(addresses=node.addresses(), version=__version__, last_seen_ms=now_ms())
+            entry.update(device_state=node.state, lending=node.lending.says())
             continue
         link = node.links.links.get(PeerId(entry["peer"]))
         entry["role"] = node.mesh.role_of(PeerId(entry["peer"])) or entry["role"]
@@ -70,6 +71,7 @@ def _show_link(node: Node, entry: JsonObject, link: Link) -> None:
         entry["name"] = link.name or entry["name"]
         entry["capability"] = link.status.capability
         entry["device_state"] = link.status.state
+        entry["lending"] = link.status.extra.get("lending", "")
         entry["stages"] = link.status.extra.get("stages", [])
         entry["clock_skew_ms"] = link.status.now_ms - now_ms() if link.is_up else None
 

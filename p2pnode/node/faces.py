@@ -82,6 +82,7 @@ class Faces:
                 ),
             },
             "state": node.state,
+            "schedule": node.lending.view(),
             "missing": node.readiness.missing(),
             "started_ms": node.started_ms,
             "addresses": [f"{a}/p2p/{node.me}" for a in node.addresses()],

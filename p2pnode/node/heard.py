@@ -35,6 +35,13 @@ def check_status(status: Status) -> Status:
         raise _wrong("a model of an external server has a name")
     if "instance" in status.extra and Instance.read(status.extra["instance"]) is None:
         raise _wrong("an instance is an id and a host")
+    lending = status.extra.get("lending", "")
+    if (
+        not isinstance(lending, str)
+        or len(lending) > limits.LENDING_CHARACTERS_MAX
+        or not lending.isprintable()
+    ):
+        raise _wrong(f"what is said of hours is at most {limits.LENDING_CHARACTERS_MAX} printable characters")
     _check_witnessed(status.extra.get("witnessed", []))
     return status
 

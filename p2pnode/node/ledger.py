@@ -12,6 +12,7 @@ from p2pnode.commands import Command
 from p2pnode.decide import decide
 from p2pnode.errors import StateRebuilding
 from p2pnode.events.codec import Record
+from p2pnode.events.log import LOCAL
 from p2pnode.events.store import SqliteLog
 from p2pnode.identity import Identity
 from p2pnode.projections import MeshFold, MeshState
@@ -74,11 +75,14 @@ class Ledger:
             "decides": self.is_exact.is_set(),
         }
 
-    async def do(self, command: Command, *, idempotency_key: str | None = None) -> dict[str, Any]:
+    async def do(
+        self, command: Command, *, idempotency_key: str | None = None, actor: str = LOCAL
+    ) -> dict[str, Any]:
         """Decide and record; the answer, once it is durable. Raises the condition when it is refused."""
         begun_s = time.perf_counter()
         outcome = await self.log.submit(
             lambda state: decide(state, command, self._now_ms()),
+            actor=actor,
             idempotency_key=idempotency_key,
             fingerprint=repr(command).encode() if idempotency_key else b"",
         )

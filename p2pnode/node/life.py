@@ -39,6 +39,7 @@ class Life:
         )
         if answer.get("crashed"):
             tell("the last run did not end cleanly; its record was recovered")
+        node.lending.restore()
         node.hosting.said = tell
         is_first = not node.mesh.restore()
         node.others.restore()
@@ -61,6 +62,7 @@ class Life:
         node.tasks.spawn("backends", node.backends.run())
         node.tasks.spawn("histories", node.histories.run())
         node.tasks.spawn("auto mode", node.auto_mode.run())
+        node.tasks.spawn("lending", node.lending.run())
         node.tasks.spawn("measuring", self._measure())
         node.tasks.spawn("other meshes", node.others.run())
         node.is_started = True

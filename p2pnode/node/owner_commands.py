@@ -15,6 +15,8 @@ from p2pnode.facade import JsonObject
 from p2pnode.node.bringing import PREFIXES, prefix_bytes_of
 from p2pnode.node.core import Node
 from p2pnode.node.engine_settings import DEVICE, MODEL
+from p2pnode.node.lending import SETTING as SCHEDULE
+from p2pnode.projections.settings import value_of
 from p2pnode.units import PeerId
 
 _WORDS: dict[str, tuple[str, ...]] = {
@@ -40,6 +42,8 @@ class OwnerCommands:
             "pause": self._pause,
             "resume": self._resume,
             "drain": self._drain,
+            "schedule_set": self._schedule_set,
+            "schedule_clear": self._schedule_clear,
             "seal": self._seal,
             "witness": self._witness,
             "set": self._set,
@@ -88,19 +92,24 @@ class OwnerCommands:
         )
 
     async def _pause(self, a: Mapping[str, Any]) -> JsonObject:
-        return await self._set_state("paused", c.PauseDevice(reason=str(a.get("reason", ""))))
+        return await self._node.lending.command(c.PauseDevice(reason=str(a.get("reason", ""))))
 
     async def _resume(self, a: Mapping[str, Any]) -> JsonObject:
-        return await self._set_state("active", c.ResumeDevice(reason=str(a.get("reason", ""))))
+        return await self._node.lending.command(c.ResumeDevice(reason=str(a.get("reason", ""))))
 
     async def _drain(self, a: Mapping[str, Any]) -> JsonObject:
-        return await self._set_state("draining", c.DrainDevice(reason=str(a.get("reason", ""))))
+        return await self._node.lending.command(c.DrainDevice(reason=str(a.get("reason", ""))))
 
-    async def _set_state(self, state: str, command: c.Command) -> JsonObject:
-        await self._node.ledger.do(command)
-        self._node.state = state
-        self._node.links.status_changed()
-        return {"state": state}
+    async def _schedule_set(self, a: Mapping[str, Any]) -> JsonObject:
+        """`entries`: texts such as `mon-fri 20:00-08:00`; `zone`: a time zone's name, else this machine's."""
+        entries = a["entries"]
+        if not isinstance(entries, list) or not all(isinstance(entry, str) for entry in entries):
+            raise RequestError("entries is a list of texts", param="entries")
+        return await self._node.lending.set(entries, str(a.get("zone") or ""))
+
+    async def _schedule_clear(self, a: Mapping[str, Any]) -> JsonObject:
+        del a
+        return await self._node.lending.clear()
 
     async def _seal(self, a: Mapping[str, Any]) -> JsonObject:
         del a
@@ -123,6 +132,9 @@ class OwnerCommands:
             prefix_bytes_of(value)  # says what is wrong with it
         if value not in _WORDS.get(key, (value,)):
             raise RequestError(f"{key} is one of {', '.join(_WORDS[key])}, not {value!r}", param="value")
+        if key == SCHEDULE:
+            await self._node.lending.set_text(value)
+            return {"key": key, "value": value_of(self._node.ledger.state.settings, key)}
         if key == DEVICE:
             value = DeviceOptions.parse(value).text  # from the next loading on
         elif key.startswith(MODEL):

@@ -121,6 +121,7 @@ class Planning:
                 link.name,
                 link.status.capability,
                 link.status.state,
+                lending=str(link.status.extra.get("lending", "")),
                 held=held_by(link.status.models, model.content_id),
                 model=model,
             )
@@ -146,6 +147,7 @@ class Planning:
         *,
         held: Holdings,
         model: KnownModel,
+        lending: str = "",
     ) -> Device:
         def number(key: str, otherwise: float) -> float:
             value = said.get(key)
@@ -165,6 +167,7 @@ class Planning:
             held_layers=frozenset(layer for first, end in held.layers for layer in range(first, end)),
             holds_ends=held.ends,
             is_paused=state != "active",
+            lending=lending if state != "active" else "",
             on_battery=bool(said.get("on_battery")),
             is_metered=bool(said.get("is_metered")),
             can_rpc=bool(said.get("can_rpc")),

@@ -49,6 +49,7 @@ class Presence:
         tasks: Tasks,
         stopping: asyncio.Event,
         state: Callable[[], str],
+        lending: Callable[[], str],
         addresses: Callable[[], list[str]],
         where: Callable[[], dict[str, list[str]]],
         duplicates: Duplicates,
@@ -72,6 +73,7 @@ class Presence:
         self._tasks = tasks
         self._stopping = stopping
         self._state = state
+        self._lending = lending
         self._addresses = addresses
         self._where = where
         self._duplicates = duplicates
@@ -158,6 +160,7 @@ class Presence:
                 "external": self._external(),
                 **self._duplicates.status(),
                 "witnessed": self._witnessed(),
+                "lending": self._lending(),
             },
         )
 

@@ -36,6 +36,9 @@ class Node(msgspec.Struct):
     """Starts that no clean stop preceded."""
     work: str = "taking"
     """taking, paused or drained."""
+    work_by: str = ""
+    """Who brought it there: the record's actor, `local` for the owner; empty when nothing ever did."""
+    work_ms: int = 0
     engine_deaths: int = 0
     engine_restarts: int = 0
     engine_down: dict[str, str] = {}
@@ -75,16 +78,20 @@ def _mesh_joined(state: Node, record: Record, event: facts.MeshJoined) -> None:
     state.mesh_id, state.mesh_name, state.role = event.mesh_id, event.mesh_name, event.role
 
 
+def _work(state: Node, record: Record, work: str) -> None:
+    state.work, state.work_by, state.work_ms = work, record.actor, record.wall_ms
+
+
 def _device_paused(state: Node, record: Record, event: facts.DevicePaused) -> None:
-    state.work = "paused"
+    _work(state, record, "paused")
 
 
 def _device_resumed(state: Node, record: Record, event: facts.DeviceResumed) -> None:
-    state.work = "taking"
+    _work(state, record, "taking")
 
 
 def _device_drained(state: Node, record: Record, event: facts.DeviceDrained) -> None:
-    state.work = "drained"
+    _work(state, record, "drained")
 
 
 def _engine_died(state: Node, record: Record, event: facts.EngineDied) -> None:

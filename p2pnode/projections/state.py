@@ -37,7 +37,7 @@ VERSIONS: Final[dict[str, int]] = {
     "federation": 1,
     "invites": 4,
     "models": 4,
-    "node": 4,
+    "node": 5,
     "peers": 4,
     "plans": 4,
     "sessions": 5,

@@ -23,19 +23,25 @@ from tests.kit.net import LOOPBACK
 
 @asynccontextmanager
 async def node_here(
-    folder: Path, name: str = "alpha", *, tell: Callable[[str], None] = lambda _: None, **wish: Any
+    folder: Path,
+    name: str = "alpha",
+    *,
+    tell: Callable[[str], None] = lambda _: None,
+    clock_ms: Callable[[], int] = now_ms,
+    **wish: Any,
 ) -> AsyncIterator[Node]:
     """Started as the first device of its mesh unless `wish` says otherwise, stopped cleanly."""
     options = JoinOptions(data=folder, name=name, listen=LOOPBACK, mdns=False, threads=1, **wish)
     identity = load_or_create(folder)
     transport = QuicTransport(identity, options.listen, agent=f"p2pnode/{__version__}")
-    ledger = await Ledger.open(folder, identity, now_ms=now_ms)
+    ledger = await Ledger.open(folder, identity, now_ms=clock_ms)
     node = Node(
         options=options,
         identity=identity,
         ledger=ledger,
         transport=transport,
         store=ModelStore(folder / "models"),
+        clock_ms=clock_ms,
     )
     await transport.start()
     try:

@@ -18,7 +18,7 @@ export function Devices({ state, at }) {
       <div class="grid">${state.joining.map((one) => html`<${Joining} key=${one.peer} one=${one} act=${act} />`)}</div>
     </article>`}
     <div class="grid">${state.peers.map((peer) => html`<article class=${`card ${isUp(peer) ? "" : "faded"} ${peer.peer === chosen ? "chosen" : ""}`} key=${peer.peer}>
-      <h2>${peer.name || "unnamed"} <span class=${`chip ${isUp(peer) ? "active" : ""}`}>${peer.self ? "this device" : peer.state}</span>${peer.self && working !== "active" && html` <span class="chip">${working}</span>`}</h2>
+      <h2>${peer.name || "unnamed"} <span class=${`chip ${isUp(peer) ? "active" : ""}`}>${peer.self ? "this device" : peer.state}</span>${rest(peer, working) && html` <span class="chip">${rest(peer, working)}</span>`}</h2>
       <dl>
         <dt>Role</dt><dd>${peer.role ?? "–"}</dd>
         ${!peer.self && html`<dt>Link</dt><dd>${link(peer)}</dd>
@@ -28,10 +28,12 @@ export function Devices({ state, at }) {
             <${Meter} part=${1 - power(peer, state).memory_free_bytes / power(peer, state).memory_total_bytes} words="Memory in use" /></dd>
           <dt>Speed</dt><dd>${power(peer, state).cores ?? "–"} cores${power(peer, state).memory_bytes_per_s ? `, memory read at ${bytes(power(peer, state).memory_bytes_per_s)}/s` : ""}${power(peer, state).on_battery ? ", on battery" : ""}</dd>`}
         ${!peer.self && Number.isFinite(peer.bytes_sent) && html`<dt>Traffic</dt><dd>${bytes(peer.bytes_sent)} sent, ${bytes(peer.bytes_received)} received</dd>`}
+        ${peer.lending && html`<dt>Hours</dt><dd>${peer.lending}</dd>`}
         ${peer.lost_reason && html`<dt>Lost</dt><dd>${peer.lost_reason}</dd>`}
         <dt>Peer id</dt><dd><a href=${`#/audit?request=${peer.peer}`} title=${`What is recorded of ${peer.peer}`}><code>${shortPeer(peer.peer)}</code></a> <${CopyButton} text=${peer.peer} quiet /></dd>
       </dl>
       <details open=${!isUp(peer)}><summary>Addresses</summary><ul>${addresses(peer).map((line, index) => html`<li key=${index}><code>${line}</code></li>`)}</ul></details>
+      ${peer.self && html`<${Hours} schedule=${state.status.schedule} key=${state.status.schedule?.entries.join(";") ?? ""} />`}
       <div class="row">
         ${peer.state === "pending" && html`<strong class="code">${peer.match_code ?? ""}</strong><button type="button" class="primary" onClick=${() => act.run("/command/approve_peer", { peer: peer.peer })}>Approve</button>
           <button type="button" onClick=${() => act.run("/command/refuse_peer", { peer: peer.peer })}>Refuse</button>`}
@@ -55,6 +57,34 @@ function Joining({ one, act }) {
     <ol class="steps">${one.steps.map((step, index) => html`<li key=${index} class=${step.state}><span aria-hidden="true">${MARKS[step.state][0]}</span><span><span class="sr">${MARKS[step.state][1]}: </span>${step.text}</span></li>`)}</ol>
     ${waits && html`<div class="row"><button type="button" class="primary" onClick=${() => act.run("/command/approve_peer", { peer: one.peer })}>Approve ${one.name}</button></div>`}
   </section>`;
+}
+
+// What keeps a device from computing for others now, if anything.
+function rest(peer, working) {
+  const told = peer.self ? working : peer.device_state ?? "active";
+  return told === "active" ? "" : told;
+}
+
+// The hours in which this device lends itself; an entry is a line.
+function Hours({ schedule }) {
+  const [text, setText] = useState((schedule?.entries ?? []).join("\n"));
+  const [zone, setZone] = useState(schedule?.zone ?? Intl.DateTimeFormat().resolvedOptions().timeZone ?? "");
+  const act = useAction(refresh);
+  const send = (event) => {
+    event.preventDefault();
+    const entries = text.split("\n").map((line) => line.trim()).filter(Boolean);
+    act.run(entries.length ? "/command/schedule_set" : "/command/schedule_clear", entries.length ? { entries, zone } : {});
+  };
+  return html`<details class="hours"><summary>Lend it only at certain hours</summary>
+    <form onSubmit=${send}>
+      <label>Hours, one entry a line <textarea rows="3" maxlength="400" placeholder="mon-fri 20:00-08:00\nsat,sun all" value=${text} onInput=${(event) => setText(event.target.value)}></textarea></label>
+      <label>Time zone <input value=${zone} maxlength="64" onInput=${(event) => setZone(event.target.value)} /></label>
+      <div class="row"><button class="primary" disabled=${act.busy}>Set the hours</button>
+        ${schedule && html`<button type="button" disabled=${act.busy} onClick=${() => act.run("/command/schedule_clear", {})}>Lend it always</button>`}</div>
+      <p class="muted small">Outside of them its work moves to other devices, then it is paused. A pause or resume by hand holds until the hours change next${schedule?.overridden ? ", as one does now" : ""}.</p>
+    </form>
+    <${Failure} error=${act.error} />
+  </details>`;
 }
 
 // Round trip, way and throughput of a link; what is not known is not said.

@@ -63,6 +63,12 @@ def test_a_screen_in_words_and_units() -> None:
     assert "\n" not in "".join(rows.values())
 
 
+def test_a_device_outside_its_hours_says_when_it_is_back() -> None:
+    said = {"state": "paused", "schedule": {"says": "lends itself again at 20:00 CET"}}
+    rows = dict(status_pairs(said, "u", now_s=0))
+    assert rows["state"] == "not ready yet, paused, lends itself again at 20:00 CET"
+
+
 def test_a_node_that_knows_little_is_said_too() -> None:
     rows = dict(status_pairs({"ready": True, "name": "a\nb"}, "u", now_s=0))
     assert (rows["device"], rows["state"], rows["address"]) == ("a b, version -", "ready", "none")

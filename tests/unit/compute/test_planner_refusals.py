@@ -143,6 +143,12 @@ def test_impossible_wishes_are_refused(wish: Wish) -> None:
         plan(wish, shape(), found)
 
 
+def test_a_device_outside_its_hours_says_when_it_is_back() -> None:
+    rests = replace(device("attic"), is_paused=True, lending="lends itself again at 20:00 CET")
+    planned = plan(Wish(HEAD), shape(), mesh(device("n0"), rests))
+    assert reasons(planned) == {"attic": "it is paused, lends itself again at 20:00 CET"}
+
+
 def test_devices_that_cannot_help_say_why() -> None:
     found = mesh(device("n0"), device("n1", is_paused=True), device("n2", gb_per_s=0))
     planned = plan(Wish(HEAD), shape(), found)

@@ -37,6 +37,7 @@ GOOD: list[dict[str, Any]] = [
             "rtt_ms": {"p": 0.4},
             "link_bytes_per_s": {"p": 1e6},
             "stages": [{}],
+            "lending": "lends itself again at 20:00 CET",
             "later": 1,
         }
     },
@@ -52,6 +53,9 @@ BAD: list[dict[str, Any]] = [
     {"capability": {"rates": {"b": [1e9, "fast", 0.1]}}},
     {"capability": {"rates": {str(n): [1.0, 1.0, 1.0] for n in range(17)}}},
     {"extra": {"link_bytes_per_s": 5}},
+    {"extra": {"lending": 5}},
+    {"extra": {"lending": "x" * 81}},
+    {"extra": {"lending": "at 8\nat 9"}},
     {"extra": {"link_bytes_per_s": {"p": "fast"}}},
     {"models": [{"manifest": 5}]},
     {"models": [{"name": []}]},
