@@ -145,6 +145,10 @@ class Mesh:
         """Devices of the mesh, this one included: name, state, rtt_ms, addresses."""
         return list(self.endpoint.get("/peers")["peers"])
 
+    def links(self) -> list[dict[str, Any]]:
+        """Links between devices: `state` (both, one_way, half, none, unknown) and both `directions`."""
+        return list(self.endpoint.get("/peers")["links"])
+
     def models(self) -> list[dict[str, Any]]:
         """Models of the mesh: name, size_bytes, layers, holders."""
         return list(self.endpoint.get("/models")["models"])
@@ -206,6 +210,9 @@ class AsyncMesh:
 
     async def peers(self) -> list[dict[str, Any]]:
         return await self._call(self._mesh.peers)
+
+    async def links(self) -> list[dict[str, Any]]:
+        return await self._call(self._mesh.links)
 
     async def models(self) -> list[dict[str, Any]]:
         return await self._call(self._mesh.models)

@@ -167,7 +167,9 @@ class NodeFacade(Protocol):
     def peers(self) -> JsonObject:
         """{"peers": [{"peer", "name", "state", "role", "addresses", "rtt_ms", "path", "self",
         "last_seen_ms", ...}],
-        "joining": [{"peer", "name", "at_ms", "failed", "done", "steps": [{"step", "state", "text"}]}]}"""
+        "joining": [{"peer", "name", "at_ms", "failed", "done", "steps": [{"step", "state", "text"}]}],
+        "links": [{"peers": [one, other], "state", "directions": [{"from", "to", "state", "rtt_ms", "last_good_ms",
+        "opened", "tried": [{"address", "reason"}], "told_by", "told_ms"}]}]}"""
         ...
 
     def models(self) -> JsonObject:

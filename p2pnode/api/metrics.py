@@ -51,15 +51,28 @@ def _links(node: NodeFacade) -> Iterable[Metric]:
     """Round trips and bytes of each live link; a peer is named by the end of its id, and there are few."""
     rtt = GaugeMetricFamily("p2pnode_link_rtt_seconds", "Round trip to a peer.", labels=["peer"])
     moved = CounterMetricFamily("p2pnode_link_bytes", "Bytes over a link.", labels=["peer", "direction"])
-    for peer in [row for row in node.peers().get("peers", []) if not row.get("self")][:PLAN_DEVICES_MAX]:
+    view = node.peers()
+    for peer in [row for row in view.get("peers", []) if not row.get("self")][:PLAN_DEVICES_MAX]:
         name = str(peer["peer"])[-8:]
         if isinstance(peer.get("rtt_ms"), int | float):
             rtt.add_metric([name], peer["rtt_ms"] / 1000)
         for direction in ("sent", "received"):
             if isinstance(peer.get(f"bytes_{direction}"), int):
                 moved.add_metric([name, direction], peer[f"bytes_{direction}"])
+    works = GaugeMetricFamily(
+        "p2pnode_link_reachable",
+        "Whether one side reaches the other by itself.",
+        labels=["peer", "direction"],
+    )
+    ways = [way for link in view.get("links", []) for way in link["directions"]]
+    for way in [way for way in ways if node.peer_id in (way["from"], way["to"])][: 2 * PLAN_DEVICES_MAX]:
+        is_out = way["from"] == node.peer_id
+        if way["state"] in ("ok", "unreachable"):
+            labels = [str(way["to" if is_out else "from"])[-8:], "out" if is_out else "in"]
+            works.add_metric(labels, float(way["state"] == "ok"))
     yield rtt
     yield moved
+    yield works
 
 
 def _hops(node: NodeFacade) -> Metric:

@@ -8,14 +8,15 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import click
 
-from p2pnode.cli.output import connect, print_json, size_text
+from p2pnode.cli.link_text import direction, link_of, reasons_text
+from p2pnode.cli.output import connect, print_json, since, size_text
 from p2pnode.config import default_data_dir
 from p2pnode.endpoint import Endpoint
 from p2pnode.errors import NodeNotRunning, P2PNodeError
@@ -164,7 +165,9 @@ def check_node(node: Endpoint) -> list[Check]:
             + ("ready" if health.get("ready") else "not ready yet"),
         )
     ]
-    for peer in node.get("/peers").get("peers", []):
+    view = node.get("/peers")
+    me, links = str(health.get("peer_id")), view.get("links", [])
+    for peer in view.get("peers", []):
         name = f"peer {peer.get('name') or str(peer.get('peer'))[-8:]}"
         if duplicate := peer.get("duplicate"):
             whose = "identity" if peer.get("self") else f"identity of {name}"
@@ -183,9 +186,28 @@ def check_node(node: Endpoint) -> list[Check]:
             message = f"{peer.get('path', '-')}, {peer.get('rtt_ms', '-')} ms"
             hint = f"its clock differs by {skew_ms} ms" if skewed else ""
             checks.append(Check(name, "note" if skewed else "ok", message, hint))
+            checks += check_directions(name, link_of(links, me, str(peer.get("peer"))), me)
         else:
-            message = f"{peer.get('state', 'unreachable')}; tried {tried or 'no address'}"
+            last = since(direction(link_of(links, me, str(peer.get("peer"))), me).get("last_good_ms"))
+            message = f"{peer.get('state', 'unreachable')}; last answer {last}; tried {tried or 'no address'}"
             checks.append(Check(name, "problem", message, "is it on? does a firewall block UDP?"))
+    return checks
+
+
+def check_directions(name: str, link: Mapping[str, Any], me: str) -> list[Check]:
+    """A link that stands and that one side alone could open: it does not come back by the other."""
+    checks = []
+    for way in link.get("directions", []):
+        if way.get("state") != "unreachable":
+            continue
+        is_out = way.get("from") == me
+        who = f"this device does not reach {name[5:]}" if is_out else f"{name[5:]} does not reach this device"
+        last = since(way.get("last_good_ms"))
+        message = f"{who} by itself ({reasons_text(way) or 'no reason is told'}); last answer {last}"
+        hint = (
+            "let UDP in through the firewall, or name an address that others reach: p2pnode join --announce"
+        )
+        checks.append(Check(name, "note", message, f"on {name[5:]}: {hint}" if is_out else hint))
     return checks
 
 

@@ -9,8 +9,7 @@ from typing import Any
 import click
 
 from p2pnode.cli.device_commands import say
-from p2pnode.cli.mesh_commands import since
-from p2pnode.cli.output import connect, node_options, one_line, print_json, print_table
+from p2pnode.cli.output import connect, node_options, one_line, print_json, print_table, since
 
 
 @click.group()

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import click
 
-from p2pnode.cli.mesh_commands import since
-from p2pnode.cli.output import connect, node_options, print_json, print_table
+from p2pnode.cli.output import connect, node_options, print_json, print_table, since
 
 
 @click.group()

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import click
 
+from p2pnode.cli.link_text import link_of, link_text, reasons_text, state_text
 from p2pnode.cli.output import (
     Number,
     connect,
@@ -21,25 +22,13 @@ from p2pnode.cli.output import (
     print_pairs,
     print_table,
     short,
+    since,
     size_text,
 )
 from p2pnode.cli.plan_wish import names_of, parse_blocks, parse_caps, parse_engine, parse_pins, read_blocks
 from p2pnode.cli.progress import watch
 from p2pnode.cli.run import MODES
 from p2pnode.errors import RequestError
-
-
-def since(ms: object) -> str:
-    if not isinstance(ms, int | float) or ms <= 0:
-        return "-"
-    seconds = max(0, round(datetime.now(UTC).timestamp() - ms / 1000))
-    if seconds < 3:
-        return "now"
-    for size, unit in ((86_400, "d"), (3600, "h"), (60, "min")):
-        if seconds >= size:
-            return f"{seconds // size} {unit} ago"
-    return f"{seconds} s ago"
-
 
 _RANGE = re.compile(r"\[(\d+), (\d+)\)")
 
@@ -96,14 +85,21 @@ def invite(
 
 
 @click.command()
+@click.option(
+    "--links", is_flag=True, help="Each link with both directions: state, last answer, why it fails."
+)
 @node_options
-def peers(data: Path | None, api: str | None, as_json: bool) -> None:
+def peers(links: bool, data: Path | None, api: str | None, as_json: bool) -> None:
     """Devices of the mesh and how to reach them."""
     view = connect(data, api).get("/peers")
     if as_json:
         print_json(view)
         return
+    if links:
+        print_links(view)
+        return
     rows = []
+    me = next((str(peer["peer"]) for peer in view.get("peers", []) if peer.get("self")), "")
     for peer in view.get("peers", []):
         rtt = peer.get("rtt_ms")
         rows.append(
@@ -115,9 +111,10 @@ def peers(data: Path | None, api: str | None, as_json: bool) -> None:
                 f"{rtt:.1f} ms" if isinstance(rtt, int | float) and not peer.get("self") else "-",
                 peer.get("path", "-"),
                 since(peer.get("last_seen_ms")) if not peer.get("self") else "now",
+                link_text(link_of(view.get("links", []), me, str(peer.get("peer"))), me),
             )
         )
-    print_table("Devices", ("NAME", "PEER", "STATE", "ROLE", "RTT", "PATH", "SEEN"), rows)
+    print_table("Devices", ("NAME", "PEER", "STATE", "ROLE", "RTT", "PATH", "SEEN", "LINK"), rows)
     for peer in view.get("peers", []):
         if duplicate := peer.get("duplicate"):
             click.echo(f"{duplicate['message']}\n  {duplicate['hint']}", err=True)
@@ -130,6 +127,25 @@ def peer_state(peer: Mapping[str, Any]) -> str:
         words.append(str(peer["device_state"]))
         words += [str(peer["lending"])] * bool(peer.get("lending"))
     return one_line(", ".join(words))
+
+
+def print_links(view: Mapping[str, Any]) -> None:
+    """Two rows a link: what each side sees of the other one."""
+    names = {peer.get("peer"): peer.get("name") or short(peer.get("peer")) for peer in view.get("peers", [])}
+    rows = []
+    for way in (way for link in view.get("links", []) for way in link.get("directions", [])):
+        rtt = way.get("rtt_ms")
+        rows.append(
+            (
+                names.get(way.get("from")) or short(way.get("from")),
+                names.get(way.get("to")) or short(way.get("to")),
+                state_text(way),
+                f"{rtt:.1f} ms" if isinstance(rtt, int | float) else "-",
+                since(way.get("last_good_ms")),
+                reasons_text(way) or "-",
+            )
+        )
+    print_table("Links", ("FROM", "TO", "STATE", "RTT", "LAST ANSWER", "WHY"), rows)
 
 
 @click.group(invoke_without_command=True)

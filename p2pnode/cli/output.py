@@ -6,6 +6,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -88,6 +89,18 @@ def print_error(error: P2PNodeError) -> None:
     click.secho(f"error: {one_line(error.message)}", fg="red", err=True)
     if error.hint:
         click.secho(f"hint:  {one_line(error.hint)}", fg="yellow", err=True)
+
+
+def since(ms: object) -> str:
+    if not isinstance(ms, int | float) or ms <= 0:
+        return "-"
+    seconds = max(0, round(datetime.now(UTC).timestamp() - ms / 1000))
+    if seconds < 3:
+        return "now"
+    for size, unit in ((86_400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds // size} {unit} ago"
+    return f"{seconds} s ago"
 
 
 def size_text(count: object) -> str:

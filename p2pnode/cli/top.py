@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from p2pnode.cli.mesh_commands import since
 from p2pnode.cli.output import (
     Number,
     connect,
@@ -18,6 +17,7 @@ from p2pnode.cli.output import (
     one_line,
     print_json,
     short,
+    since,
     size_text,
 )
 from p2pnode.endpoint import Endpoint

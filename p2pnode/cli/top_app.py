@@ -15,8 +15,7 @@ from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
 from textual.widgets import DataTable, Footer, RichLog, Sparkline, Static
 
-from p2pnode.cli.mesh_commands import since
-from p2pnode.cli.output import layers_text, one_line, short, size_text
+from p2pnode.cli.output import layers_text, one_line, short, since, size_text
 from p2pnode.cli.progress import ProgressLine
 from p2pnode.cli.top import layer_bar, pulse, snapshot, speed_text
 from p2pnode.endpoint import Endpoint

@@ -64,6 +64,18 @@ NETWORK_LOOK_S = 5.0
 NETWORK_SETTLE_S = 1.0
 """A new interface gets its addresses one after the other."""
 
+DIRECTION_PROBE_S = 600.0
+"""Whether a device that came by itself is reached from here as well: people change routers, and not by the minute."""
+DIRECTION_PROBE_AGAIN_S = 30.0
+"""Sooner while it cannot: somebody may be at the firewall. One datagram for each of its addresses."""
+DIRECTIONS_PASSED_ON_MAX = 64
+"""Of what others told of their ways: those that fail."""
+DIRECTION_TRIED_MAX = 4
+DIRECTION_TEXT_CHARACTERS_MAX = 160
+"""An address by name with its port, or one reason; with the bounds above at most 83 KB of a status, mostly none."""
+LINKS_SHOWN_MAX = 512
+"""Pairs of devices: all of 32 devices; in larger meshes this device's own and those with trouble come first."""
+
 REDIAL_DELAY_S_MIN = 0.5
 REDIAL_DELAY_S_MAX = 60.0
 PROGRESS_MESSAGES_WAITING_MAX = 16

@@ -125,6 +125,11 @@ JOINS_SHOWN_MS = 15 * 60 * 1000
 JOINS_STAGES_SHOWN_MAX = 8
 """Enough for what one new device is given; it is a list of its own making."""
 
+PROBE_TIMEOUT_S = 3.0
+"""Ten round trips of the slowest path of any use."""
+PROBE_RESEND_S = 0.7
+"""One lost datagram is no closed door; four tries within the time."""
+
 NEARBY_WAIT_S = 4.0
 """An mDNS answer takes a second; a lost one is asked again after one more."""
 

@@ -12,6 +12,7 @@ from p2pnode.compute import other_meshes
 from p2pnode.compute.planner import Planned
 from p2pnode.facade import JsonObject
 from p2pnode.machine import now_ms
+from p2pnode.node import directions
 from p2pnode.node.links import Link
 from p2pnode.units import PeerId
 
@@ -42,7 +43,39 @@ def peers_view(node: Node) -> JsonObject:
     rows = {entry["peer"]: entry for entry in view["peers"]}
     view["peers"] = [entry for entry in view["peers"] if entry["peer"] not in asking] + waiting
     view["joining"] = node.mesh.joins.view(rows)
+    view["links"] = links_view(node)
     return view
+
+
+def links_view(node: Node) -> list[JsonObject]:
+    """Each link of two members with both directions, by what each of them says of its own."""
+    now, tellings = now_ms(), node.links.told()
+    rtt_ms: dict[directions.Pair, float] = {}
+    for link in node.links.links.values():
+        own = link.direction
+        tellings[node.me, link.peer_id] = directions.Told(
+            own.state, own.tried, own.good_ms, link.is_opener, now, node.me
+        )
+        for peer, value in (link.status.extra.get("rtt_ms", {}) if link.status else {}).items():
+            rtt_ms[link.peer_id, peer] = value
+        if (found := own_rtt_ms(node, link)) is not None:
+            rtt_ms[node.me, link.peer_id] = found
+    return directions.links_view(
+        node.me,
+        [peer for peer in node.links.links if node.mesh.is_member(peer)],
+        tellings,
+        rtt_ms=rtt_ms,
+        asked_ms={link.peer_id: link.asked_ms for link in node.links.links.values()},
+        now_ms=now,
+    )
+
+
+def own_rtt_ms(node: Node, link: Link) -> float | None:
+    """Timed now and then; before that as the connection sees it. None when there is none."""
+    if not link.is_up or link.connection is None:
+        return None
+    timed = node.link_times.times.get(link.peer_id)
+    return round(1000 * (timed.rtt_s if timed else link.connection.stats().rtt_s), 3)
 
 
 def _show_link(node: Node, entry: JsonObject, link: Link) -> None:

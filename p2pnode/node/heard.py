@@ -7,6 +7,7 @@ from typing import Any
 
 from p2pnode import limits
 from p2pnode.errors import RemoteProtocolError
+from p2pnode.node import directions
 from p2pnode.node.instances import Instance
 from p2pnode.transport.messages import Status
 
@@ -35,15 +36,20 @@ def check_status(status: Status) -> Status:
         raise _wrong("a model of an external server has a name")
     if "instance" in status.extra and Instance.read(status.extra["instance"]) is None:
         raise _wrong("an instance is an id and a host")
-    lending = status.extra.get("lending", "")
+    _check_lending(status.extra.get("lending", ""))
+    if not directions.is_form(status.extra.get("directions", {})):
+        raise _wrong("directions are states, ages and reasons by two peers")
+    _check_witnessed(status.extra.get("witnessed", []))
+    return status
+
+
+def _check_lending(lending: object) -> None:
     if (
         not isinstance(lending, str)
         or len(lending) > limits.LENDING_CHARACTERS_MAX
         or not lending.isprintable()
     ):
         raise _wrong(f"what is said of hours is at most {limits.LENDING_CHARACTERS_MAX} printable characters")
-    _check_witnessed(status.extra.get("witnessed", []))
-    return status
 
 
 def _check_rates(rates: object) -> None:

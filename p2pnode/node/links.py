@@ -13,7 +13,9 @@ from typing import Any
 
 from p2pnode import limits
 from p2pnode.errors import P2PNodeError, PeerTimeout, PeerUnreachable, RemoteProtocolError
+from p2pnode.machine import now_ms as machine_now_ms
 from p2pnode.network import Path, path_of
+from p2pnode.node import directions
 from p2pnode.node.heard import check_status
 from p2pnode.node.redial import Redial, Wait, wait_for_event
 from p2pnode.node.tasks import Tasks, describe
@@ -41,11 +43,29 @@ class Link:
     tried: list[list[str]] = field(default_factory=list)
     reached_by: set[PeerId] = field(default_factory=set)
     """Members that said last that they are connected to it."""
+    direction: directions.Direction = field(default_factory=directions.Direction)
+    """From here to there."""
+    heard_ms: int = 0
+    """When it last said how it is."""
+    moved: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when what a probe found holds no more: other addresses, another connection, a refusal that ended."""
+    asked_ms: int = 0
+    """When it last asked by itself, over a stream of its own."""
     dialing: bool = False
 
     @property
     def is_up(self) -> bool:
         return self.connection is not None and not self.connection.is_closed
+
+    @property
+    def is_opener(self) -> bool:
+        """Whether this side opened the connection that stands."""
+        return self.is_up and self.connection is not None and self.connection.is_outbound
+
+    def told(self) -> dict[directions.Pair, directions.Told]:
+        """What its last status says of directions."""
+        said = self.status.extra.get("directions", {}) if self.status is not None else {}
+        return directions.read(said, self.peer_id, self.heard_ms)
 
 
 class Links:
@@ -63,8 +83,10 @@ class Links:
         is_member: Callable[[PeerId], bool],
         wait: Wait = wait_for_event,
         is_forwarded: bool = False,
+        now_ms: Callable[[], int] = machine_now_ms,
     ) -> None:
         self._wait = wait
+        self._now_ms = now_ms
         self.is_forwarded = is_forwarded
         """Others reach this device by an address it announces, so by that port and no other."""
         self._transport = transport
@@ -104,6 +126,7 @@ class Links:
         fresh = [address for address in addresses or [] if address not in link.addresses]
         for address in fresh:
             link.addresses.insert(0, address)
+            link.moved.set()
         del link.addresses[limits.PEER_ADDRESSES_MAX :]
         if not link.is_up and (connection := self._transport.connection(peer_id)) is not None:
             self._attach(link, connection)
@@ -125,6 +148,11 @@ class Links:
             self.know(peer_id, is_there=True)
         elif not is_up_there:
             link.reached_by.discard(observer)
+
+    def told(self) -> dict[directions.Pair, directions.Told]:
+        """The last word on each direction that others told, without what they say of this device's own."""
+        newest = directions.newest(link.told() for link in self.links.values())
+        return {pair: told for pair, told in newest.items() if pair[0] != self._transport.peer_id}
 
     @property
     def me(self) -> PeerId:
@@ -187,6 +215,7 @@ class Links:
                     connection = await self._transport.dial(link.addresses, link.peer_id)
                 except P2PNodeError as error:
                     link.tried = error.details.get("tried", [["", error.message]])
+                    link.direction.failed(link.tried)
                 else:
                     # Mostly the transport has told of it already; and it may have ended since.
                     if not link.is_up and not connection.is_closed:
@@ -208,6 +237,9 @@ class Links:
             if link.connection is not None:
                 self._follow(link, link.connection)  # both had dialled: the other one serves on
             else:
+                reason = connection.error.message if connection.error else "the connection ended"
+                link.direction.failed([[connection.remote_multiaddr, reason]])
+                link.moved.set()
                 self._something_new()
                 self._on_link(link, False)
                 # It was there a moment ago: a pause of an earlier dial that still runs would only lose time.
@@ -223,8 +255,29 @@ class Links:
         self._follow(link, connection)
 
     def _follow(self, link: Link, connection: Connection) -> None:
-        if not self._closed:
-            self._tasks.spawn(f"status {link.peer_id[-6:]}", self._tell_status(link, connection))
+        if self._closed:
+            return
+        self._tasks.spawn(f"status {link.peer_id[-6:]}", self._tell_status(link, connection))
+        link.moved.set()
+        if connection.is_outbound:
+            link.direction.reached()
+        else:
+            link.direction.unproven()
+            self._tasks.spawn(f"probe {link.peer_id[-6:]}", self._probe(link, connection))
+
+    async def _probe(self, link: Link, connection: Connection) -> None:
+        """Whether this side could open the link as well, for as long as the other side's connection stands."""
+        while not connection.is_closed and link.connection is connection:
+            link.moved.clear()
+            tried = await self._transport.probe(link.addresses, link.peer_id)
+            if link.connection is not connection:
+                return
+            link.direction.probed(tried)
+            self._something_new()
+            is_open = link.direction.state == "ok"
+            await self._wait(
+                link.moved, limits.DIRECTION_PROBE_S if is_open else limits.DIRECTION_PROBE_AGAIN_S
+            )
 
     # --- status --------------------------------------------------------------------------------------
     async def _tell_status(self, link: Link, connection: Connection) -> None:
@@ -239,6 +292,8 @@ class Links:
                 await connection.close(0, "no status in time")
             except P2PNodeError as error:
                 link.tried = [[connection.remote_multiaddr, describe(error)]]
+                if not connection.is_closed:
+                    link.direction.refused(connection.remote_multiaddr, describe(error))
                 await asyncio.sleep(self._rng.uniform(limits.REDIAL_DELAY_S_MIN, limits.STATUS_INTERVAL_S))
 
     async def _status_stream(self, link: Link, connection: Connection) -> None:
@@ -249,6 +304,8 @@ class Links:
                 await messages.send_message(stream, self._my_status())
                 self._heard(link, await messages.receive_message(stream))
             link.tried = []
+            if link.direction.answered(self._now_ms(), is_outbound=connection.is_outbound):
+                link.moved.set()
             try:
                 async with asyncio.timeout(limits.STATUS_INTERVAL_S):
                     await changed.wait()
@@ -260,15 +317,20 @@ class Links:
         while True:
             async with asyncio.timeout(limits.STATUS_SILENCE_S_MAX):
                 self._heard(link, await messages.receive_message(stream))
+                link.asked_ms = self._now_ms()
                 await messages.send_message(stream, self._my_status())
 
     def _heard(self, link: Link, message: messages.AnyMessage) -> None:
         if not isinstance(message, messages.Status):
             raise RemoteProtocolError(f"expected a status, got {type(message).__name__}")
         link.status = check_status(message)
+        link.heard_ms = self._now_ms()
         link.name = message.name[: limits.NAME_CHARACTERS_MAX] or link.name
-        self._something_new()
+        known = list(link.addresses)
         self._on_status(link, message)
+        if link.addresses != known:
+            link.moved.set()
+        self._something_new()
 
     # --- control -------------------------------------------------------------------------------------
     def serve(self, method: str, handler: Method) -> None:

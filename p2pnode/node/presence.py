@@ -10,6 +10,7 @@ from p2pnode import __version__, limits
 from p2pnode import commands as c
 from p2pnode.errors import P2PNodeError
 from p2pnode.logs import structlog
+from p2pnode.node import directions
 from p2pnode.node.capability import Capability
 from p2pnode.node.catalog import Catalog
 from p2pnode.node.duplicates import Duplicates
@@ -156,6 +157,7 @@ class Presence:
                 "rtt_ms": rtt_ms,
                 "link_bytes_per_s": link_rates,
                 "peers": self._where(),
+                "directions": self._directions(),
                 "stages": [self._hosted_view(h) for h in self._hosting.stages.values()],
                 "external": self._external(),
                 **self._duplicates.status(),
@@ -163,6 +165,13 @@ class Presence:
                 "lending": self._lending(),
             },
         )
+
+    def _directions(self) -> dict[str, Any]:
+        """Of this device's own ways all, of those that others told the ones that fail."""
+        now_ms = self._now_ms()
+        links = self._links.links.values()
+        own = {link.peer_id: link.direction.told(now_ms, is_opener=link.is_opener) for link in links}
+        return {self._me: own, **directions.passed_on(self._links.told(), now_ms)}
 
     def _hosted_view(self, hosted: HostedStage) -> dict[str, Any]:
         return {

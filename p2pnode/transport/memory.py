@@ -212,6 +212,8 @@ class MemoryNetwork:
         self.idle_timeout_s = idle_timeout_s
         self._nodes: dict[str, MemoryTransport] = {}
         self._links: dict[frozenset[PeerId], Link] = {}
+        self.closed: set[str] = set()
+        """Addresses that answer nobody who is not connected, as behind a firewall."""
 
     def transport(self, identity: Identity, *, agent: str = "p2pnode") -> MemoryTransport:
         """A node of this network, not started yet."""
@@ -295,7 +297,7 @@ class MemoryTransport(RoutedTransport[MemoryConnection]):
         tried: list[list[str]] = []
         for text in multiaddrs:
             peer = self._network.at(multiaddr.without_peer_id(text))
-            if peer is None or not peer.is_up or self._network.link(self.peer_id, peer.peer_id).is_cut:
+            if peer is None or self._trouble_at(text):
                 tried.append([text, "no answer"])
                 continue
             if peer.peer_id != peer_id:
@@ -312,6 +314,16 @@ class MemoryTransport(RoutedTransport[MemoryConnection]):
                 continue
             return self._peers.best(peer_id) or self._connect(peer, link)
         raise PeerUnreachable(f"{peer_id} cannot be reached", tried=tried, peer=peer_id)
+
+    async def probe(self, multiaddrs: Sequence[str], peer_id: PeerId) -> list[list[str]]:
+        del peer_id  # who answers is not looked at
+        return [[text, self._trouble_at(text)] for text in multiaddrs]
+
+    def _trouble_at(self, text: str) -> str:
+        peer = self._network.at(multiaddr.without_peer_id(text))
+        if peer is None or not peer.is_up or self._network.link(self.peer_id, peer.peer_id).is_cut:
+            return "no answer"
+        return "no answer" if text in self._network.closed else ""
 
     def _connect(self, peer: MemoryTransport, link: Link) -> MemoryConnection:
         own = MemoryConnection(self, peer, link, is_outbound=True)

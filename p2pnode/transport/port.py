@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from p2pnode.errors import P2PNodeError
 from p2pnode.units import PeerId
 
 Buffer = bytes | bytearray | memoryview
@@ -68,7 +69,17 @@ class Connection(Protocol):
     def remote_multiaddr(self) -> str: ...
 
     @property
+    def is_outbound(self) -> bool:
+        """Whether this side opened it."""
+        ...
+
+    @property
     def is_closed(self) -> bool: ...
+
+    @property
+    def error(self) -> P2PNodeError | None:
+        """Why it ended; None while it lives."""
+        ...
 
     def stats(self) -> ConnectionStats: ...
 
@@ -119,6 +130,13 @@ class Transport(Protocol):
         """Reuse or make a connection; addresses are tried in parallel, staggered.
 
         Raises PeerUnreachable(tried=[[address, reason], ...]), IdentityMismatch, HandshakeRefused.
+        """
+        ...
+
+    async def probe(self, multiaddrs: Sequence[str], peer_id: PeerId) -> list[list[str]]:
+        """Whether the peer's addresses answer somebody who is not connected: [[address, reason]], "" for an answer.
+
+        No connection is made or used, so who answers is not verified.
         """
         ...
 

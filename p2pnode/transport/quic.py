@@ -20,7 +20,7 @@ from p2pnode import limits
 from p2pnode.errors import ConfigError, ConnectionLost, P2PNodeError, PeerUnreachable, StreamReset
 from p2pnode.identity import Identity
 from p2pnode.multiformats import DecodeError
-from p2pnode.transport import multiaddr
+from p2pnode.transport import multiaddr, quic_probe
 from p2pnode.transport.credentials import make_credentials
 from p2pnode.transport.dnsaddr import TxtLookup, system_txt
 from p2pnode.transport.interfaces import interface_multiaddrs
@@ -154,6 +154,16 @@ class QuicTransport(RoutedTransport[QuicPeerConnection]):
             task.add_done_callback(lambda done: self._dial_done(peer_id, done))
         # Several callers share one dial; one that gives up does not take it from the others.
         return await asyncio.shield(task)
+
+    async def probe(self, multiaddrs: Sequence[str], peer_id: PeerId) -> list[list[str]]:
+        dialer = Dialer(peer_id, self._begin_dial, limits.PROBE_TIMEOUT_S, self.lookup_txt)
+        try:
+            async with asyncio.timeout(limits.PROBE_TIMEOUT_S):
+                targets = await dialer.resolve_all(multiaddrs)
+        except TimeoutError:
+            return [*dialer.tried, ["", "the names of its addresses do not resolve in time"]]
+        reasons = await asyncio.gather(*(quic_probe.probe(family, to) for _, family, to in targets))
+        return [[text, reason] for (text, _, _), reason in zip(targets, reasons, strict=True)] + dialer.tried
 
     async def close(self) -> None:
         self._closed = True

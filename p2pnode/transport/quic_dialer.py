@@ -67,6 +67,14 @@ class Dialer:
             f"{self._peer_id} cannot be reached ({details})", tried=self.tried, peer=self._peer_id
         )
 
+    async def resolve_all(self, multiaddrs: Sequence[str]) -> list[Target]:
+        """Where the addresses lead; `tried` has those that lead nowhere."""
+        texts = list(dict.fromkeys(multiaddrs))[: limits.DIAL_ADDRESSES_MAX]
+        found = await asyncio.gather(*map(self._resolve, texts))
+        return list(dict.fromkeys(target for targets in found for target in targets))[
+            : limits.DIAL_ADDRESSES_MAX
+        ]
+
     async def _resolve(self, text: str) -> list[Target]:
         """Where to dial; an address that leads nowhere is told with its reason."""
         if not is_dnsaddr(text):

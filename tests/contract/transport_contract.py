@@ -96,6 +96,28 @@ class TransportContract:
             assert [entry[0] for entry in caught.value.details["tried"]] == [address]
             assert caught.value.details["tried"][0][1]
 
+    async def test_a_probe_says_of_each_address_whether_it_answers_and_connects_nobody(self) -> None:
+        async with self.nodes("one", "two") as (one, two):
+            silent, (address, *_) = self.unreachable_address(), two.listen_multiaddrs
+            tried = dict(await one.probe([silent, address], two.peer_id))
+            assert (tried[address], bool(tried[silent])) == ("", True)
+            assert await one.probe([], two.peer_id) == []
+            assert (one.connections(), two.connections()) == ([], [])
+
+    async def test_each_side_knows_who_opened_a_connection_and_why_it_ended(self) -> None:
+        async with self.nodes("one", "two") as (one, two):
+            connection = await self.dial(one, two)
+            await until(lambda: two.connection(one.peer_id) is not None)
+            back = two.connection(one.peer_id)
+            assert back is not None
+            assert (connection.is_outbound, back.is_outbound) == (True, False)
+            assert connection.error is None
+            await connection.close(0, "enough")
+            await until(lambda: back.is_closed)
+            assert connection.error is not None
+            assert back.error is not None
+            assert "enough" in back.error.message
+
     async def test_no_address_is_unreachable(self) -> None:
         async with self.nodes("one") as (one,):
             with pytest.raises(PeerUnreachable):

@@ -42,6 +42,15 @@ def words(text: str) -> list[str]:
     return [part if index == 0 else " " + part for index, part in enumerate(parts)]
 
 
+def link_row(one: PeerId, other: PeerId, back: str = "ok", **change: Any) -> JsonObject:
+    """A link that works from one to the other; `back` and `change` are of the way back."""
+    way = {"rtt_ms": 2.4, "last_good_ms": 1_790_000_000_000, "tried": [], "told_ms": 1_790_000_000_000}
+    there = {**way, "from": one, "to": other, "state": "ok", "opened": True, "told_by": one}
+    other_way = {**way, "from": other, "to": one, "state": back, "opened": False, "told_by": other, **change}
+    state = {"ok": "both", "unreachable": "one_way"}.get(back, "half")
+    return {"peers": [one, other], "state": state, "directions": [there, other_way]}
+
+
 class FakeNode:
     """Answers with `reply`, one word a token; remembers what it was asked."""
 
@@ -130,7 +139,8 @@ class FakeNode:
                     "path": "lan",
                     "last_seen_ms": 1,
                 },
-            ]
+            ],
+            "links": [link_row(PEER, PEER_TWO)],
         }
 
     def models(self) -> JsonObject:

@@ -45,6 +45,17 @@ SENT: list[tuple[str, str, messages.AnyMessage]] = [
     ("about a mesh", "after its models, for a guest", messages.Answer(data={
         "name": "attic", "mesh_name": "home", "grants": [b"\x03"], "revocations": [],
         "peers": [{"peer": "12D3KooW", "addresses": ["/ip4/192.0.2.1/udp/9481/quic-v1"]}]})),
+    ("status with directions", "of the teller itself all, of others those that fail", messages.Status(
+        name="attic", version="0.1.0", role="worker", mesh_key=KEY, addresses=[], grants=[], revocations=[],
+        models=[], capability={}, state="active", now_ms=1_790_000_000_000, extra={"directions": {
+            "12D3KooWattic": {
+                "12D3KooWkitchen": {"state": "ok", "good_ms_ago": 1200, "opened": True},
+                "12D3KooWstudio": {"state": "unreachable", "good_ms_ago": 90_000, "tried": [
+                    ["/ip4/192.0.2.1/udp/9481/quic-v1", "no answer within 3 s"]]},
+                "12D3KooWphone": {"state": "untried"}},
+            "12D3KooWkitchen": {
+                "12D3KooWstudio": {"state": "unreachable", "told_ms_ago": 4000, "tried": [
+                    ["/ip4/192.0.2.1/udp/9481/quic-v1", "nothing listens there"]]}}}})),
     ("empty progress", "breaks the silence", messages.Progress(data={})),
     ("answer", "", messages.Answer(data={"hashes": [KEY]})),
 ]  # fmt: skip

@@ -102,6 +102,7 @@ async def test_metrics(client) -> None:
     assert 'p2pnode_events_total{type="NodeStarted"} 3.0' in text
     assert "p2pnode_log_size 42.0" in text
     assert 'p2pnode_link_rtt_seconds{peer="odeFake2"} 0.0024' in text
+    assert 'p2pnode_link_reachable{direction="out",peer="odeFake2"} 1.0' in text
     assert "p2pnode_answers_running 0.0" in text
 
 

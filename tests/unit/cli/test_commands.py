@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 import pytest
 
+from p2pnode.cli.link_text import link_text
 from p2pnode.cli.main import COMMANDS, every_command, run_command
 from p2pnode.cli.mesh_commands import reason_text, rejection_text
 from p2pnode.cli.output import layers_text, one_line, short, size_text, units_text
@@ -18,7 +19,7 @@ from p2pnode.cli.plan_wish import parse_blocks, parse_caps, parse_pins, read_blo
 from p2pnode.cli.top import layer_bar
 from p2pnode.errors import P2PNodeError, RequestError
 from tests.kit.api_server import serving
-from tests.kit.fake_node import MODEL, FakeNode
+from tests.kit.fake_node import MODEL, PEER, PEER_TWO, FakeNode, link_row
 
 
 @pytest.fixture
@@ -142,6 +143,45 @@ def test_two_devices_under_one_identity_are_told(
     _, out, _ = run(capsys, "doctor", "--data", data, "--json")
     (check,) = [c for c in json.loads(out)["checks"] if c["name"] == "identity of peer kitchen"]
     assert (check["state"], check["hint"]) == ("problem", "stop one")
+
+
+@pytest.mark.parametrize(
+    ("back", "cell", "said"),
+    [
+        ("ok", "both ways", ""),
+        (
+            "unreachable",
+            "one way: to it",
+            "kitchen does not reach this device by itself (/ip4/192.0.2.1: no answer)",
+        ),
+        ("untried", "known: to it", ""),
+    ],
+)
+def test_both_directions_of_a_link_are_told(
+    capsys: pytest.CaptureFixture[str], data: str, node: FakeNode, monkeypatch: pytest.MonkeyPatch,
+    back: str, cell: str, said: str,
+) -> None:  # fmt: skip
+    tried = [{"address": "/ip4/192.0.2.1", "reason": "no\nanswer"}] if back == "unreachable" else []
+    view = {**node.peers(), "links": [link_row(PEER, PEER_TWO, back, tried=tried)]}
+    monkeypatch.setattr(node, "peers", lambda: view)
+    _, out, _ = run(capsys, "peers", "--data", data)
+    assert [line.split("\t")[-1] for line in out.splitlines()] == ["LINK", "-", cell]
+    _, out, _ = run(capsys, "peers", "--links", "--data", data)
+    there, way_back = (line.split("\t") for line in out.splitlines()[1:])
+    assert there[:3] == ["studio", "kitchen", "ok"]
+    state = {"ok": "ok", "unreachable": "not reachable", "untried": "never tried"}[back]
+    assert way_back[:4] == ["kitchen", "studio", state, "2.4 ms"]
+    assert way_back[5] == ("/ip4/192.0.2.1: no answer" if tried else "-")
+    _, out, _ = run(capsys, "doctor", "--data", data)
+    assert (said in out) is True
+    assert ("does not reach" in out) is bool(said)
+
+
+def test_links_of_every_kind_have_a_word() -> None:
+    assert link_text({}, "a") == "-"
+    assert link_text({"state": "none"}, "a") == "no way"
+    from_it = [{"from": "a", "state": "unreachable"}, {"from": "b", "state": "ok"}]
+    assert link_text({"state": "one_way", "directions": from_it}, "a") == "one way: from it"
 
 
 def test_completion(capsys: pytest.CaptureFixture[str]) -> None:

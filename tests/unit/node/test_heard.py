@@ -19,6 +19,28 @@ def status(**change: Any) -> Status:
     return Status(**{**said, **change})
 
 
+def way(**change: Any) -> dict[str, Any]:
+    return {"p": {"q": {"state": "ok", **change}}}
+
+
+BAD_DIRECTIONS: list[Any] = [
+    [],
+    {"p": []},
+    {"p": {"q": "ok"}},
+    {"p": {5: {"state": "ok"}}},
+    {"p": {"q": {}}},
+    way(state=1),
+    way(good_ms_ago=-1),
+    way(good_ms_ago=0.5),
+    way(told_ms_ago=2**53),
+    way(tried={}),
+    way(tried=[["/ip4", "no answer"]] * 5),
+    way(tried=[["/ip4"]]),
+    way(tried=[["/ip4", 5]]),
+    way(tried=[["/ip4", "x" * 161]]),
+    {str(n): {} for n in range(257)},
+    {"p": {str(n): {"state": "ok"} for n in range(321)}},
+]
 GOOD: list[dict[str, Any]] = [
     {},
     {
@@ -38,6 +60,10 @@ GOOD: list[dict[str, Any]] = [
             "link_bytes_per_s": {"p": 1e6},
             "stages": [{}],
             "lending": "lends itself again at 20:00 CET",
+            "directions": {
+                "p": {"q": {"state": "ok"}, "r": {"state": "a later word", "good_ms_ago": 5, "later": 1}},
+                "q": {"r": {"state": "unreachable", "told_ms_ago": 0, "tried": [["/ip4", "no answer"]]}},
+            },
             "later": 1,
         }
     },
@@ -68,6 +94,7 @@ BAD: list[dict[str, Any]] = [
     {"extra": {"rtt_ms": {"p": "fast"}}},
     {"extra": {"rtt_ms": {"p": float("nan")}}},
     {"extra": {"stages": {}}},
+    *({"extra": {"directions": said}} for said in BAD_DIRECTIONS),
 ]  # fmt: skip
 
 

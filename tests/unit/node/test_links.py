@@ -109,6 +109,61 @@ async def test_a_refused_status_is_asked_again(monkeypatch: pytest.MonkeyPatch) 
         await other.close()
 
 
+async def test_each_side_knows_its_own_direction_and_hears_the_other_one(two: Any) -> None:
+    """The one that was dialled tries by itself whether it could have dialled."""
+    one, other, link = two
+    back = other.links.links[one.peer_id]
+    assert back.direction.state == "untried", "no address of it is known"
+    other.know(one)
+    await until(lambda: link.direction.state == back.direction.state == "ok")
+    assert (link.is_opener, back.is_opener) == (True, False)
+    await until(lambda: bool(link.direction.good_ms and back.direction.good_ms and back.asked_ms))
+
+
+async def test_a_door_that_opens_one_way_only_is_known_with_its_reason() -> None:
+    """One dials; nobody could dial it. Its address opens, and that is noticed when it tells of another one."""
+    network = MemoryNetwork(seed=3)
+    one, other = Device(network, "one"), Device(network, "other")
+    async with running(one.transport, other.transport):
+        (address,) = one.transport.listen_multiaddrs
+        network.closed.add(address)
+        other.know(one)
+        back = other.links.links[one.peer_id]
+        await until(lambda: back.direction.state == "unreachable")
+        assert back.direction.tried == [[address, "no answer"]]
+        link = one.know(other)
+        await until(lambda: bool(other.heard) and back.is_up and back.direction.state == "unreachable")
+        assert link.direction.state == "ok"
+        network.closed.discard(address)
+        back.moved.set()
+        await until(lambda: back.direction.state == "ok")
+        await link.connection.close(0, "enough")
+        assert link.direction.tried[0][1] == "the connection ended: closed by this node: enough"
+        await one.close()
+        await other.close()
+
+
+async def test_who_is_not_listened_to_knows_it_until_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "REDIAL_DELAY_S_MIN", 0.001)
+    monkeypatch.setattr(limits, "STATUS_INTERVAL_S", 0.01)
+    network = MemoryNetwork(seed=3)
+    one, other = Device(network, "one"), Device(network, "other")
+    members: set[PeerId] = set()
+    for device in (one, other):
+        device.transport.set_gate(lambda peer, protocol: peer in members)
+    async with running(one.transport, other.transport):
+        link = one.know(other)
+        await until(lambda: link.direction.is_refused and one.peer_id in other.links.links)
+        back = other.links.links[one.peer_id]
+        await until(lambda: back.direction.is_refused)
+        assert "does not speak" in back.direction.tried[0][1]
+        back.addresses[:] = one.transport.listen_multiaddrs
+        members.update((one.peer_id, other.peer_id))
+        await until(lambda: link.direction.state == back.direction.state == "ok")
+        await one.close()
+        await other.close()
+
+
 async def test_a_call_brings_its_answer_its_progress_and_its_refusal(two: Any) -> None:
     one, other, _ = two
 
