@@ -11,7 +11,8 @@ import { toCsv } from "../../web/lib/widgets.js";
 import { microUnits } from "../../web/pages/billing.js";
 import { told } from "../../web/pages/chat.js";
 import { recall } from "../../web/pages/launch.js";
-import { labelAt, positions } from "../../web/lib/topology.js";
+import { linkOf, linksOf, linksSummary, openWay, wayWords } from "../../web/lib/links.js";
+import { arrow, edges, labelAt, positions } from "../../web/lib/topology.js";
 import { attention, pulse, shownPlan, tiles } from "../../web/pages/home.js";
 import { splitByHand } from "../../web/pages/plans.js";
 
@@ -177,4 +178,34 @@ test("without an active plan the newest answer is shown", () => {
   assert.equal(shownPlan({ ...calm, sessions: [{ model: "m", mode: "local", stages }] }).state, "last answer");
   assert.equal(shownPlan({ ...calm, plans: [{ state: "active", stages }] }).state, "active");
   assert.equal(shownPlan(calm), undefined);
+});
+
+const way = (from, to, state, more = {}) => ({ from, to, state, rtt_ms: 2.4, last_good_ms: 1000, opened: false, tried: [], told_by: from, told_ms: 1000, ...more });
+const link = (state, there, back) => ({ peers: [there.from, there.to], state, directions: [there, back] });
+
+test("a link is told from each side, trouble first", () => {
+  const good = link("both", way("a", "b", "ok", { opened: true }), way("b", "a", "ok"));
+  const bad = link("one_way", way("c", "a", "unreachable", { last_good_ms: null }), way("a", "c", "ok"));
+  const links = [good, bad];
+  assert.equal(linkOf(links, "c", "a"), bad);
+  assert.equal(linkOf(links, "b", "c"), undefined);
+  assert.equal(linkOf(undefined, "a", "b"), undefined);
+  const rows = linksOf(links, "a");
+  assert.deepEqual(rows.map(({ other, there, back }) => [other, there.from, back.to]), [["c", "a", "a"], ["b", "a", "a"]]);
+  assert.equal(linksSummary(rows), "2 links, 1 one way only");
+  assert.equal(linksSummary(linksOf(links, "b")), "1 link");
+  assert.equal(openWay(bad).from, "a");
+  assert.equal(openWay(good), undefined);
+  assert.deepEqual(wayWords(good.directions[0], 61_000), ["✓", "works, 2.4 ms, last answered 1 min ago, opened the connection"]);
+  assert.deepEqual(wayWords(bad.directions[0], 61_000), ["✗", "not reachable, never answered"]);
+  assert.deepEqual(wayWords(way("a", "b", "untried", { last_good_ms: null })), ["?", "never tried, never answered"]);
+  assert.deepEqual(wayWords(way("a", "b", "unknown", { told_ms: 31_000 }), 61_000), ["?", "nothing is told of it, heard of 30 s ago, last answered 1 min ago"]);
+});
+
+test("lines go to every device, and between others where something is told", () => {
+  const ordered = ["a", "b", "c"].map((peer) => ({ peer }));
+  const between = link("one_way", way("b", "c", "unreachable"), way("c", "b", "ok"));
+  const drawn = edges(ordered, [between, link("both", way("b", "gone", "ok"), way("gone", "b", "ok"))]);
+  assert.deepEqual(drawn.map(({ from, to, own, isOneWay }) => [from, to, own, isOneWay]), [[0, 1, true, false], [0, 2, true, false], [2, 1, false, true]]);
+  assert.equal(arrow({ x: 0, y: 0 }, { x: 100, y: 0 }), "80.0,0.0 67.0,7.0 67.0,-7.0");
 });

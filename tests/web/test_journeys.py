@@ -10,8 +10,9 @@ from playwright.sync_api import Page, expect
 
 from p2pnode.api.keys import MemoryKeys
 from p2pnode.api.security import ApiSecurity
+from p2pnode.units import PeerId
 from tests.kit.api_server import serving
-from tests.kit.fake_node import PEER, PEER_TWO
+from tests.kit.fake_node import PEER, PEER_TWO, link_row
 from tests.kit.pictures import picture
 from tests.kit.recorded_node import RecordedNode
 
@@ -81,6 +82,36 @@ def test_attention(page: Page, url: str, node: RecordedNode) -> None:
     page.get_by_role("link", name="Devices").last.click()
     expect(page.get_by_role("heading", name="kitchen offline")).to_be_visible()
     expect(page.get_by_role("button", name="Forget")).to_be_visible()
+
+
+def test_a_link_that_works_one_way_only(page: Page, url: str, node: RecordedNode) -> None:
+    """Said in words, drawn with an arrow, and explained on the device's card with what was tried."""
+    third = PeerId("12D3KooWFakeNodeFakeNodeFakeNodeFakeNodeFakeNodeFake3")
+    peers = node.peers()
+    peers["peers"].append({**peers["peers"][1], "peer": third, "name": "attic", "rtt_ms": 21.0})
+    tried = [{"address": "/ip4/192.168.1.9/udp/9481/quic-v1", "reason": "no answer within 3 s"}]
+    peers["links"] = [
+        link_row(PEER, PEER_TWO),
+        link_row(third, PEER, "unreachable", tried=tried),
+        link_row(third, PEER_TWO, "unknown", told_ms=None, told_by=None),
+    ]
+    node.peers = lambda: peers  # type: ignore[method-assign]
+    page.goto(url)
+    drawing = page.get_by_role("img", name=re.compile("attic; one way only: attic to studio$"))
+    expect(drawing).to_be_visible()
+    expect(drawing.locator("polygon.arrow")).to_have_count(1)
+    expect(drawing.get_by_text("one way", exact=True)).to_be_visible()
+    picture(page, "one-way")
+    page.get_by_role("link", name="one way").click()
+    card = page.locator("article.chosen")
+    with_studio = card.get_by_role("region", name="Link with studio")
+    expect(with_studio.locator("li.ok")).to_contain_text("to studio: works, 2.4 ms, last answered")
+    expect(with_studio.locator("li.unreachable")).to_contain_text("from studio: not reachable")
+    expect(with_studio.locator("li.unreachable")).to_contain_text(
+        "/ip4/192.168.1.9/udp/9481/quic-v1 no answer within 3 s"
+    )
+    expect(card.get_by_role("region", name="Link with kitchen")).to_contain_text("nothing is told of it")
+    picture(page, "links")
 
 
 def test_plan(page: Page, url: str, node: RecordedNode) -> None:

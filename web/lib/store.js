@@ -28,6 +28,7 @@ export const store = createStore({
   status: {},
   peers: [],
   joining: [],
+  links: [],
   models: [],
   plans: [],
   sessions: [],
@@ -46,7 +47,8 @@ export async function refresh() {
     VIEWS.forEach((view, index) => {
       change[view] = view === "status" ? answers[index] : (answers[index][view] ?? []);
     });
-    change.joining = answers[VIEWS.indexOf("peers")].joining ?? [];
+    const { joining, links } = answers[VIEWS.indexOf("peers")];
+    Object.assign(change, { joining: joining ?? [], links: links ?? [] });
     store.set(change);
   } catch (error) {
     store.set({ connected: false, error });

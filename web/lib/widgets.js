@@ -3,9 +3,12 @@ import { html, useCallback, useEffect, useState } from "./dom.js";
 import { get, post } from "./api.js";
 import { bytes, duration } from "./format.js";
 
-export function Failure({ error }) {
-  return error ? html`<p class="notice bad" role="alert">${error.message} ${error.hint ?? ""}</p>` : null;
+export function Failure({ error, tone = "bad" }) {
+  return error ? html`<p class=${`notice ${tone}`} role="alert"><${Said} text=${error.message} hint=${error.hint} /></p>` : null;
 }
+
+// What is wrong, and below it what can be done: two sentences, neither of which ends with a stop.
+export const Said = ({ text, hint }) => html`<span>${text}${hint && html`<br /><span class="hint">${hint}</span>`}</span>`;
 
 // What a GET says, again whenever `deps` change; reload() asks once more.
 export function useView(path, deps = []) {

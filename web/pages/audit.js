@@ -96,7 +96,7 @@ function Checkpoint({ size }) {
     return () => { current = false; };
   }, [size]);
   if (!result) return html`<p class="muted">Checking the signed checkpoint in this browser…</p>`;
-  if (result.error) return html`<p class=${`notice ${result.error.code === "bad_proof" ? "bad" : "warn"}`} role="alert">${result.error.message} ${result.error.hint ?? ""}</p>`;
+  if (result.error) return html`<${Failure} error=${result.error} tone=${result.error.code === "bad_proof" ? "bad" : "warn"} />`;
   const { ok } = result;
   return html`<p class="notice" role="status"><span><strong class="tick">✓</strong> Checkpoint of ${ok.size} entries: identity, keys and signature verified in this browser.
     ${ok.since !== null && ` It contains everything this browser saw before (${ok.since}).`}</span></p>`;

@@ -4,7 +4,7 @@ import { get, stream } from "../lib/api.js";
 import { speed as spoken, units } from "../lib/format.js";
 import { LayerBar, StageTable } from "../lib/layers.js";
 import { toSafeHtml } from "../lib/markdown.js";
-import { Progress, download } from "../lib/widgets.js";
+import { Failure, Progress, download } from "../lib/widgets.js";
 
 export const MODES = [
   ["auto", "Auto"],
@@ -160,7 +160,7 @@ function Message({ message }) {
   return html`<div class="message assistant">
     ${content && html`<div class="markdown" dangerouslySetInnerHTML=${{ __html: toSafeHtml(content) }}></div>`}
     ${waiting && (message.loading ? html`<${Progress} view=${message.loading} />` : html`<${Prefill} progress=${message.prefill} />`)}
-    ${error && html`<p class="notice bad" role="alert">${error.message} ${error.hint ?? ""}</p>`}
+    <${Failure} error=${error} />
     ${message.stopped && html`<p class="muted">Stopped.</p>`}
     <${Facts} message=${message} />
     ${by && html`<details class="who"><summary>Who computed this</summary>

@@ -1,6 +1,7 @@
 // Devices: who belongs to the mesh, invites with QR, pause, drain, forget.
-import { html, useState } from "../lib/dom.js";
+import { html, useEffect, useState } from "../lib/dom.js";
 import { ago, bytes, layers, rtt, shortPeer, time } from "../lib/format.js";
+import { linksOf, linksSummary, linkWords, wayWords } from "../lib/links.js";
 import { refresh } from "../lib/store.js";
 import { CopyButton, Failure, Meter, useAction, useView } from "../lib/widgets.js";
 import { isUp } from "./home.js";
@@ -9,6 +10,10 @@ export function Devices({ state, at }) {
   const act = useAction(refresh);
   const chosen = at.rest[0];
   const working = state.status.state ?? "active";
+  const known = state.peers.some((peer) => peer.peer === chosen);
+  useEffect(() => {
+    if (known) document.querySelector(".card.chosen")?.scrollIntoView({ block: "nearest" });
+  }, [chosen, known]);
   return html`<section aria-labelledby="devices-title">
     <h1 id="devices-title">Devices</h1>
     <${Failure} error=${act.error} />
@@ -32,6 +37,7 @@ export function Devices({ state, at }) {
         ${peer.lost_reason && html`<dt>Lost</dt><dd>${peer.lost_reason}</dd>`}
         <dt>Peer id</dt><dd><a href=${`#/audit?request=${peer.peer}`} title=${`What is recorded of ${peer.peer}`}><code>${shortPeer(peer.peer)}</code></a> <${CopyButton} text=${peer.peer} quiet /></dd>
       </dl>
+      <${Links} rows=${linksOf(state.links, peer.peer)} peers=${state.peers} open=${peer.peer === chosen} />
       <details open=${!isUp(peer)}><summary>Addresses</summary><ul>${addresses(peer).map((line, index) => html`<li key=${index}><code>${line}</code></li>`)}</ul></details>
       ${peer.self && html`<${Hours} schedule=${state.status.schedule} key=${state.status.schedule?.entries.join(";") ?? ""} />`}
       <div class="row">
@@ -85,6 +91,25 @@ function Hours({ schedule }) {
     </form>
     <${Failure} error=${act.error} />
   </details>`;
+}
+
+// Both directions of each link of a device, as each side tells its own.
+function Links({ rows, peers, open }) {
+  if (!rows.length) return null;
+  const nameOf = (id) => peers.find((peer) => peer.peer === id)?.name || shortPeer(id);
+  const trouble = rows.some(({ link }) => link.state === "one_way" || link.state === "none");
+  return html`<details class="links" open=${open || trouble}><summary>${linksSummary(rows)}</summary>
+    ${rows.map(({ link, other, there, back }) => html`<section key=${other} aria-label=${`Link with ${nameOf(other)}`}>
+      <h3>${nameOf(other)} <span class="muted small">${linkWords(link)}</span></h3>
+      <ul class="ways"><${Way} way=${there} words=${`to ${nameOf(other)}`} /><${Way} way=${back} words=${`from ${nameOf(other)}`} /></ul>
+    </section>`)}
+  </details>`;
+}
+
+function Way({ way, words }) {
+  const [mark, said] = wayWords(way);
+  return html`<li class=${way.state}><span aria-hidden="true">${mark}</span><span>${words}: ${said}
+    ${way.tried.map((item, index) => html`<br key=${index} /><code>${item.address}</code> ${item.reason}`)}</span></li>`;
 }
 
 // Round trip, way and throughput of a link; what is not known is not said.

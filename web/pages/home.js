@@ -3,8 +3,9 @@ import { html } from "../lib/dom.js";
 import { ago, bytes, plural, rtt, shortPeer, speed } from "../lib/format.js";
 import { HopBar, isFresh, useHop } from "../lib/hops.js";
 import { LayerBar, StageTable, toneOf } from "../lib/layers.js";
+import { linkOf, openWay } from "../lib/links.js";
 import { Topology } from "../lib/topology.js";
-import { Progress } from "../lib/widgets.js";
+import { Progress, Said } from "../lib/widgets.js";
 
 const UP = new Set(["connected", "ready", "online", "active", "self", "admitted"]);
 export const isUp = (peer) => peer.self || UP.has(peer.state);
@@ -59,15 +60,15 @@ export function Home({ state }) {
     <h1 id="home-title">${state.status.mesh?.name ?? "Your mesh"}</h1>
     <p class="pulse" role="status"><span class=${`beat ${state.connected ? "ok" : "bad"}`} aria-hidden="true"></span><span>${pulse(state)}${state.status.log?.size ? html` · <a href="#/audit">${plural(state.status.log.size, "fact")} recorded</a>` : ""}</span></p>
     ${notice &&
-    html`<p class=${`notice ${notice.tone}`}><span>${notice.text} ${notice.hint ?? ""}</span>
+    html`<p class=${`notice ${notice.tone}`}><${Said} text=${notice.text} hint=${notice.hint} />
       ${notice.link && html`<a class="button" href=${notice.link}>${notice.label}</a>`}</p>`}
     ${state.models.map((model) => html`<div key=${model.name}><${Progress} view=${model.loading} /><${Progress} view=${model.transfer} /></div>`)}
     <${Tiles} state=${state} plan=${plan} hops=${fresh ? hops : null} />
     <div class="grid">
       <article class="card wide">
         <h2>Devices</h2>
-        <${Topology} peers=${state.peers} plan=${plan} hop=${hop} hops=${fresh ? hops : null} busy=${fresh || state.running.length > 0} />
-        <${PeerTable} peers=${state.peers} plan=${plan} />
+        <${Topology} peers=${state.peers} links=${state.links} plan=${plan} hop=${hop} hops=${fresh ? hops : null} busy=${fresh || state.running.length > 0} />
+        <${PeerTable} peers=${state.peers} links=${state.links} plan=${plan} />
       </article>
       <article class="card wide">
         <h2>${plan ? `Who holds ${plan.model}` : "No plan yet"}</h2>
@@ -105,7 +106,8 @@ function Tiles({ state, hops }) {
   return html`<div class="tiles">${tiles(state, hops).map(({ figure, words, link }) => html`<a class="tile" href=${link} key=${link + words}><b>${figure}</b><span>${words}</span></a>`)}</div>`;
 }
 
-function PeerTable({ peers, plan }) {
+function PeerTable({ peers, links, plan }) {
+  const me = peers.find((peer) => peer.self)?.peer;
   const stageOf = (peer) => (plan?.stages ?? []).findIndex((stage) => stage.peer === peer.peer);
   return html`<div class="scroll"><table>
     <thead><tr><th>Device</th><th>State</th><th class="wide-only">Layers</th><th class="num">Round trip</th><th>Seen</th></tr></thead>
@@ -114,7 +116,7 @@ function PeerTable({ peers, plan }) {
         const index = stageOf(peer);
         return html`<tr key=${peer.peer} class=${isUp(peer) ? "" : "faded"}>
           <td class="nowrap"><span class=${`dot ${index >= 0 ? toneOf(index) : ""}`}></span><a href=${`#/devices/${peer.peer}`}>${peer.name || shortPeer(peer.peer)}</a></td>
-          <td>${peer.self ? "this device" : peer.state}</td>
+          <td>${peer.self ? "this device" : peer.state}${openWay(linkOf(links, me, peer.peer)) ? html` · <a href=${`#/devices/${peer.peer}`}>one way</a>` : ""}</td>
           <td class="wide-only">${index >= 0 ? html`<${LayerBar} stages=${plan.stages} only=${index} />` : "–"}</td>
           <td class="num">${peer.self ? "–" : rtt(peer.rtt_ms)}</td>
           <td class="nowrap">${peer.self ? "now" : ago(peer.last_seen_ms)}</td>
