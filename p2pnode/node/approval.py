@@ -21,10 +21,13 @@ from p2pnode.errors import (
     RequestError,
     WrongMesh,
 )
-from p2pnode.node.joining import host_of
-from p2pnode.node.mesh import ADMIT, Mesh, key_of
+from p2pnode.node.admission import Admission, admitted
+from p2pnode.node.joining import Joins, host_of
+from p2pnode.node.mesh import Mesh
+from p2pnode.node.roles import ADMIT
 from p2pnode.transport import messages
 from p2pnode.transport.match import NONCE_BYTES, check_nonce, check_reveal, commitment, match_code
+from p2pnode.transport.membership import key_of
 from p2pnode.transport.port import Stream, Transport
 from p2pnode.units import PeerId
 
@@ -48,12 +51,21 @@ class Waiting:
 class Approvals:
     """The member's side; nothing of it is a fact until the owner says yes."""
 
-    def __init__(self, *, mesh: Mesh, now_ms: Callable[[], int], changed: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        *,
+        mesh: Mesh,
+        admission: Admission,
+        joins: Joins,
+        now_ms: Callable[[], int],
+        changed: Callable[[], None],
+    ) -> None:
         self._mesh = mesh
+        self._joins = joins
         self._now_ms = now_ms
         self._changed = changed
         self.waiting: dict[PeerId, Waiting] = {}
-        mesh.serve_strangers(self._serve)
+        admission.serve_strangers(self._serve)
 
     async def _serve(self, stream: Stream, request: messages.AnyMessage) -> messages.AnyMessage:
         """The answer to anything but a ticket on `/p2pnode/admit/1`."""
@@ -101,7 +113,7 @@ class Approvals:
         entry = Waiting(peer, name, code, address, request.addresses, expires_ms, decided)
         self.waiting[peer] = entry
         self._changed()
-        attempt = self._mesh.joins.arrived(peer, name, address)
+        attempt = self._joins.arrived(peer, name, address)
         attempt.tell("approval", "waiting", f"waits for your approval, match code {code[:3]} {code[3:]}")
         try:
             with attempt.step("approval"):
@@ -235,11 +247,7 @@ async def ask(mesh: Mesh, transport: Transport, peer: PeerId, addresses: list[st
             answer = await messages.receive_message(stream)
     except TimeoutError:
         raise PeerTimeout("nobody approved this device in time", hint="ask the owner for a ticket") from None
-    if isinstance(answer, messages.Refused):
-        raise messages.refusal_error(answer)
-    if not isinstance(answer, messages.Admitted):
-        raise RemoteProtocolError("the member answered something else than admission")
-    await mesh.accept(pending.mesh_key, "worker", peer, answer, addresses)
+    await mesh.accept(pending.mesh_key, "worker", peer, admitted(answer), addresses)
     tell(f'admitted as "{mesh.name}"')
 
 

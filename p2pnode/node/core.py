@@ -29,6 +29,8 @@ from p2pnode.machine import host_name, now_ms
 from p2pnode.models.serve import BlobServer
 from p2pnode.models.store import ModelStore
 from p2pnode.node.adapters import Adapters
+from p2pnode.node.address_book import AddressBook
+from p2pnode.node.admission import Admission
 from p2pnode.node.answering import Answering
 from p2pnode.node.approval import Approvals
 from p2pnode.node.auto_mode import AutoMode
@@ -49,6 +51,7 @@ from p2pnode.node.histories import Histories
 from p2pnode.node.hops import Hops
 from p2pnode.node.hosting import Hosting
 from p2pnode.node.instances import Instance
+from p2pnode.node.joining import Joins
 from p2pnode.node.kv_transfers import KvTransfers
 from p2pnode.node.layer_rates import LayerRates
 from p2pnode.node.ledger import Ledger
@@ -165,7 +168,6 @@ class Node:
             identity=self.identity,
             ledger=ledger,
             transport=transport,
-            data_dir=options.data,
             name=self.name,
             addresses=self.addresses,
             now_ms=now_ms,
@@ -173,9 +175,14 @@ class Node:
             where=self.where,
         )
         self.mesh.member_removed = self.tidings.member_removed
-        self.mesh.joins.changed = lambda: self.say({"kind": "joining", "data": {}})
+        self.address_book = AddressBook(options.data)
+        self.joins = Joins(now_ms=now_ms)
+        self.joins.changed = lambda: self.say({"kind": "joining", "data": {}})
+        admission = Admission(mesh=self.mesh, ledger=ledger, transport=transport, joins=self.joins)
         self.approvals = Approvals(
             mesh=self.mesh,
+            admission=admission,
+            joins=self.joins,
             now_ms=now_ms,
             changed=lambda: self.say({"kind": "approvals", "data": {"waiting": len(self.approvals.waiting)}}),
         )

@@ -42,7 +42,7 @@ def peers_view(node: Node) -> JsonObject:
     asking = {entry["peer"] for entry in waiting}
     rows = {entry["peer"]: entry for entry in view["peers"]}
     view["peers"] = [entry for entry in view["peers"] if entry["peer"] not in asking] + waiting
-    view["joining"] = node.mesh.joins.view(rows)
+    view["joining"] = node.joins.view(rows)
     view["links"] = links_view(node)
     return view
 

@@ -24,11 +24,11 @@ from p2pnode.node.face_views import models_view, peers_view, proposal_view
 from p2pnode.node.hops import chrome_trace
 from p2pnode.node.lane_bytes import LaneBytes
 from p2pnode.node.memory_use import memory_use
-from p2pnode.node.mesh import GUEST
 from p2pnode.node.mode_commands import ModeCommands
 from p2pnode.node.owner_commands import OwnerCommands
 from p2pnode.node.planning import PlanRequest, engine_over
 from p2pnode.node.queries import LogQueries
+from p2pnode.node.roles import GUEST
 from p2pnode.units import PeerId
 
 Command = Callable[[Mapping[str, Any]], Awaitable[JsonObject]]

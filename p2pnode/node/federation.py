@@ -27,9 +27,9 @@ from p2pnode.facade import (
     TextDelta,
 )
 from p2pnode.node.links import Links
-from p2pnode.node.mesh import INFER
 from p2pnode.node.offering import Offering
 from p2pnode.node.other_meshes import OtherMeshes
+from p2pnode.node.roles import INFER
 from p2pnode.pauses import with_pauses
 from p2pnode.transport import messages
 from p2pnode.transport.port import Stream, Transport

@@ -14,10 +14,11 @@ from p2pnode import __version__, limits
 from p2pnode import commands as c
 from p2pnode.machine import now_ms
 from p2pnode.models.source import FileSource
+from p2pnode.node.admission import join
 from p2pnode.node.approval import ask, ask_nearby
 from p2pnode.node.measuring import machine_rates
-from p2pnode.node.mesh import peer_of
 from p2pnode.node.nearby import listen_nearby
+from p2pnode.transport.membership import peer_of
 from p2pnode.transport.multiaddr import peer_address
 from p2pnode.units import ContentId, PeerId
 
@@ -44,7 +45,7 @@ class Life:
         is_first = not node.mesh.restore()
         node.others.restore()
         if node.options.ticket:
-            await node.mesh.join(node.options.ticket, tell)
+            await join(node.mesh, node.transport, node.options.ticket, now_ms=now_ms, tell=tell)
         elif is_first and node.options.ask:
             await self._ask_to_join(tell)
         elif is_first:
@@ -89,7 +90,7 @@ class Life:
 
     def _know_members(self) -> None:
         node = self._node
-        remembered = node.mesh.remembered()
+        remembered = node.address_book.remembered()
         assert node.mesh.membership is not None
         for key in node.mesh.membership.members():
             peer = peer_of(key)
@@ -111,7 +112,7 @@ class Life:
         while True:
             await asyncio.sleep(limits.TICK_S)
             self.pin_used()
-            await asyncio.to_thread(node.mesh.remember, node.where())
+            await asyncio.to_thread(node.address_book.remember, node.where())
             now_s = asyncio.get_running_loop().time()
             await node.hosting.end_orphans(self._is_there, now_s)
             await node.tunnel.end_orphans(now_s)
@@ -145,7 +146,7 @@ class Life:
             node.tools.close,
             node.tunnel.close,
             node.hosting.close,
-            lambda: asyncio.to_thread(node.mesh.remember, node.where()),
+            lambda: asyncio.to_thread(node.address_book.remember, node.where()),
             self.end_work,
             node.transport.close,
             lambda: node.ledger.do(c.StopNode(reason=reason)),

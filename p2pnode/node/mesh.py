@@ -1,74 +1,41 @@
-"""Who is in the mesh: creating it, letting devices in, joining one, and passing membership on."""
+"""Who is in the mesh: creating it, inviting, granting and ending memberships, and passing them on."""
 
 from __future__ import annotations
 
-import asyncio
-import json
 import os
-from collections.abc import Awaitable, Callable
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-
-from p2pnode import __version__, limits
 from p2pnode import commands as c
-from p2pnode import peer_id as ids
+from p2pnode import limits
 from p2pnode.errors import (
-    AdmissionError,
     NotAdmitted,
     NotFound,
-    P2PNodeError,
-    RemoteProtocolError,
     RequestError,
     WrongMesh,
 )
 from p2pnode.identity import Identity
-from p2pnode.models.files import write_atomic
 from p2pnode.multiformats import DecodeError
-from p2pnode.node.joining import Joins, host_of
 from p2pnode.node.ledger import Ledger
+from p2pnode.node.roles import GUEST, is_member, may_use
 from p2pnode.transport import messages
-from p2pnode.transport.invite import Ticket, decode_ticket, encode_ticket, secret_hash
+from p2pnode.transport.invite import Ticket, encode_ticket, secret_hash
 from p2pnode.transport.membership import (
     Grant,
     Membership,
     decode_grant,
     decode_revocation,
+    key_of,
     make_grant,
     make_revocation,
+    peer_of,
 )
-from p2pnode.transport.port import Connection, Stream, Transport
+from p2pnode.transport.port import Transport
 from p2pnode.units import PeerId, UnixMs
-
-ADMIT = "/p2pnode/admit/1"
-INFER = "/p2pnode/infer/1"
-"""Whole answers: `node.federation`."""
-OPEN_PROTOCOLS = frozenset({ADMIT, "/ipfs/ping/1.0.0", "/ipfs/id/1.0.0", "/ipfs/id/push/1.0.0"})
-"""What a stranger may use."""
-GUEST = "guest"
-GUEST_PROTOCOLS = frozenset({*OPEN_PROTOCOLS, INFER})
-"""What the node of another mesh may use: whole answers, no stage, no weights, nothing that members tell each other."""
-
-
-def peer_of(key: bytes) -> PeerId:
-    return ids.peer_id_of(ids.encode_public_key(Ed25519PublicKey.from_public_bytes(key)))
-
-
-def key_of(peer_id: str) -> bytes:
-    """The 32-byte key inside a member's peer id."""
-    key = ids.ed25519_public_key(peer_id)
-    if key is None:
-        raise NotAdmitted("members have Ed25519 identities; this peer id only holds a hash of its key")
-    return key.public_bytes_raw()
-
-
-Stranger = Callable[[Stream, messages.AnyMessage], Awaitable[messages.AnyMessage]]
-"""Answers what comes on `/p2pnode/admit/1` without a ticket."""
 
 
 class Mesh:
-    """Membership of this node; grants are facts of the record, addresses are a forgettable file beside it."""
+    """Membership of this node; grants are facts of the record."""
 
     def __init__(
         self,
@@ -76,7 +43,6 @@ class Mesh:
         identity: Identity,
         ledger: Ledger,
         transport: Transport,
-        data_dir: Path,
         name: str,
         addresses: Callable[[], list[str]],
         now_ms: Callable[[], int],
@@ -86,7 +52,6 @@ class Mesh:
         self._identity = identity
         self._ledger = ledger
         self._transport = transport
-        self._path = data_dir / "addresses.json"
         self.name = name
         self._addresses = addresses
         self._now_ms = now_ms
@@ -97,10 +62,7 @@ class Mesh:
         self.membership: Membership | None = None
         self.member_removed: Callable[[PeerId], None] = lambda _: None
         """Told when a membership ended, so that what is open to it is closed."""
-        self._stranger: Stranger | None = None
-        self.joins = Joins(now_ms=now_ms)
         transport.set_gate(self._gate)
-        transport.handle(ADMIT, self._serve_admit)
 
     # --- state ---------------------------------------------------------------------------------------
     def restore(self) -> bool:
@@ -124,8 +86,7 @@ class Mesh:
         return (self.membership.role(self.my_key) or "") if self.membership else ""
 
     def is_member(self, peer_id: PeerId) -> bool:
-        """Guests, which belong to another mesh, are none."""
-        return self.role_of(peer_id) not in ("", GUEST)
+        return is_member(self.role_of(peer_id))
 
     def is_guest(self, peer_id: PeerId) -> bool:
         return self.role_of(peer_id) == GUEST
@@ -138,9 +99,7 @@ class Mesh:
             return ""
 
     def _gate(self, peer_id: PeerId, protocol: str) -> bool:
-        if self.is_guest(peer_id):
-            return protocol in GUEST_PROTOCOLS
-        return protocol in OPEN_PROTOCOLS or self.is_member(peer_id)
+        return may_use(self.role_of(peer_id), protocol)
 
     # --- creating and inviting -----------------------------------------------------------------------
     async def create(self, mesh_name: str) -> None:
@@ -179,53 +138,11 @@ class Mesh:
             "invite_id": invite_id,
         }
 
-    async def _serve_admit(self, stream: Stream) -> None:
-        async with asyncio.timeout(limits.CONTROL_TIMEOUT_S):
-            request = await messages.receive_message(stream)
-        try:
-            if isinstance(request, messages.AdmitRequest):
-                answer: messages.AnyMessage = await self._admit(stream, request)
-            elif self._stranger is not None:
-                answer = await self._stranger(stream, request)
-            else:
-                raise RemoteProtocolError("admission begins with an admit message")
-        except P2PNodeError as error:
-            answer = messages.refusal(error)
-        await messages.send_message(stream, answer)
-        await stream.close_write()
-
-    async def _admit(self, stream: Stream, request: messages.AdmitRequest) -> messages.Admitted:
-        attempt = self.joins.arrived(stream.peer_id, request.name, host_of(stream.connection))
-        with attempt.step("ticket"):
-            invite_id, role = self._invite_of(request)
-            answer = await self.let_in(
-                stream.peer_id, request.name, request.addresses, role=role, invite_id=invite_id
-            )
-        attempt.tell("ticket", "ok", f"its ticket is valid, role {role}")
-        attempt.tell("admitted", "ok", f'is a member of "{self.mesh_name}"')
-        return answer
-
-    def _invite_of(self, request: messages.AdmitRequest) -> tuple[str, str]:
-        """Id of the invite that a ticket is of, and the role it gives."""
-        if self.membership is None:
-            raise WrongMesh("this device is in no mesh yet")
-        invite_id = secret_hash(request.secret).hex()[:32]
-        invite = self._ledger.state.invites.invites.get(invite_id)
-        if invite is None:
-            raise NotAdmitted(
-                "this ticket is not one of this device", hint="make a new one with: p2pnode invite"
-            )
-        return invite_id, GUEST if request.guest else invite.role
-
     def grants_for_guests(self) -> list[bytes]:
         """By which a guest knows whom it may ask; who else is a guest is none of its business."""
         assert self.membership is not None
         grants = (self.membership.grant(key) for key in self.membership.members())
         return [grant.encode() for grant in grants if grant is not None and grant.role != GUEST]
-
-    def serve_strangers(self, handler: Stranger) -> None:
-        """Who answers devices that come without a ticket."""
-        self._stranger = handler
 
     async def let_in(
         self, peer_id: PeerId, name: str, addresses: list[str], *, role: str = "worker", invite_id: str = ""
@@ -265,53 +182,6 @@ class Mesh:
         )
 
     # --- joining -------------------------------------------------------------------------------------
-    async def join(self, text: str, tell: Callable[[str], None]) -> None:
-        """Use a ticket; what happens is told step by step."""
-        ticket = decode_ticket(text)
-        if self.membership is not None:
-            if self.membership.mesh_key != ticket.mesh_key:
-                raise WrongMesh(
-                    f"this data folder belongs to the mesh {self.mesh_name!r} already",
-                    hint="choose another folder with --data to join a second mesh",
-                )
-            tell("already a member: the ticket is not used")
-            return
-        ticket = decode_ticket(text, now_ms=UnixMs(self._now_ms()))
-        if ticket.role == GUEST:
-            raise RequestError(
-                f"this ticket lets a mesh of your own ask {ticket.mesh_name!r}, it lets no device join it",
-                hint="start your own mesh with: p2pnode join, then: p2pnode federation add TICKET",
-            )
-        minutes = max(0, (ticket.expires_ms - self._now_ms()) // 60_000)
-        tell(f'ticket valid: mesh "{ticket.mesh_name}", role {ticket.role}, expires in {minutes} min')
-        inviter = peer_of(ticket.inviter_key)
-        if inviter == self._identity.peer_id:
-            raise AdmissionError("this ticket was made by this very device", hint="use it on another device")
-        connection = await self._reach(list(ticket.addresses), inviter, tell)
-        tell(f"connected to {connection.remote_multiaddr}, identity matches the ticket")
-        async with asyncio.timeout(limits.CONTROL_TIMEOUT_S):
-            stream = await connection.open_stream(ADMIT)
-            request = messages.AdmitRequest(
-                secret=ticket.secret, name=self.name, version=__version__, addresses=self._addresses()
-            )
-            await messages.send_message(stream, request)
-            answer = await messages.receive_message(stream)
-        if isinstance(answer, messages.Refused):
-            raise messages.refusal_error(answer)
-        if not isinstance(answer, messages.Admitted):
-            raise RemoteProtocolError("the inviter answered something else than admission")
-        await self.accept(ticket.mesh_key, ticket.role, inviter, answer, list(ticket.addresses))
-        tell(f'admitted as "{self.name}"')
-
-    async def _reach(self, addresses: list[str], inviter: PeerId, tell: Callable[[str], None]) -> Connection:
-        """A way to the inviter; without one, every address is told with what became of it."""
-        try:
-            return await self._transport.dial(addresses, inviter)
-        except P2PNodeError as error:
-            for address, reason in error.details.get("tried", []):
-                tell(f"✗ {address}: {reason}")
-            raise
-
     def my_addresses(self) -> list[str]:
         return self._addresses()
 
@@ -400,25 +270,3 @@ class Mesh:
                 invite_id="",
             )
         )
-
-    # --- remembered addresses ------------------------------------------------------------------------
-    def remembered(self) -> dict[str, list[str]]:
-        """Where members were last reached; a damaged file is the same as none."""
-        try:
-            found = json.loads(self._path.read_text())
-        except (OSError, ValueError):
-            return {}
-        if not isinstance(found, dict):
-            return {}
-        return {
-            str(peer): [str(a) for a in addresses[: limits.PEER_ADDRESSES_MAX]]
-            for peer, addresses in found.items()
-            if isinstance(addresses, list)
-        }
-
-    def remember(self, addresses: dict[str, list[str]]) -> None:
-        """Written when something changed: a node that is killed shall find the others as well."""
-        before = self.remembered()
-        merged = {**before, **addresses}
-        if merged != before:
-            write_atomic(self._path, json.dumps(merged, indent=1).encode())

@@ -29,12 +29,13 @@ from p2pnode.errors import (
 )
 from p2pnode.models.files import write_atomic
 from p2pnode.multiformats import DecodeError
+from p2pnode.node.admission import ask_admission
 from p2pnode.node.ledger import Ledger
-from p2pnode.node.mesh import ADMIT, INFER, key_of, peer_of
+from p2pnode.node.roles import INFER
 from p2pnode.transport import messages
 from p2pnode.transport.invite import decode_ticket
-from p2pnode.transport.membership import Membership, decode_grant, decode_revocation
-from p2pnode.transport.port import Connection, Stream, Transport
+from p2pnode.transport.membership import Membership, decode_grant, decode_revocation, key_of, peer_of
+from p2pnode.transport.port import Stream, Transport
 from p2pnode.units import PeerId, UnixMs
 
 _ASK_AGAIN = "ask its owner for a new ticket, then: p2pnode federation add TICKET"
@@ -103,7 +104,10 @@ class OtherMeshes:
         )  # what cannot be is refused before the ticket is used
         ticket = decode_ticket(text, now_ms=UnixMs(self._now_ms()))
         connection = await self._transport.dial(list(ticket.addresses), gateway)
-        answer = await self._be_admitted(connection, ticket.secret)
+        answer = await ask_admission(
+            connection,
+            messages.AdmitRequest(secret=ticket.secret, name=self._name, version=__version__, guest=True),
+        )
         membership = Membership(ticket.mesh_key)
         membership.add_all(
             decode_grant(data) for data in (*answer.grants[: limits.MESH_MEMBERS_MAX], answer.grant)
@@ -125,23 +129,6 @@ class OtherMeshes:
         self._meshes[mesh_id] = other
         await self._refresh(other)
         return {**answered, **self._view(other)}
-
-    async def _be_admitted(self, connection: Connection, secret: bytes) -> messages.Admitted:
-        try:
-            async with asyncio.timeout(limits.CONTROL_TIMEOUT_S):
-                stream = await connection.open_stream(ADMIT)
-                request = messages.AdmitRequest(
-                    secret=secret, name=self._name, version=__version__, guest=True
-                )
-                await messages.send_message(stream, request)
-                answer = await messages.receive_message(stream)
-        except TimeoutError:
-            raise PeerTimeout("the device that made this ticket did not answer in time") from None
-        if isinstance(answer, messages.Refused):
-            raise messages.refusal_error(answer)
-        if not isinstance(answer, messages.Admitted):
-            raise RemoteProtocolError("the inviter answered something else than admission")
-        return answer
 
     async def remove(self, name: str) -> dict[str, Any]:
         """Ask a mesh, by its name here or its id, no more."""

@@ -14,7 +14,9 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from p2pnode import limits
+from p2pnode import peer_id as ids
 from p2pnode.errors import NotAdmitted, RemoteProtocolError
+from p2pnode.units import PeerId
 
 GRANT_DOMAIN = b"p2pnode-grant-v1:"
 REVOCATION_DOMAIN = b"p2pnode-revocation-v1:"
@@ -22,6 +24,18 @@ ISSUER_ROLES = frozenset({"worker"})
 """A client uses the mesh but lets nobody in."""
 
 Sign = Callable[[bytes], bytes]
+
+
+def peer_of(key: bytes) -> PeerId:
+    return ids.peer_id_of(ids.encode_public_key(Ed25519PublicKey.from_public_bytes(key)))
+
+
+def key_of(peer_id: str) -> bytes:
+    """The 32-byte key inside a member's peer id."""
+    key = ids.ed25519_public_key(peer_id)
+    if key is None:
+        raise NotAdmitted("members have Ed25519 identities; this peer id only holds a hash of its key")
+    return key.public_bytes_raw()
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from p2pnode.errors import Busy, NotAdmitted, NotFound, P2PNodeError, PeerTimeou
 from p2pnode.node.approval import look, survey
 from p2pnode.node.core import Node
 from p2pnode.node.faces import Faces
-from p2pnode.node.mesh import ADMIT
+from p2pnode.node.roles import ADMIT
 from p2pnode.transport import messages
 from p2pnode.transport.match import commitment
 from p2pnode.transport.port import Stream

@@ -71,7 +71,7 @@ def test_model_files(tmp_path: Path, name: str) -> None:
 
 
 def ticket(expires_ms: int, address: str = "/ip4/127.0.0.1/udp/9/quic-v1") -> str:
-    from p2pnode.node.mesh import key_of
+    from p2pnode.transport.membership import key_of
 
     key = key_of(Identity.from_seed(b"x" * 32).peer_id)
     made = Ticket(key, key, b"s" * 16, UnixMs(expires_ms), "worker", "m", (address,))

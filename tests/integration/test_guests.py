@@ -27,8 +27,8 @@ from p2pnode.machine import now_ms
 from p2pnode.node.catalog import BLOB
 from p2pnode.node.core import Node
 from p2pnode.node.links import CONTROL, STATUS
-from p2pnode.node.mesh import INFER
 from p2pnode.node.orders import STAGE
+from p2pnode.node.roles import INFER
 from p2pnode.projections import billing
 from p2pnode.transport import messages
 from p2pnode.transport.invite import decode_ticket

@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 from p2pnode import limits
 from p2pnode.errors import RemoteProtocolError, StreamReset
 from p2pnode.node.core import Node
-from p2pnode.node.mesh import ADMIT, OPEN_PROTOCOLS
+from p2pnode.node.roles import ADMIT, OPEN_PROTOCOLS
 from p2pnode.transport import messages
 from p2pnode.transport.port import Connection
 from p2pnode.units import PeerId
