@@ -6,10 +6,8 @@ A guest gets whole answers and nothing else, so nothing of another mesh is plann
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,44 +25,17 @@ from p2pnode.errors import (
     PeerUnreachable,
     RemoteProtocolError,
 )
-from p2pnode.models.files import write_atomic
-from p2pnode.multiformats import DecodeError
 from p2pnode.node.admission import ask_admission
 from p2pnode.node.ledger import Ledger
+from p2pnode.node.other_mesh import Other, OtherMeshesFile, Remembered
 from p2pnode.node.roles import INFER
 from p2pnode.transport import messages
 from p2pnode.transport.invite import decode_ticket
-from p2pnode.transport.membership import Membership, decode_grant, decode_revocation, key_of, peer_of
+from p2pnode.transport.membership import Membership, decode_grant, key_of, peer_of
 from p2pnode.transport.port import Stream, Transport
 from p2pnode.units import PeerId, UnixMs
 
 _ASK_AGAIN = "ask its owner for a new ticket, then: p2pnode federation add TICKET"
-
-
-@dataclass(slots=True)
-class Other:
-    """One other mesh as it is known now; the record has only that this node is its guest."""
-
-    mesh_id: str
-    name: str
-    gateway: PeerId
-    membership: Membership
-    addresses: dict[PeerId, list[str]] = field(default_factory=dict)
-    names: dict[PeerId, str] = field(default_factory=dict)
-    offers: dict[PeerId, list[ToldModel]] = field(default_factory=dict)
-    last: dict[PeerId, list[ToldModel]] = field(default_factory=dict)
-    """What each member told when it was heard last: who asks for a model there by name may be answered here instead."""
-    trouble: str = "not asked yet"
-
-    def role_of(self, peer: PeerId) -> str | None:
-        with suppress(NotAdmitted, DecodeError):
-            return self.membership.role(key_of(peer))
-        return None
-
-    def members(self) -> list[PeerId]:
-        """Whom to ask, who let this node in first."""
-        known = (peer_of(key) for key in self.membership.members() if self.membership.role(key) != "guest")
-        return sorted((p for p in known if self.addresses.get(p)), key=lambda p: (p != self.gateway, p))
 
 
 class OtherMeshes:
@@ -83,7 +54,7 @@ class OtherMeshes:
         self._me, self._name = me, name
         self._ledger = ledger
         self._transport = transport
-        self._path = data_dir / "other_meshes.json"
+        self._file = OtherMeshesFile(data_dir)
         self._policy = policy
         self._now_ms = now_ms
         self._say = say
@@ -125,7 +96,7 @@ class OtherMeshes:
         )
         other = Other(mesh_id, name, gateway, membership)
         other.addresses[gateway] = list(ticket.addresses)
-        self._learn_addresses(other, answer.peers)
+        other.learn_addresses(answer.peers)
         self._meshes[mesh_id] = other
         await self._refresh(other)
         return {**answered, **self._view(other)}
@@ -135,7 +106,7 @@ class OtherMeshes:
         other = self._called(name)
         answer = await self._ledger.do(c.EndFederation(mesh_id=other.mesh_id))
         del self._meshes[other.mesh_id]
-        await asyncio.to_thread(self._remember)
+        await asyncio.to_thread(self._file.write, list(self._meshes.values()))
         for peer in other.addresses:
             if (connection := self._transport.connection(peer)) is not None:
                 await connection.close(0, "no guest any more")
@@ -151,15 +122,14 @@ class OtherMeshes:
     # --- what they offer -----------------------------------------------------------------------------
     def restore(self) -> None:
         """From the record; where their members are is a forgettable file beside it."""
-        remembered = self._remembered()
+        remembered = self._file.read()
         for mesh_id, entry in self._ledger.state.federation.meshes.items():
             membership = Membership(key_of(mesh_id))
             other = Other(mesh_id, entry.name, PeerId(entry.gateway), membership)
-            said = remembered.get(mesh_id, {})
+            said = remembered.get(mesh_id, Remembered())
             with suppress(P2PNodeError):  # what was damaged is told again by the next member that answers
-                self._learn_membership(other, [bytes.fromhex(text) for text in said.get("grants", [])], [])
-            for peer, addresses in dict(said.get("addresses", {})).items():
-                other.addresses[PeerId(peer)] = [str(a) for a in addresses][: limits.PEER_ADDRESSES_MAX]
+                other.learn_membership(said.grants, [])
+            other.addresses.update(said.addresses)
             self._meshes[mesh_id] = other
 
     async def run(self) -> None:
@@ -194,7 +164,7 @@ class OtherMeshes:
             del other.offers[peer]
         is_heard = bool(asked) and len(troubles) < len(asked)
         other.trouble = "" if is_heard else next(iter(troubles), "no address of its members is known")
-        await asyncio.to_thread(self._remember)
+        await asyncio.to_thread(self._file.write, list(self._meshes.values()))
         if self._view(other) != before:
             self._say({"kind": "meshes", "data": {"meshes": self.view()}})
 
@@ -227,33 +197,15 @@ class OtherMeshes:
                 data = message.data
                 other.names[peer] = str(data.get("name", ""))[: limits.NAME_CHARACTERS_MAX]
                 grants, revocations = list(data.get("grants", [])), list(data.get("revocations", []))
-                self._learn_membership(other, grants, revocations)
-                self._learn_addresses(other, list(data.get("peers", [])))
+                other.learn_membership(grants, revocations)
+                other.learn_addresses(list(data.get("peers", [])))
                 return found
-
-    def _learn_membership(self, other: Other, grants: Sequence[bytes], revocations: Sequence[bytes]) -> None:
-        """Each stands or falls by its own signatures."""
-        for data in grants[: limits.MESH_MEMBERS_MAX]:
-            other.membership.add(decode_grant(data))
-        for data in revocations[: limits.MESH_MEMBERS_MAX]:
-            other.membership.revoke(decode_revocation(data))
-
-    def _learn_addresses(self, other: Other, peers: Sequence[dict[str, Any]]) -> None:
-        for entry in peers[: limits.MESH_MEMBERS_MAX]:
-            said = [str(a) for a in entry.get("addresses", []) if str(a).startswith("/")]
-            peer = PeerId(str(entry.get("peer")))
-            if said and other.role_of(peer) not in (None, "guest"):
-                other.addresses[peer] = said[: limits.PEER_ADDRESSES_MAX]
 
     def heard_nearby(self, peer: PeerId, addresses: Sequence[str]) -> None:
         """Where a member of another mesh says it is now: who answers there is checked when dialling."""
         for other in self._meshes.values():
-            if other.role_of(peer) not in (None, "guest"):
-                known = other.addresses.get(peer, [])
-                fresh = [address for address in addresses if address not in known]
-                other.addresses[peer] = [*fresh, *known][: limits.PEER_ADDRESSES_MAX]
-                if fresh and other.trouble:
-                    self._look_again.set()
+            if other.moved(peer, addresses) and other.trouble:
+                self._look_again.set()
 
     # --- choosing ------------------------------------------------------------------------------------
     @property
@@ -340,29 +292,3 @@ class OtherMeshes:
             ],
             "models": sorted({model.name for models in other.offers.values() for model in models}),
         }
-
-    # --- remembered ----------------------------------------------------------------------------------
-    def _remembered(self) -> dict[str, Any]:
-        """A damaged file is the same as none."""
-        try:
-            found = json.loads(self._path.read_text())
-            return {
-                str(mesh_id): {
-                    "grants": [text for text in said["grants"] if bytes.fromhex(text)],
-                    "addresses": {str(p): list(a) for p, a in said["addresses"].items()},
-                }
-                for mesh_id, said in found.items()
-            }
-        except (OSError, ValueError, TypeError, KeyError, AttributeError):
-            return {}
-
-    def _remember(self) -> None:
-        document = {
-            other.mesh_id: {
-                "grants": [data.hex() for data in other.membership.export()],
-                "addresses": other.addresses,
-            }
-            for other in list(self._meshes.values())
-        }
-        if document != self._remembered():
-            write_atomic(self._path, json.dumps(document, indent=1).encode())
