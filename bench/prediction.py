@@ -52,13 +52,24 @@ def predicted(index: ModelIndex, timing: LayerTiming, stages: int) -> float:
     peers = [f"p{number}" for number in range(stages)]
     rates = (timing.decode_bytes_per_s, timing.prefill_bytes_per_s)
     mesh = Mesh(
-        {p: Device(p, p, 2**50, 2**50, *rates, step_overhead_s=timing.overhead_s) for p in peers},
+        {
+            p: Device(
+                p,
+                p,
+                2**50,
+                2**50,
+                *rates,
+                step_overhead_s=timing.overhead_s,
+                context_bytes_per_s=timing.context_bytes_per_s,
+            )
+            for p in peers
+        },
         {(a, b): Link(0.0, 1e12) for a in peers for b in peers},
     )
     edges = [shape.layer_count * number // stages for number in range(stages + 1)]
     groups = [Group(a, b, (peer,)) for peer, a, b in zip(peers, edges, edges[1:], strict=False)]
     # No network here, and the last of these engines samples too: only computing is compared.
-    computing = [cost.group_decode_s(shape, mesh, group) for group in groups]
+    computing = [cost.group_decode_s(shape, mesh, group, PROMPT + STEPS // 2) for group in groups]
     return 1.0 / (sum(computing) + cost.output_decode_s(shape, mesh.devices[peers[0]]))
 
 

@@ -44,10 +44,29 @@ class Builder:
         made = replace(made, spares=self._spares(made, groups))
         return made.check().with_id()
 
-    def predict(self, mode: PlanMode, groups: Sequence[Group]) -> Prediction:
+    def again(self, made: Plan, position: int) -> Plan:
+        """A plan with what is predicted now, of tokens at this place in their context."""
+        groups = [
+            Group(
+                stage.layer_first,
+                stage.layer_end,
+                stage.peers,
+                stage.shares if len(stage.ranks) > 1 else (1,),
+            )
+            for stage in made.stages
+        ]
+        stages = tuple(
+            replace(stage, decode_s=cost.group_decode_s(self.shape, self.mesh, group, position))
+            for stage, group in zip(made.stages, groups, strict=True)
+        )
+        return replace(made, prediction=self.predict(made.mode, groups, position), stages=stages)
+
+    def predict(
+        self, mode: PlanMode, groups: Sequence[Group], position: int = limits.CONTEXT_ASSUMED_TOKENS
+    ) -> Prediction:
         """Times of one request at a time, from the cost law."""
         head = self.mesh.devices[self.wish.head]
-        compute_s = sum(cost.group_decode_s(self.shape, self.mesh, group) for group in groups)
+        compute_s = sum(cost.group_decode_s(self.shape, self.mesh, group, position) for group in groups)
         compute_s += cost.output_decode_s(self.shape, head)
         if mode in ("pipeline", "tensor", "hybrid") and not self._is_on_head(groups):
             compute_s += head.step_overhead_s  # the output is a unit of its own there
@@ -55,9 +74,8 @@ class Builder:
         first_token_s = cost.first_token_s(self.shape, self.mesh, head.peer, groups, self.wish.prompt_tokens)
         if mode == "disaggregated":
             own = Group(0, self.shape.layer_count, (head.peer,))
-            compute_s = cost.group_decode_s(self.shape, self.mesh, own) + cost.output_decode_s(
-                self.shape, head
-            )
+            compute_s = cost.group_decode_s(self.shape, self.mesh, own, position)
+            compute_s += cost.output_decode_s(self.shape, head)
             compute_s += head.step_overhead_s
             network_s = 0.0
             first_token_s += self._move_s(groups)

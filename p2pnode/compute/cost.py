@@ -106,6 +106,8 @@ class Device:
     """What its engines compute with; parts of one answer are computed by equal ones unless somebody allows it."""
     step_overhead_s: float = limits.STEP_OVERHEAD_S
     """What a step of an engine takes besides computing."""
+    context_bytes_per_s: float = math.inf
+    """Keys and values a decoded row is compared with, per second; infinite until it was measured."""
     gpu_memory_free_bytes: int = 0
     """Of GPUs with memory of their own."""
     gpu_layers: int = 0
@@ -187,16 +189,24 @@ def reduce_s(shape: ModelShape, mesh: Mesh, peers: Sequence[str], rows: int = 1)
     return worst + limits.REDUCE_PROCESSING_S if others else 0.0
 
 
-def group_decode_s(shape: ModelShape, mesh: Mesh, group: Group) -> float:
-    """Compute of one token through a stage, all-reduces included."""
+def group_decode_s(
+    shape: ModelShape, mesh: Mesh, group: Group, position: int = limits.CONTEXT_ASSUMED_TOKENS
+) -> float:
+    """Compute of one token through a stage, all-reduces included; it is compared with `position` before it."""
     total = sum(group.shares)
     size = sum(shape.active_bytes[group.first : group.end])
+    context = position * sum(shape.kv_bytes_per_token[group.first : group.end])
     slowest = max(
-        size * share / total / mesh.devices[peer].decode_bytes_per_s
+        share / total * row_s(mesh.devices[peer], size, context)
         for peer, share in zip(group.peers, group.shares, strict=True)
     )
     reduces = 2 * (group.end - group.first) * reduce_s(shape, mesh, group.peers)
     return slowest + reduces + overhead_s(mesh, group.peers)
+
+
+def row_s(device: Device, weight_bytes: int, context_bytes: int) -> float:
+    """One row through so many bytes of weights, compared with so many of keys and values."""
+    return weight_bytes / device.decode_bytes_per_s + context_bytes / device.context_bytes_per_s
 
 
 def group_prefill_s(shape: ModelShape, mesh: Mesh, group: Group, tokens: int) -> float:

@@ -6,6 +6,7 @@ tenths of a second; call them from a thread.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import shutil
@@ -22,8 +23,9 @@ import psutil
 from p2pnode import limits
 
 Clock = Callable[[], float]
-RunRows = Callable[[int], Awaitable[float]]
-"""Compute this many rows through the layers under test; the seconds the engine itself took for that."""
+Pause = Callable[[float], Awaitable[None]]
+RunRows = Callable[[int, int], Awaitable[float]]
+"""Compute this many rows from this position on through the layers under test; the seconds the engine took for that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +35,17 @@ class LayerTiming:
     layer_bytes: int
     """Weights one token reads in these layers."""
     decode_s: float
-    """Time the engine computed on one row."""
+    """Time the engine computed on one row without context."""
     prefill_s: float
     """Time for `prefill_rows` rows at once."""
     prefill_rows: int
     overhead_s: float
     """What a step of one row takes besides: to the engine and back."""
+    context_s: float = 0.0
+    """What one row takes more when it is compared with `context_bytes` of keys and values."""
+    context_bytes: int = 0
+    spread: float = 1.0
+    """The slowest round over the fastest: how much other work was in the way."""
 
     @property
     def decode_bytes_per_s(self) -> float:
@@ -49,34 +56,82 @@ class LayerTiming:
         """Weight bytes times rows per second."""
         return self.layer_bytes * self.prefill_rows / self.prefill_s
 
+    @property
+    def context_bytes_per_s(self) -> float:
+        """Keys and values a decoded row is compared with, per second."""
+        if not self.context_bytes or self.context_s <= 0:
+            return limits.CONTEXT_BYTES_PER_S_MAX
+        return min(self.context_bytes / self.context_s, limits.CONTEXT_BYTES_PER_S_MAX)
+
 
 async def time_layers(
-    run_rows: RunRows, layer_bytes: int, *, prefill_rows: int = 64, clock: Clock = time.perf_counter
+    run_rows: RunRows,
+    layer_bytes: int,
+    *,
+    kv_bytes_per_token: int = 0,
+    prefill_rows: int = 64,
+    clock: Clock = time.perf_counter,
+    pause: Pause = asyncio.sleep,
 ) -> LayerTiming:
-    """After a warm-up: the first run touches the weights for the first time."""
-    await run_rows(1)
-    decode = [await _timed(run_rows, 1, clock) for _ in range(limits.MEASURE_DECODE_STEPS)]
-    await run_rows(prefill_rows)
-    prefill = [await _timed(run_rows, prefill_rows, clock) for _ in range(limits.MEASURE_PREFILL_STEPS)]
+    """Rounds with pauses between them, after a warm-up: the first run touches the weights for the first time.
+
+    A device is planned for what it can do when nothing else runs on it, so the fastest round counts.
+    """
+    await run_rows(1, 0)
+    await run_rows(prefill_rows, 0)
+    rounds = []
+    for number in range(limits.MEASURE_ROUNDS):
+        if number:
+            await pause(limits.MEASURE_PAUSE_S)
+        rounds.append(await _round(run_rows, prefill_rows, clock))
+    bare = [each.bare_s for each in rounds]
+    context = min(each.behind_s for each in rounds) - min(bare)
     return LayerTiming(
         layer_bytes,
-        _quick(computed for computed, _ in decode),
-        _quick(computed for computed, _ in prefill),
+        min(bare),
+        min(each.prefill_s for each in rounds),
         prefill_rows,
-        _quick(besides for _, besides in decode),
+        min(each.besides_s for each in rounds),
+        max(context, 0.0),
+        kv_bytes_per_token * prefill_rows * limits.MEASURE_CONTEXT_CHUNKS,
+        max(bare) / min(bare),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Round:
+    bare_s: float
+    behind_s: float
+    """One row behind a context."""
+    prefill_s: float
+    besides_s: float
+
+
+async def _round(run_rows: RunRows, prefill_rows: int, clock: Clock) -> _Round:
+    steps, chunks = range(limits.MEASURE_DECODE_STEPS), range(limits.MEASURE_CONTEXT_CHUNKS)
+    bare = [await _timed(run_rows, 1, 0, clock) for _ in steps]
+    prefill = [await _timed(run_rows, prefill_rows, number * prefill_rows, clock) for number in chunks]
+    end = len(chunks) * prefill_rows
+    # One after the other: what recurrent layers have taken in cannot be taken back for the same place again.
+    behind = [await _timed(run_rows, 1, end + number, clock) for number in steps]
+    return _Round(
+        _quick(computed for computed, _ in bare),
+        _quick(computed for computed, _ in behind),
+        _quick(computed for computed, _ in prefill),
+        _quick(besides for _, besides in (*bare, *behind)),
     )
 
 
 def _quick(values: Iterable[float]) -> float:
-    """The end of the fastest quarter: a device is planned for what it can do when nothing else runs on it."""
+    """The end of the fastest quarter: a single lucky step is no speed, and a single disturbed one neither."""
     ordered = sorted(values)
     return ordered[len(ordered) // 4]
 
 
-async def _timed(run_rows: RunRows, rows: int, clock: Clock) -> tuple[float, float]:
+async def _timed(run_rows: RunRows, rows: int, position: int, clock: Clock) -> tuple[float, float]:
     """Seconds computed, and seconds besides."""
     started = clock()
-    computed = max(await run_rows(rows), limits.MEASURE_SECONDS_MIN)
+    computed = max(await run_rows(rows, position), limits.MEASURE_SECONDS_MIN)
     return computed, max(clock() - started - computed, limits.MEASURE_SECONDS_MIN)
 
 

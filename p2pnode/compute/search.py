@@ -48,6 +48,7 @@ class Search:
         self.units = tuple(units)
         self.layers = shape.layer_count
         self._active = _prefix(shape.active_bytes)
+        self._context = _prefix([limits.CONTEXT_ASSUMED_TOKENS * n for n in shape.kv_bytes_per_token])
         load = wish.load
         kv = [n * load.n_ctx * load.parallel for n in shape.kv_bytes_per_token]
         self._memory = _prefix([w + k for w, k in zip(shape.layer_bytes, kv, strict=True)])
@@ -61,16 +62,21 @@ class Search:
         first = np.arange(self.layers + 1)[:, None]
         end = np.arange(self.layers + 1)[None, :]
         total = sum(unit.shares)
-        pace = max(
-            share / total / self.mesh.devices[peer].decode_bytes_per_s
-            for peer, share in zip(unit.peers, unit.shares, strict=True)
+        weights, context = self._active[end] - self._active[first], self._context[end] - self._context[first]
+        computing = np.max(
+            [
+                share
+                / total
+                * (
+                    weights / self.mesh.devices[peer].decode_bytes_per_s
+                    + context / self.mesh.devices[peer].context_bytes_per_s
+                )
+                for peer, share in zip(unit.peers, unit.shares, strict=True)
+            ],
+            axis=0,
         )
         reduce_s = 2 * cost.reduce_s(self.shape, self.mesh, unit.peers)
-        times = (
-            (self._active[end] - self._active[first]) * pace
-            + (end - first) * reduce_s
-            + cost.overhead_s(self.mesh, unit.peers)
-        )
+        times = computing + (end - first) * reduce_s + cost.overhead_s(self.mesh, unit.peers)
         if unit.peers == (self.wish.head,):
             times[0, self.layers] -= cost.overhead_s(
                 self.mesh, unit.peers

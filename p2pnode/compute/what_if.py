@@ -113,6 +113,8 @@ def _added(change: AddDevice, wish: Wish, mesh: Mesh) -> Mesh:
         memory_total_bytes=change.memory_bytes,
         decode_bytes_per_s=head.decode_bytes_per_s * change.speed,
         prefill_bytes_per_s=head.prefill_bytes_per_s * change.speed,
+        context_bytes_per_s=head.context_bytes_per_s * change.speed,
+        step_overhead_s=head.step_overhead_s,
         can_rpc=head.can_rpc,
         build=head.build,
         version=head.version,

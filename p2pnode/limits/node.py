@@ -16,6 +16,9 @@ MEASURE_LOOK_S = 2.0
 RATES_TOLD_MAX = 16
 """Models whose measured speed is part of a status, three numbers each."""
 
+RATES_KEPT_MAX = 64
+"""Models whose measured speed is kept on disk; beyond it the oldest of those that are no longer here go."""
+
 LINK_PINGS = 5
 LINK_ECHO_BYTES = 256 * 1024
 """About the rows of a small chunk of prompt; with the pause below at most 440 bytes a second for each link."""

@@ -38,14 +38,51 @@ AUTO_TOKENS_PER_S_MIN = 3.0
 """Slower than reading speed is no answer; a smaller model is."""
 
 CALIBRATION_TOKENS_MIN = 8
+CALIBRATION_KEPT_MAX = 1024
+"""64 devices with 16 models each."""
+
+CALIBRATION_RATE_RATIO_MAX = 1.3
+"""A factor learned over a rate says nothing of another one, which was timed since."""
+
 CALIBRATION_WEIGHT = 0.3
 CALIBRATION_STEP_MIN = 0.5
 CALIBRATION_STEP_MAX = 2.0
 CALIBRATION_FACTOR_MIN = 0.1
 CALIBRATION_FACTOR_MAX = 10.0
 
-MEASURE_DECODE_STEPS = 32
-MEASURE_PREFILL_STEPS = 3
+MEASURE_ROUNDS = 4
+MEASURE_PAUSE_S = 0.25
+"""Rounds a moment apart: other work that comes and goes disturbs some of them and not all."""
+
+MEASURE_DECODE_STEPS = 12
+"""In each round without context, and as many with."""
+
+MEASURE_CONTEXT_CHUNKS = 2
+"""Of MEASURE_PREFILL_ROWS rows each: what a decoded row is compared with in the second half of a round."""
+
+MEASURE_SPREAD_MAX = 1.3
+"""Rounds of one timing on an idle machine differ by some per cent; beside a compiler by half or more."""
+
+MEASURE_OTHERS_MAX = 0.15
+"""Of all processors: below it a timing is as good as on an idle machine, within what predictions promise."""
+
+MEASURE_DOUBT_RATIO = 1.3
+"""Time of a token over the predicted, or the other way round: beyond it the device times its layers again."""
+
+MEASURE_LIKE_RATIO = 1.15
+"""Two timings of one machine on two days."""
+
+MEASURE_AGAIN_MS_MIN = 10_000
+MEASURE_AGAIN_GROWTH = 4
+MEASURE_AGAIN_MS_MAX = 6 * 3600 * 1000
+"""Pauses of 10 s, 40 s, 160 s … six hours: at most a dozen timings a day of a machine that is never quiet."""
+
+CONTEXT_ASSUMED_TOKENS = 128
+"""What a decoded token is compared with in a prediction: a question, and half of an answer to it."""
+
+CONTEXT_BYTES_PER_S_MAX = 1e15
+"""Keys and values so few that no clock sees them."""
+
 MEASURE_MEMORY_BYTES = 64 * 1024 * 1024
 """Far more than any cache, little beside a model."""
 

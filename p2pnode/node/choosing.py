@@ -13,6 +13,7 @@ import msgspec
 
 from p2pnode import commands as c
 from p2pnode import limits
+from p2pnode.compute import rates
 from p2pnode.compute.calibration import Measured, comparison
 from p2pnode.compute.engine_client import EngineClient
 from p2pnode.compute.engine_options import EngineOptions
@@ -23,6 +24,7 @@ from p2pnode.facade import GenerateRequest
 from p2pnode.node.active import Active
 from p2pnode.node.catalog import Catalog, KnownModel
 from p2pnode.node.keyed_locks import KeyedLocks
+from p2pnode.node.layer_rates import RATES_DOUBT
 from p2pnode.node.ledger import Ledger
 from p2pnode.node.links import Links
 from p2pnode.node.loading import Loads
@@ -388,12 +390,33 @@ class Choosing:
         while len(self._made) > limits.PLANS_KEPT_MAX:
             del self._made[next(iter(self._made))]
 
-    def learn(self, running: Running) -> None:
+    async def learn(self, running: Running) -> None:
         """Prediction beside measurement, for whoever watches: the next plan believes what this request showed."""
-        made, session = self._made.get(running.active.plan_id), running.session
-        if made is not None and not running.recoveries and len(session.generated) > 1:
-            per_token_s = session.decode_s / (len(session.generated) - 1)
-            measured = Measured(session.prefill_s, per_token_s, len(session.generated))
-            self._planning.learn(made, measured)
-            data = {"request_id": running.request_id, "plan_id": running.active.plan_id}
-            self._say({"kind": "prediction", "data": {**data, **comparison(made, measured)}})
+        session, count = running.session, len(running.session.generated)
+        if running.recoveries or count < 2 or (made := await self._made_for(running.active)) is None:
+            return
+        measured = Measured(session.prefill_s, session.decode_s / (count - 1), count)
+        now = await self._planning.learn(
+            made, running.active.model, measured, len(session.prompt) + count // 2
+        )
+        data = {"request_id": running.request_id, "plan_id": running.active.plan_id}
+        self._say({"kind": "prediction", "data": {**data, **comparison(made, measured, now)}})
+        if count >= limits.CALIBRATION_TOKENS_MIN and rates.differs(now.decode_s, measured.decode_s):
+            await self._doubt(made)
+
+    async def _made_for(self, active: Active) -> Plan | None:
+        """The plan behind what serves; a model that was loaded without one is as if planned for this device alone."""
+        if active.plan_id not in self._made and active.mode == "local":
+            with contextlib.suppress(P2PNodeError):
+                request = PlanRequest(model=active.model.name, mode="local", anyway=True)
+                self._remember(active.plan_id, (await self._planning.make(request, active.model)).plan)
+        return self._made.get(active.plan_id)
+
+    async def _doubt(self, made: Plan) -> None:
+        """Have the devices of a plan time their layers again, each when it has time for that."""
+
+        async def ask(peer: str) -> None:
+            with contextlib.suppress(P2PNodeError):  # of a version that knows no doubts, or gone
+                await self._links.call(PeerId(peer), RATES_DOUBT, {"model": made.content_id})
+
+        await asyncio.gather(*(ask(peer) for peer in made.peers))

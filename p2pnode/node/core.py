@@ -53,7 +53,7 @@ from p2pnode.node.hosting import Hosting
 from p2pnode.node.instances import Instance
 from p2pnode.node.joining import Joins
 from p2pnode.node.kv_transfers import KvTransfers
-from p2pnode.node.layer_rates import LayerRates
+from p2pnode.node.layer_rates import RATES_DOUBT, LayerRates
 from p2pnode.node.ledger import Ledger
 from p2pnode.node.lending import Lending
 from p2pnode.node.life import Life, Tell
@@ -267,6 +267,7 @@ class Node:
             changed=self.tidings.rates_changed,
             processes=self.processes,
         )
+        self.links.serve(RATES_DOUBT, self.layer_rates.asked_to_doubt)
         self.planning = Planning(
             me=self.me,
             catalog=self.catalog,

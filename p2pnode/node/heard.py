@@ -18,6 +18,7 @@ def check_status(status: Status) -> Status:
         if isinstance(value, int | float) and not _is_number(value):
             raise _wrong(f"capability {key[:40]!r} is not a number that can be")
     _check_rates(status.capability.get("rates", {}))
+    _check_context_rates(status.capability.get("context_rates", {}))
     for model in status.models:
         if not all(isinstance(model.get(key, ""), str) for key in ("manifest", "name")):
             raise _wrong("a model's manifest and name are text")
@@ -58,6 +59,13 @@ def _check_rates(rates: object) -> None:
     for entry in rates.values():
         if not isinstance(entry, list) or len(entry) != 3 or not all(_is_number(x) and x > 0 for x in entry):
             raise _wrong("a model's speed is three numbers above 0")
+
+
+def _check_context_rates(rates: object) -> None:
+    if not isinstance(rates, dict) or len(rates) > limits.RATES_TOLD_MAX:
+        raise _wrong(f"speeds over context are of at most {limits.RATES_TOLD_MAX} models")
+    if not all(_is_number(rate) and rate > 0 for rate in rates.values()):
+        raise _wrong("a model's speed over context is a number above 0")
 
 
 def _check_witnessed(value: object) -> None:

@@ -13,12 +13,13 @@ import msgspec
 
 from p2pnode import limits
 from p2pnode.compute import elsewhere, what_if
+from p2pnode.compute.builder import Builder
 from p2pnode.compute.calibration import Calibration, Measured
 from p2pnode.compute.care import Policy
 from p2pnode.compute.cost import Device, Link, Mesh, ModelShape
 from p2pnode.compute.elsewhere import Elsewhere
 from p2pnode.compute.engine_options import EngineOptions
-from p2pnode.compute.plan import Plan
+from p2pnode.compute.plan import Plan, Prediction
 from p2pnode.compute.planner import Planned, Rejection, Wish, WishedMode, plan
 from p2pnode.compute.shape import shape_of
 from p2pnode.errors import NoPlan, RequestError
@@ -132,11 +133,29 @@ class Planning:
             for other, rtt_ms in dict(link.status.extra.get("rtt_ms", {})).items():
                 told = max(float(rates.get(other, RATE_OF_LINK_ASSUMED)), 1.0)
                 links.setdefault((link.peer_id, str(other)), Link(max(float(rtt_ms) / 1000, 1e-5), told))
-        return Mesh({peer: self.calibration.applied(device) for peer, device in devices.items()}, links)
+        return Mesh(devices, links)
 
-    def learn(self, made: Plan, measured: Measured) -> None:
-        """Believe a device a little more or less after each request."""
-        self.calibration = self.calibration.updated(made, measured)
+    def _believed(self, mesh: Mesh, content_id: str) -> Mesh:
+        """Every device as slow or fast as requests have shown it to be."""
+        devices = {
+            peer: self.calibration.applied(device, content_id) for peer, device in mesh.devices.items()
+        }
+        return Mesh(devices, mesh.links)
+
+    async def learn(self, made: Plan, model: KnownModel, measured: Measured, position: int) -> Prediction:
+        """Believe a device a little more or less after each request; what was to be expected of this one, by now.
+
+        A plan stands longer than what it was made from: devices time their layers again, and every request teaches.
+        """
+        if not set(made.peers) <= set(self.mesh(model).devices):
+            return made.prediction
+        request = PlanRequest(model=model.name, context=made.n_ctx)
+        wish, shape, mesh = await self._question(request, model)
+        if not set(made.peers) <= set(mesh.devices):
+            return made.prediction
+        now = Builder(wish, shape, mesh).again(made, position)
+        self.calibration = self.calibration.updated(now, measured, self.mesh(model).devices)
+        return now.prediction
 
     def _device(
         self,
@@ -163,6 +182,7 @@ class Planning:
             decode_bytes_per_s=float(rates[0]),
             prefill_bytes_per_s=float(rates[1]),
             step_overhead_s=float(rates[2]),
+            context_bytes_per_s=float(said.get("context_rates", {}).get(model.content_id, math.inf)),
             disk_free_bytes=int(number("disk_free_bytes", 0)) or None,
             held_layers=frozenset(layer for first, end in held.layers for layer in range(first, end)),
             holds_ends=held.ends,
@@ -259,7 +279,7 @@ class Planning:
             metered=policy.metered,
             versions=policy.versions,
         )
-        mesh = self.mesh(model)
+        mesh = self._believed(self.mesh(model), model.content_id)
         if request.anyway:
             mesh = _emptied(mesh)
         if request.insists:

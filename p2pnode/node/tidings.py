@@ -25,7 +25,7 @@ class Tidings:
         self._node = node
 
     def request_finished(self, running: Running) -> None:
-        self._node.choosing.learn(running)
+        self._node.tasks.spawn("prediction", self._node.choosing.learn(running))
         self._node.hops.finished(running)
 
     async def model_came(self, model: StoredModel) -> None:
@@ -33,7 +33,7 @@ class Tidings:
         self._node.links.status_changed()
 
     def rates_changed(self) -> None:
-        self._node.capability.measured["rates"] = self._node.layer_rates.view()
+        self._node.capability.measured.update(self._node.layer_rates.view())
         self._node.links.status_changed()
 
     async def link_timed(self, link: Link, found: LinkTime) -> None:

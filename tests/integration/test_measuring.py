@@ -7,7 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tests.kit.mesh import MeshOfProcesses
+from p2pnode.machine import now_ms
+from tests.kit.mesh import MeshOfProcesses, NodeProcess
 
 DEMO = "p2pnode-demo"
 
@@ -43,9 +44,50 @@ def test_speeds_and_links_are_measured_told_and_recorded(tmp_path: Path) -> None
         models = beta.api.get("/models")["models"]
         assert next(m for m in models if m["name"] == DEMO)["here"] == "part"
         remembered = json.loads((beta.data / "rates.json").read_text())
-        assert remembered[manifest]["rates"] == [decode, prefill, overhead]
+        context = entry["capability"]["context_rates"][manifest]
+        assert context > 0
+        assert remembered[manifest]["rates"] == [decode, prefill, overhead, context]
         answer = alpha.api.post("/plan", {"model": DEMO, "why": True})
         reasons = {r["candidate"]: r["reason"] for r in answer["rejections"]}
         assert (
             reasons["beta"] == "its traffic costs money, and it would have to fetch: it lacks 8 of 8 layers"
         )
+
+
+def rate_of(node: NodeProcess, manifest: str) -> float:
+    return float(node.api.get("/status")["capability"].get("rates", {}).get(manifest, [0.0])[0])
+
+
+def until_timed(node: NodeProcess, manifest: str) -> float:
+    node.until("its speed", "/status", lambda v: manifest in v["capability"].get("rates", {}), within_s=60)
+    return rate_of(node, manifest)
+
+
+def test_a_speed_that_was_measured_far_too_low_is_corrected_by_a_request(tmp_path: Path) -> None:
+    """As on a machine that compiled something while it was timed: no restart, no command."""
+    node = NodeProcess(tmp_path, "alpha")
+    try:
+        (manifest,) = [m["manifest"] for m in node.api.get("/models")["models"] if m["name"] == DEMO]
+        true_rate = until_timed(node, manifest)
+        node.stop()
+        file = node.data / "rates.json"
+        document = json.loads(file.read_text())
+        document[manifest]["rates"][0] = true_rate / 50
+        document[manifest] |= {"spread": 1.0, "load": 0.0, "tries": 0, "at_ms": now_ms() - 60_000}
+        document[manifest]["due_ms"] = now_ms() + 24 * 3600 * 1000
+        file.write_text(json.dumps(document))
+
+        node = NodeProcess(tmp_path, "alpha")
+        assert until_timed(node, manifest) == true_rate / 50
+        before = node.api.post("/plan", {"model": DEMO})["prediction"]["tokens_per_s"]
+        node.infer(DEMO, "Tell me a story about the sea.")
+        node.until(
+            "another timing",
+            "/status",
+            lambda v: v["capability"]["rates"][manifest][0] > true_rate / 10,
+            within_s=90,
+        )
+        assert node.api.post("/plan", {"model": DEMO})["prediction"]["tokens_per_s"] > 2 * before
+        assert node.process.poll() is None
+    finally:
+        node.stop()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import namedtuple
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -23,29 +24,71 @@ class Clock:
         return self.now
 
 
-async def test_a_layer_is_timed_warm() -> None:
-    clock, calls = Clock(), []
+class Layers:
+    """Some layers on a machine: 10 ms for a row, 1 ms for each further one, 20 µs for each it is compared with."""
 
-    async def run_rows(rows: int) -> float:
-        calls.append(rows)
-        computed = 0.010 + (5.0 if len(calls) == 1 else 0.0) + 0.001 * (rows - 1)
-        clock.now += computed + 0.0007
+    def __init__(self, slower: Callable[[int], float] = lambda paused: 1.0) -> None:
+        self.clock = Clock()
+        self.slower = slower
+        self.pauses: list[float] = []
+        self.runs = 0
+
+    async def run_rows(self, rows: int, position: int) -> float:
+        self.runs += 1
+        first = 5.0 if self.runs == 1 else 0.0
+        computed = (0.010 + first + 0.001 * (rows - 1) + 20e-6 * position) * self.slower(len(self.pauses))
+        self.clock.now += computed + 0.0007
         return computed
 
-    found = await measure.time_layers(run_rows, 95_000_000, prefill_rows=64, clock=clock)
+    async def pause(self, seconds: float) -> None:
+        self.pauses.append(seconds)
+        self.clock.now += seconds
+
+    async def timed(self) -> measure.LayerTiming:
+        return await measure.time_layers(
+            self.run_rows,
+            95_000_000,
+            kv_bytes_per_token=4096,
+            prefill_rows=64,
+            clock=self.clock,
+            pause=self.pause,
+        )
+
+
+async def test_a_layer_is_timed_warm_with_and_without_context() -> None:
+    layers = Layers()
+    found = await layers.timed()
     assert found.decode_s == pytest.approx(0.010)
     assert found.prefill_s == pytest.approx(0.073)
     assert found.decode_bytes_per_s == pytest.approx(95e6 / 0.010)
-    assert found.prefill_bytes_per_s == pytest.approx(95e6 * 64 / 0.073)
+    assert found.prefill_bytes_per_s == pytest.approx(95e6 * 64 / found.prefill_s)
     assert found.overhead_s == pytest.approx(0.0007)
+    assert found.context_bytes_per_s == pytest.approx(4096 / 20e-6, rel=0.05)
+    assert found.spread == pytest.approx(1.0)
+    assert layers.pauses == [limits.MEASURE_PAUSE_S] * (limits.MEASURE_ROUNDS - 1)
+
+
+async def test_the_fastest_round_counts_and_the_spread_tells_of_the_others() -> None:
+    """Other work in the first half of a timing: the rest of it is as if there had been none."""
+    quiet = await Layers().timed()
+    disturbed = await Layers(lambda paused: 3.0 if paused < 2 else 1.0).timed()
+    assert disturbed.decode_s == pytest.approx(quiet.decode_s)
+    assert disturbed.spread == pytest.approx(3.0)
+    throughout = await Layers(lambda paused: 3.0).timed()
+    assert throughout.decode_s == pytest.approx(3 * quiet.decode_s)
+    assert throughout.spread == pytest.approx(1.0)
 
 
 async def test_a_clock_that_stands_still_makes_nobody_infinite() -> None:
-    async def run_rows(rows: int) -> float:
+    async def run_rows(rows: int, position: int) -> float:
         return 0.0
 
-    found = await measure.time_layers(run_rows, 1000, clock=lambda: 1.0)
+    async def no_pause(seconds: float) -> None:
+        pass
+
+    found = await measure.time_layers(run_rows, 1000, kv_bytes_per_token=1, clock=lambda: 1.0, pause=no_pause)
     assert found.decode_bytes_per_s == pytest.approx(1000 / limits.MEASURE_SECONDS_MIN)
+    assert found.context_bytes_per_s == limits.CONTEXT_BYTES_PER_S_MAX
 
 
 @pytest.mark.parametrize("threads", [1, 3])

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from p2pnode import limits
 from p2pnode.compute import what_if
 from p2pnode.compute.auto import Current, Option, decide
+from p2pnode.compute.builder import Builder
 from p2pnode.compute.calibration import Calibration, Measured, comparison
 from p2pnode.compute.cost import Mesh
 from p2pnode.compute.gguf import open_model
@@ -104,46 +105,85 @@ def _measured(factor: float, **changes: object) -> Measured:
     return replace(Measured(0.5, decode_s, 100), **changes)  # type: ignore[arg-type]
 
 
+TOY = PIPELINE.content_id
+
+
+def believed(known: Calibration) -> Mesh:
+    return Mesh({peer: known.applied(d, TOY) for peer, d in MESH.devices.items()}, MESH.links)
+
+
 @settings(max_examples=15)
 @given(st.floats(0.2, 5.0))
 def test_factors_move_to_what_is_measured(factor: float) -> None:
-    """Planning again with what was learned, over and over, ends at the truth."""
+    """A plan that stands while many requests run on it: predicted again each time, this ends at the truth."""
     known = Calibration()
-    for _ in range(30):
-        devices = {peer: known.applied(d) for peer, d in MESH.devices.items()}
-        made = plan(Wish(HEAD, mode="pipeline", stages=2), shape(), Mesh(devices, MESH.links)).plan
-        true_s = made.prediction.network_s + factor * PIPELINE.prediction.compute_s
-        known = known.updated(made, Measured(0.1, true_s, 50))
-    devices = {peer: known.applied(d) for peer, d in MESH.devices.items()}
-    last = plan(Wish(HEAD, mode="pipeline", stages=2), shape(), Mesh(devices, MESH.links)).plan
+    wish = Wish(HEAD, mode="pipeline", stages=2)
+    true_s = PIPELINE.prediction.network_s + factor * PIPELINE.prediction.compute_s
+    for _ in range(60):
+        now = Builder(wish, shape(), believed(known)).again(PIPELINE, limits.CONTEXT_ASSUMED_TOKENS)
+        known = known.updated(now, Measured(0.1, true_s, 50), MESH.devices)
+    last = plan(wish, shape(), believed(known)).plan
     assert last.prediction.compute_s == pytest.approx(factor * PIPELINE.prediction.compute_s, rel=0.05)
 
 
 def test_each_device_learns_from_its_own_stage() -> None:
     times = tuple(stage.decode_s * factor for stage, factor in zip(PIPELINE.stages, (1.0, 1.8), strict=True))
-    known = Calibration().updated(PIPELINE, _measured(1.4, stage_s=times))
-    slow = PIPELINE.stages[1].peer
-    assert known.factor(PIPELINE.stages[0].peer) == pytest.approx(1.0)
-    assert known.factor(slow) == pytest.approx(1 + limits.CALIBRATION_WEIGHT * 0.8)
-    assert known.applied(MESH.devices[slow]).decode_bytes_per_s < MESH.devices[slow].decode_bytes_per_s
+    known = Calibration().updated(PIPELINE, _measured(1.4, stage_s=times), MESH.devices)
+    quick, slow = (MESH.devices[stage.peer] for stage in PIPELINE.stages)
+    assert known.factor(quick, TOY) == pytest.approx(1.0)
+    assert known.factor(slow, TOY) == pytest.approx(1 + limits.CALIBRATION_WEIGHT * 0.8)
+    assert known.applied(slow, TOY).decode_bytes_per_s < slow.decode_bytes_per_s
+    assert known.applied(slow, "another model") == slow
+
+
+def test_a_factor_ends_with_the_rate_it_was_learned_over() -> None:
+    """A device that was timed in a busy moment and again in a quiet one is not corrected twice."""
+    known = Calibration().updated(PIPELINE, _measured(0.5), MESH.devices)
+    before = MESH.devices[HEAD]
+    assert known.factor(before, TOY) < 1
+    for rate, is_kept in ((before.decode_bytes_per_s * 1.1, True), (before.decode_bytes_per_s * 20, False)):
+        now = replace(before, decode_bytes_per_s=rate)
+        assert (known.factor(now, TOY) != 1.0) is is_kept
+    assert known.factor(replace(before, decode_bytes_per_s=0.0), TOY) == 1.0
 
 
 def test_one_strange_request_does_not_turn_everything_over() -> None:
-    known = Calibration().updated(PIPELINE, _measured(1000.0))
-    assert max(factor for _, factor in known.factors) < 1.4
+    known = Calibration().updated(PIPELINE, _measured(1000.0), MESH.devices)
+    assert max(factor.value for _, factor in known.factors) < 1.4
     for _ in range(100):
-        known = known.updated(PIPELINE, _measured(1000.0))
-    assert max(factor for _, factor in known.factors) <= limits.CALIBRATION_FACTOR_MAX
+        known = known.updated(PIPELINE, _measured(1000.0), MESH.devices)
+    assert max(factor.value for _, factor in known.factors) <= limits.CALIBRATION_FACTOR_MAX
+
+
+def test_the_oldest_factors_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "CALIBRATION_KEPT_MAX", 3)
+    known = Calibration()
+    for model in "abc":
+        known = known.updated(replace(PIPELINE, content_id=model), _measured(2.0), MESH.devices)
+    assert [key[1] for key, _ in known.factors] == ["b", "c", "c"]
+
+
+def test_what_is_predicted_now_is_of_this_place_in_the_context() -> None:
+    """Keys and values that a token is compared with take time, as the device measured it."""
+    context = {peer: replace(d, context_bytes_per_s=1e9) for peer, d in MESH.devices.items()}
+    builder = Builder(Wish(HEAD, mode="pipeline", stages=2), shape(), Mesh(context, MESH.links))
+    near, far = (builder.again(PIPELINE, position) for position in (0, 1000))
+    assert near.prediction.compute_s == pytest.approx(PIPELINE.prediction.compute_s)
+    more_s = 1000 * sum(shape().kv_bytes_per_token) / 1e9
+    assert far.prediction.compute_s == pytest.approx(near.prediction.compute_s + more_s)
+    assert sum(s.decode_s for s in far.stages) == pytest.approx(sum(s.decode_s for s in near.stages) + more_s)
 
 
 def test_short_requests_teach_nothing() -> None:
-    assert Calibration().updated(PIPELINE, _measured(2.0, token_count=3)) == Calibration()
+    assert Calibration().updated(PIPELINE, _measured(2.0, token_count=3), MESH.devices) == Calibration()
 
 
 def test_prediction_beside_measurement() -> None:
     shown = comparison(PIPELINE, _measured(1.0))
     assert shown["error"] == pytest.approx(0.0, abs=1e-3)
     assert shown["token_count"] == 100
+    now = replace(PIPELINE.prediction, decode_s=PIPELINE.prediction.decode_s * 2)
+    assert comparison(PIPELINE, _measured(1.0), now)["error"] == pytest.approx(1.0, abs=1e-3)
     nothing = replace(PIPELINE, prediction=replace(PIPELINE.prediction, decode_s=0.0))
     assert comparison(nothing, _measured(1.0, decode_s=0.0))["error"] is None
 

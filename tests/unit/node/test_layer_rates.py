@@ -10,11 +10,12 @@ from typing import Any, cast
 import pytest
 
 from p2pnode import limits
+from p2pnode.compute.measure import LayerTiming
 from p2pnode.compute.part import Part
+from p2pnode.errors import BadModelFile
 from p2pnode.node.layer_rates import LayerRates, sample_of
+from p2pnode.units import ContentId, PeerId
 from tests.kit.meshes import GIB, MIB, shape
-
-RATES = [1e9, 2e10, 0.0005]
 
 
 @pytest.mark.parametrize(
@@ -41,31 +42,121 @@ def test_a_small_device_times_what_it_has_room_for() -> None:
     assert sample_of(shape(8, 100), 99 * MIB) is None
 
 
-def rates_of(path: Path, threads: int = 2) -> LayerRates:
-    catalog = SimpleNamespace(store=SimpleNamespace(models=lambda: [SimpleNamespace(content_id="new")]))
-    return LayerRates(
-        catalog=cast(Any, catalog), path=path, threads=threads, is_busy=lambda: False, now_ms=lambda: 1000,
-        changed=lambda: None,
-    )  # fmt: skip
+class Machine:
+    """A clock that moves when told, a timer that says how long a row takes now, and other programs."""
+
+    def __init__(self, path: Path, threads: int = 2, models: tuple[str, ...] = ("new",)) -> None:
+        self.now_ms, self.load, self.is_busy = 1_000_000, 0.0, False
+        self.row_s: float | None = 0.010
+        self.spread = 1.0
+        self.timings = self.changes = 0
+        store = SimpleNamespace(models=lambda: [SimpleNamespace(content_id=name) for name in models])
+        self.rates = LayerRates(
+            catalog=cast(Any, SimpleNamespace(store=store)), path=path, threads=threads,
+            is_busy=lambda: self.is_busy, now_ms=lambda: self.now_ms, changed=self.changed,
+            others=lambda: self.load, time_model=self.time_model,
+        )  # fmt: skip
+
+    def changed(self) -> None:
+        self.changes += 1
+
+    async def time_model(self, content_id: ContentId) -> LayerTiming | None:
+        self.timings += 1
+        if self.row_s is None:
+            raise BadModelFile("no layers")
+        return LayerTiming(10_000_000, self.row_s, 0.5, 64, 0.0005, 0.001, 1_000_000, self.spread)
+
+    async def after(self, seconds: float) -> bool:
+        self.now_ms += int(seconds * 1000)
+        return await self.rates.look()
+
+    @property
+    def told(self) -> float:
+        return float(self.rates.view()["rates"]["new"][0])
 
 
-def test_what_was_measured_with_these_threads_is_remembered(tmp_path: Path) -> None:
+async def test_a_speed_measured_in_a_busy_moment_is_corrected_when_it_is_quiet(tmp_path: Path) -> None:
+    """Without any request: the rounds differed, and they were the slower ones of this machine."""
+    machine = Machine(tmp_path / "rates.json")
+    machine.row_s, machine.spread = 0.200, 5.0
+    assert await machine.after(0)
+    assert machine.told == pytest.approx(5e7)
+    machine.row_s, machine.spread = 0.010, 1.0
+    assert not await machine.after(1)
+    assert await machine.after(10)
+    assert (machine.told, machine.changes) == (pytest.approx(1e9), 2)
+    assert not await machine.after(3600)
+
+
+@pytest.mark.parametrize("wrong_s", [0.200, 0.0005])
+async def test_a_request_makes_a_wrong_speed_be_measured_again(tmp_path: Path, wrong_s: float) -> None:
+    """Much too slow or much too fast, and believed; nothing restarts."""
+    machine = Machine(tmp_path / "rates.json")
+    machine.row_s = wrong_s
+    assert await machine.after(0)
+    machine.row_s = 0.010
+    assert not await machine.after(600)
+    await machine.rates.asked_to_doubt(PeerId("head"), {"model": "new"}, lambda _: None)
+    machine.is_busy = True
+    assert not await machine.after(1)
+    machine.is_busy, machine.load = False, 0.8
+    assert not await machine.after(1)
+    machine.load = 0.0
+    assert await machine.after(1)
+    assert machine.told == pytest.approx(1e9)
+
+
+async def test_doubts_of_a_right_speed_cost_ever_less(tmp_path: Path) -> None:
+    """A machine that always has other work: every request differs, and every timing confirms what was told."""
+    machine = Machine(tmp_path / "rates.json")
+    await machine.after(0)
+    for _ in range(24 * 360):  # a day, a request every ten seconds
+        await machine.rates.doubt(ContentId("new"))
+        await machine.after(10)
+    assert machine.timings <= 14
+
+
+async def test_doubts_of_what_nobody_timed_are_nothing(tmp_path: Path) -> None:
+    machine = Machine(tmp_path / "rates.json")
+    await machine.rates.asked_to_doubt(PeerId("head"), {}, lambda _: None)
+    assert machine.rates.view() == {"rates": {}, "context_rates": {}}
+
+
+async def test_a_model_that_cannot_be_timed_is_tried_again_with_pauses(tmp_path: Path) -> None:
+    machine = Machine(tmp_path / "rates.json")
+    machine.row_s = None
+    assert await machine.after(0)
+    assert not await machine.after(39)
+    machine.row_s = 0.010
+    assert await machine.after(1)
+    assert machine.told == pytest.approx(1e9)
+
+
+async def test_what_was_measured_with_these_threads_is_remembered(tmp_path: Path) -> None:
     path = tmp_path / "rates.json"
-    entries = {f"m{n}": {"rates": RATES, "threads": 2, "at_ms": n} for n in range(40)}
-    path.write_text(json.dumps(entries))
-    told = rates_of(path).view()
-    assert list(told) == [f"m{n}" for n in range(39, 39 - limits.RATES_TOLD_MAX, -1)]
-    assert told["m39"] == RATES
-    assert rates_of(path, threads=1).view() == {}
+    machine = Machine(path)
+    await machine.after(0)
+    assert Machine(path).rates.view() == machine.rates.view()
+    assert Machine(path, threads=1).rates.view() == {"rates": {}, "context_rates": {}}
+
+
+async def test_the_newest_are_told_and_models_that_went_are_forgotten(tmp_path: Path) -> None:
+    path = tmp_path / "rates.json"
+    names = tuple(f"m{number}" for number in range(limits.RATES_KEPT_MAX + 5))
+    machine = Machine(path, models=names)
+    for _ in names:
+        assert await machine.after(1)
+    assert not await machine.after(1)
+    assert list(machine.rates.view()["rates"]) == list(reversed(names))[: limits.RATES_TOLD_MAX]
+    assert set(json.loads(path.read_text())) == set(names)
+    assert await Machine(path).after(2000)
+    assert set(json.loads(path.read_text())) == {*names[-limits.RATES_KEPT_MAX + 1 :], "new"}
 
 
 @pytest.mark.parametrize(
-    "text",
-    ["", "[]", "5", '{"m": 5}', '{"m": {"rates": [1, 2], "threads": 2, "at_ms": 1}}',
-     '{"m": {"rates": [1, 2, -1], "threads": 2, "at_ms": 1}}', '{"m": {"rates": [1, 2, 3], "threads": 2}}',
-     '{"m": {"rates": [1, 2, 3], "at_ms": 1}}'],
-)  # fmt: skip
+    "text", ["", "[]", "5", '{"m": 5}', '{"m": {"rates": [1, 2, 3], "threads": 2, "at_ms": 1}}']
+)
 def test_a_broken_file_is_as_none(tmp_path: Path, text: str) -> None:
     path = tmp_path / "rates.json"
     path.write_text(text)
-    assert rates_of(path).view() == {}
+    assert Machine(path).rates.view() == {"rates": {}, "context_rates": {}}
