@@ -19,6 +19,7 @@ from p2pnode.errors import NodeNotRunning, P2PNodeError, RequestError
 
 NODE_FILE = "node.json"
 _CONNECT_TIMEOUT_S = 5.0
+_READ_BYTES = 64 * 1024
 _RETRY_S_MAX = 5.0
 """Asking again is cheap on one machine, and the node waits too before it answers."""
 _ANSWER_TIMEOUT_S = 900.0
@@ -143,16 +144,7 @@ def _retry_after_s(response: http.client.HTTPResponse) -> float:
 
 def _events(response: http.client.HTTPResponse, *, says_done: bool) -> Iterator[dict[str, Any]]:
     data: list[str] = []
-    while True:
-        try:
-            raw = response.readline()
-        except (OSError, http.client.HTTPException) as error:
-            raise NodeNotRunning(f"the node went away in the middle of an answer: {error}") from error
-        if not raw:
-            if says_done:
-                raise NodeNotRunning("the node went away in the middle of an answer")
-            return
-        line = raw.decode("utf-8", errors="replace").rstrip("\r\n")
+    for line in _lines(response):
         if line.startswith("data:"):
             data.append(line[5:].removeprefix(" "))
         elif not line and data:
@@ -160,6 +152,23 @@ def _events(response: http.client.HTTPResponse, *, says_done: bool) -> Iterator[
             if text == "[DONE]":
                 return
             yield json.loads(text)
+    if says_done:
+        raise NodeNotRunning("the node went away in the middle of an answer")
+
+
+def _lines(response: http.client.HTTPResponse) -> Iterator[str]:
+    """Whole lines as they come, without their ends: what has arrived is taken at once, not line by line."""
+    rest = b""
+    while True:
+        try:
+            piece = response.read1(_READ_BYTES)
+        except (OSError, http.client.HTTPException) as error:
+            raise NodeNotRunning(f"the node went away in the middle of an answer: {error}") from error
+        if not piece:
+            return
+        *lines, rest = (rest + piece).split(b"\n")
+        for raw in lines:
+            yield raw.decode("utf-8", errors="replace").rstrip("\r")
 
 
 def find_node(data: Path | None = None, api: str | None = None) -> Endpoint:

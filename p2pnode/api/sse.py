@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
-from typing import Any, TypeVar
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from typing import TypeVar
 
 from quart import Response
 
-from p2pnode.limits import API_STREAM_HEARTBEAT_S
+from p2pnode.limits import API_STREAM_AHEAD_MAX, API_STREAM_HEARTBEAT_S
 
 T = TypeVar("T")
 HEARTBEAT = b": still here\n\n"
@@ -39,30 +39,65 @@ async def close(source: object) -> None:
 async def until_closed(
     source: AsyncIterator[T], closing: asyncio.Event, heartbeat_s: float = API_STREAM_HEARTBEAT_S
 ) -> AsyncGenerator[T | None, None]:
-    """Items of the source, None when it is silent for long; ends when `closing` is set; closes the source."""
-    stop: asyncio.Future[Any] = asyncio.ensure_future(closing.wait())
-    pending: asyncio.Future[Any] | None = None
+    """Items of the source, None when it is silent for long; ends when `closing` is set; closes the source.
+
+    One task reads the source from its first item to its last, a few ahead of a slow reader: a task, a wait and a timer
+    for every item would cost more than all that is done with it.
+    """
+    items: asyncio.Queue[T | None] = asyncio.Queue(API_STREAM_AHEAD_MAX)
+
+    async def read() -> None:
+        async for item in source:
+            await items.put(item)
+
+    def wake(_: object = None) -> None:
+        if items.empty():
+            items.put_nowait(None)
+
+    reading = asyncio.ensure_future(read())
+    stop = asyncio.ensure_future(closing.wait())
+    reading.add_done_callback(wake)
+    stop.add_done_callback(wake)
+    pulse = Pulse(heartbeat_s, wake)
     try:
         while not closing.is_set():
-            if pending is None:
-                pending = asyncio.ensure_future(anext(source))
-            done, _ = await asyncio.wait(
-                {pending, stop}, timeout=heartbeat_s, return_when=asyncio.FIRST_COMPLETED
-            )
-            if pending in done:
-                ready, pending = pending, None
-                try:
-                    item = ready.result()
-                except StopAsyncIteration:
-                    return
+            if items.empty() and reading.done():
+                reading.result()
+                return
+            item = await items.get()
+            if item is not None or not (reading.done() or stop.done()):
                 yield item
-            elif not done:
-                yield None
+                pulse.beat()
     finally:
+        pulse.stop()
         stop.cancel()
-        if pending is not None:
-            pending.cancel()
-            await asyncio.wait({pending})
-            if not pending.cancelled():
-                pending.exception()
+        reading.cancel()
+        await asyncio.wait({reading})
+        if not reading.cancelled():
+            reading.exception()
         await close(source)
+
+
+class Pulse:
+    """Calls `silent` when nothing happened for a while, and again after every further such while."""
+
+    def __init__(self, after_s: float, silent: Callable[[], None]) -> None:
+        self._after_s = after_s
+        self._silent = silent
+        self._loop = asyncio.get_running_loop()
+        self._last_s = self._loop.time()
+        self._timer = self._loop.call_later(after_s, self._look)
+
+    def beat(self) -> None:
+        """Something happened; no timer is made anew for it."""
+        self._last_s = self._loop.time()
+
+    def _look(self) -> None:
+        left_s = self._last_s + self._after_s - self._loop.time()
+        if left_s <= 0:
+            self._silent()
+            left_s = self._after_s
+        self._timer = self._loop.call_later(left_s, self._look)
+
+    def stop(self) -> None:
+        self._timer.cancel()

@@ -15,6 +15,9 @@ API_RESPONSE_TIMEOUT_S = 60.0
 API_STREAM_HEARTBEAT_S = 10.0
 """Proxies close idle connections after 15 to 60 s."""
 
+API_STREAM_AHEAD_MAX = 4
+"""Events of an answer read before its reader took the last one: enough for one to be written while the next is made."""
+
 API_STREAM_QUEUE_MAX = 256
 """Events waiting for one reader; a reader that is further behind is dropped."""
 
