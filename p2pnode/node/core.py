@@ -38,12 +38,14 @@ from p2pnode.node.backends import DISCOVER, Backends
 from p2pnode.node.books import Books
 from p2pnode.node.bringing import PREFIXES, Bringing, prefix_bytes_of
 from p2pnode.node.capability import Capability, cores
+from p2pnode.node.carrying_out import CarryingOut
 from p2pnode.node.catalog import BLOB, Catalog
 from p2pnode.node.choosing import Choosing
 from p2pnode.node.duplicates import Duplicates
 from p2pnode.node.embedding import Embedding
 from p2pnode.node.engine_settings import EngineSettings
 from p2pnode.node.engines import EngineHost
+from p2pnode.node.failover import Failover
 from p2pnode.node.federation import Federation
 from p2pnode.node.forwarding import Forwarding, repeatable
 from p2pnode.node.grants import Grants
@@ -54,6 +56,7 @@ from p2pnode.node.instances import Instance
 from p2pnode.node.joining import Joins
 from p2pnode.node.kv_transfers import KvTransfers
 from p2pnode.node.layer_rates import RATES_DOUBT, LayerRates
+from p2pnode.node.learning import Learning
 from p2pnode.node.ledger import Ledger
 from p2pnode.node.lending import Lending
 from p2pnode.node.life import Life, Tell
@@ -281,15 +284,36 @@ class Node:
         )
         self.loads = Loads(kind="loading", name=self.name, say=self.say, clock=time.monotonic)
         self.transfers = Loads(kind="transfer", name=self.name, say=self.say, clock=time.monotonic)
-        self.choosing = Choosing(
+        self.carrying_out = CarryingOut(
             me=self.me,
             ledger=ledger,
+            links=self.links,
+            routing=self.routing,
+            tasks=self.tasks,
+            memory_max_bytes=options.memory_max_bytes,
+            loads=self.loads,
+            say=self.say,
+        )
+        self.learning = Learning(
+            links=self.links, planning=self.planning, carrying_out=self.carrying_out, say=self.say
+        )
+        self.choosing = Choosing(
+            me=self.me,
             catalog=self.catalog,
             links=self.links,
             planning=self.planning,
             routing=self.routing,
+            carrying_out=self.carrying_out,
+            say=self.say,
+        )
+        self.failover = Failover(
+            me=self.me,
+            links=self.links,
+            planning=self.planning,
+            routing=self.routing,
+            choosing=self.choosing,
+            carrying_out=self.carrying_out,
             tasks=self.tasks,
-            memory_max_bytes=options.memory_max_bytes,
             loads=self.loads,
             say=self.say,
         )
@@ -347,7 +371,7 @@ class Node:
         )
         self.requests = Requests(
             choose=self.choosing.choose,
-            choose_again=self.choosing.choose_again,
+            choose_again=self.failover.choose_again,
             book=Books(ledger, self.receipts, self.tasks),
             new_id=_request_id,
             seeded=repeatable,
@@ -412,6 +436,7 @@ class Node:
                 me=self.me,
                 bringing=self.bringing,
                 choosing=self.choosing,
+                failover=self.failover,
                 path=self.links.path,
                 loads=self.loads,
                 new_session=self.requests.new_session,
@@ -461,6 +486,7 @@ class Node:
             catalog=self.catalog,
             routing=self.routing,
             choosing=self.choosing,
+            is_at_work=self.carrying_out.is_at_work,
             running=self.requests.on_plans,
             may_act=lambda: self.state == "active" and not self.auto_mode.is_on,
             say=self.say,

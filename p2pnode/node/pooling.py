@@ -24,6 +24,7 @@ from p2pnode.node.active import Active, first_condition
 from p2pnode.node.bringing import Bringing
 from p2pnode.node.catalog import KnownModel
 from p2pnode.node.choosing import Choosing
+from p2pnode.node.failover import Failover
 from p2pnode.node.loading import Loads
 from p2pnode.node.requests import SURVIVABLE
 from p2pnode.node.units import unit_spec
@@ -48,6 +49,7 @@ class Pooling:
         me: PeerId,
         bringing: Bringing,
         choosing: Choosing,
+        failover: Failover,
         path: Callable[[PeerId], Path],
         loads: Loads,
         new_session: Callable[[], int],
@@ -56,6 +58,7 @@ class Pooling:
         self._me = me
         self._bringing = bringing
         self._choosing = choosing
+        self._failover = failover
         self._path = path
         self._loads = loads
         self._new_session = new_session
@@ -122,7 +125,7 @@ class Pooling:
             except SURVIVABLE as error:
                 if not left:
                     raise
-                ring = self._as_ring(await self._choosing.instead_of(ring, error, request_id))
+                ring = self._as_ring(await self._failover.instead_of(ring, error, request_id))
 
     async def _embed(
         self,

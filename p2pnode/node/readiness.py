@@ -33,6 +33,7 @@ class Readiness:
         catalog: Catalog,
         routing: Routing,
         choosing: Choosing,
+        is_at_work: Callable[[ContentId], bool],
         running: Callable[[], Mapping[str, Running]],
         may_act: Callable[[], bool],
         say: Callable[[dict[str, Any]], None],
@@ -42,6 +43,7 @@ class Readiness:
         self._catalog = catalog
         self._routing = routing
         self._choosing = choosing
+        self._is_at_work = is_at_work
         self._running = running
         self._may_act = may_act
         """Whether applied plans are carried out again from here: not while paused, or while auto mode decides."""
@@ -128,7 +130,7 @@ class Readiness:
                 self._failed.pop(content_id, None)
                 self._again_s.pop(content_id, None)
                 continue
-            if not self._may_act() or self._is_used(content_id) or self._choosing.is_at_work(content_id):
+            if not self._may_act() or self._is_used(content_id) or self._is_at_work(content_id):
                 continue
             if time.monotonic() < self._again_s.get(content_id, 0.0):
                 continue

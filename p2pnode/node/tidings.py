@@ -25,7 +25,7 @@ class Tidings:
         self._node = node
 
     def request_finished(self, running: Running) -> None:
-        self._node.tasks.spawn("prediction", self._node.choosing.learn(running))
+        self._node.tasks.spawn("prediction", self._node.learning.learn(running))
         self._node.hops.finished(running)
 
     async def model_came(self, model: StoredModel) -> None:

@@ -33,6 +33,7 @@ def pooling(active: Any, *, spread: bool = True, causal: bool | None = None, fit
     parts: Any = {
         "bringing": SimpleNamespace(slim_index=slim_index),
         "choosing": SimpleNamespace(may_be_spread=lambda _: spread, choose=choose, with_others=with_others),
+        "failover": None,
         "loads": None,
         "new_session": None,
         "new_id": None,
