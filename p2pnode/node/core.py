@@ -1,42 +1,29 @@
-"""The node itself: its rooms put together, started in order and ended in the other.
-
-Long for being the one list of all rooms and of what each is given; what they do stands in files of their own.
-"""
+"""The node itself: all its rooms by group, and its life. How each room is made stands in `node.assembly`."""
 
 from __future__ import annotations
 
 import asyncio
-import os
-import secrets
-import time
 from collections.abc import AsyncIterator, Callable
-from random import Random
 from typing import Any
 from weakref import WeakSet
 
 from p2pnode.compute.care import Policy
-from p2pnode.compute.elsewhere import SETTING as ELSEWHERE
-from p2pnode.compute.elsewhere import elsewhere_of
-from p2pnode.compute.other_meshes import SETTING as BEYOND
-from p2pnode.compute.other_meshes import beyond_of
-from p2pnode.config import JoinOptions, parse_host_port
+from p2pnode.config import JoinOptions
 from p2pnode.errors import P2PNodeError
-from p2pnode.events.folder import read_policy
 from p2pnode.facade import GenerateEvent, GenerateRequest
 from p2pnode.identity import Identity
 from p2pnode.logs import structlog
-from p2pnode.machine import host_name, now_ms
+from p2pnode.machine import now_ms
 from p2pnode.models.serve import BlobServer
 from p2pnode.models.store import ModelStore
 from p2pnode.node.adapters import Adapters
 from p2pnode.node.address_book import AddressBook
-from p2pnode.node.admission import Admission
 from p2pnode.node.answering import Answering
 from p2pnode.node.approval import Approvals
+from p2pnode.node.assembly import GROUPS
 from p2pnode.node.auto_mode import AutoMode
-from p2pnode.node.backends import DISCOVER, Backends
-from p2pnode.node.books import Books
-from p2pnode.node.bringing import PREFIXES, Bringing, prefix_bytes_of
+from p2pnode.node.backends import Backends
+from p2pnode.node.bringing import Bringing
 from p2pnode.node.capability import Capability, cores
 from p2pnode.node.carrying_out import CarryingOut
 from p2pnode.node.catalog import BLOB, Catalog
@@ -47,15 +34,14 @@ from p2pnode.node.engine_settings import EngineSettings
 from p2pnode.node.engines import EngineHost
 from p2pnode.node.failover import Failover
 from p2pnode.node.federation import Federation
-from p2pnode.node.forwarding import Forwarding, repeatable
+from p2pnode.node.forwarding import Forwarding
 from p2pnode.node.grants import Grants
 from p2pnode.node.histories import Histories
 from p2pnode.node.hops import Hops
 from p2pnode.node.hosting import Hosting
-from p2pnode.node.instances import Instance
 from p2pnode.node.joining import Joins
 from p2pnode.node.kv_transfers import KvTransfers
-from p2pnode.node.layer_rates import RATES_DOUBT, LayerRates
+from p2pnode.node.layer_rates import LayerRates
 from p2pnode.node.learning import Learning
 from p2pnode.node.ledger import Ledger
 from p2pnode.node.lending import Lending
@@ -64,13 +50,11 @@ from p2pnode.node.link_times import LinkTimes
 from p2pnode.node.links import Links
 from p2pnode.node.loading import Loads
 from p2pnode.node.log_sharing import LogSharing
-from p2pnode.node.mcp import Tools, read_file
+from p2pnode.node.mcp import Tools
 from p2pnode.node.mesh import Mesh
-from p2pnode.node.offering import Offering
 from p2pnode.node.omni import OmniStages
 from p2pnode.node.other_meshes import OtherMeshes
 from p2pnode.node.planning import Planning
-from p2pnode.node.pooling import Pooling
 from p2pnode.node.presence import Presence
 from p2pnode.node.processes import Processes
 from p2pnode.node.pulling import Pulling
@@ -80,27 +64,126 @@ from p2pnode.node.receipts import Receipts
 from p2pnode.node.recording import Recording
 from p2pnode.node.reduce_streams import ReduceStreams
 from p2pnode.node.requests import Requests
+from p2pnode.node.routing import Routing
 from p2pnode.node.rpc_tunnel import RpcTunnel
-from p2pnode.node.stage_loading import StageLoader
 from p2pnode.node.stage_streams import StageStreams
 from p2pnode.node.tasks import Tasks, describe
-from p2pnode.node.tensor import Lanes
 from p2pnode.node.tidings import Tidings
-from p2pnode.node.ways import routing_of
-from p2pnode.node.witnessing import Witnessing, fetch_binding
+from p2pnode.node.witnessing import Witnessing
 from p2pnode.projections.settings import value_of
-from p2pnode.projections.views import default_model
 from p2pnode.transport.port import Transport
 
 _log = structlog.get_logger("p2pnode.node")
 
 
-def _request_id() -> str:
-    return f"req-{secrets.token_hex(8)}"
-
-
 class Node:
     """Everything a running device is; faces see it through `node.faces.Faces`."""
+
+    # This device, the others, who of them is in the mesh, and what models all of them have.
+    capability: Capability
+    """What this device can: memory, threads, rates."""
+    reach: Reach
+    """Under which addresses others reach it."""
+    links: Links
+    """A link to each other member: dialled, called, measured."""
+    mesh: Mesh
+    """Who is a member."""
+    address_book: AddressBook
+    """Where members were last reached."""
+    joins: Joins
+    """How far devices came that wanted to join."""
+    approvals: Approvals
+    """Devices that ask to be let in without a ticket."""
+    duplicates: Duplicates
+    """Other devices that run with this identity."""
+    catalog: Catalog
+    """Models here and elsewhere, and how their bytes come here."""
+
+    # Stages that this device computes for others, and the ways on which rows come to them.
+    engine_options: EngineSettings
+    """How engines are started: this device's options and each model's."""
+    adapters: Adapters
+    """LoRA adapters and control vectors."""
+    hosting: Hosting
+    """Stages held for heads."""
+    grants: Grants
+    """Which heads are computed for, and on how much credit."""
+    reduce_streams: ReduceStreams
+    """Partial sums between ranks, where lanes cannot go."""
+    streams: StageStreams
+    """Rings of rows through stages."""
+    omni: OmniStages
+    """Stages asked in OmniNode's way, without a ring."""
+    tunnel: RpcTunnel
+    """llama.cpp's RPC inside the mesh."""
+    bringing: Bringing
+    """Models brought to an engine of this device."""
+    kv_transfers: KvTransfers
+    """Keys and values of a session, from the devices that computed its prompt."""
+
+    # Which devices compute what: measured, chosen, carried out, and moved when devices go.
+    routing: Routing
+    """Plans that stand."""
+    link_times: LinkTimes
+    """How fast links are, measured while nothing runs."""
+    layer_rates: LayerRates
+    """How fast this device computes layers."""
+    planning: Planning
+    """Plans made of what was measured."""
+    loads: Loads
+    """Models being loaded, for whoever watches."""
+    transfers: Loads
+    """Models being copied, likewise."""
+    carrying_out: CarryingOut
+    """Plans recorded, their devices prepared and probed."""
+    learning: Learning
+    """What a plan predicted held against what came."""
+    choosing: Choosing
+    """Which plan a request runs on."""
+    failover: Failover
+    """Where it goes on when devices go."""
+
+    # Requests, wherever they are computed, and what they cost.
+    receipts: Receipts
+    """What was computed for whom, signed by both."""
+    requests: Requests
+    """Answers that are computed by plans of this node."""
+    backends: Backends
+    """Other servers on this machine or network."""
+    others: OtherMeshes
+    """Meshes whose guest this node is."""
+    federation: Federation
+    """Whole answers for members and guests."""
+    forwarding: Forwarding
+    """Whole answers by others."""
+    answering: Answering
+    """Which of these ways a request takes."""
+    embedding: Embedding
+    """Texts made into vectors."""
+
+    # What others hear of this node, and its record before them and theirs before it.
+    presence: Presence
+    """Status told and heard, discovery."""
+    log_sharing: LogSharing
+    """Records read by others, and theirs read here."""
+    histories: Histories
+    """Records of others that contradict each other."""
+    witnessing: Witnessing
+    """Checkpoints countersigned."""
+
+    # What goes on without being asked, and tools.
+    auto_mode: AutoMode
+    """Better plans carried out by themselves, where the owner wants that."""
+    lending: Lending
+    """The hours in which this device computes for others."""
+    pulling: Pulling
+    """Models copied whole from others."""
+    readiness: Readiness
+    """Plans that shall stand are carried out again."""
+    hops: Hops
+    """What each hop of a running plan takes."""
+    tools: Tools
+    """Programs that a model may call (MCP)."""
 
     def __init__(
         self,
@@ -132,375 +215,9 @@ class Node:
         self.life = Life(self)
         self.tidings = Tidings(self)
         self.telemetry: list[Callable[[dict[str, Any]], None]] = []
-        self._know_devices()
-        self._host()
-        self._plan()
-        self._tell()
-        self._answer()
-        self._vouch()
-        self._look_after()
+        for assemble in GROUPS:
+            assemble(self)
         transport.handle(BLOB, BlobServer(store).handle)
-
-    # --- the rooms, each after those that it is built from --------------------------------------------
-    def _know_devices(self) -> None:
-        """This one, the others, and what models all of them have."""
-        options, ledger, transport = self.options, self.ledger, self.transport
-        self.capability = Capability(
-            options.data,
-            threads=self.threads,
-            memory_max_bytes=options.memory_max_bytes,
-            is_metered=options.metered,
-        )
-        self.reach = Reach(
-            announced=options.announce,
-            bound=lambda: self.transport.listen_multiaddrs,
-            is_member=lambda peer: self.mesh.is_member(peer),
-            changed=lambda: self.links.status_changed(),
-        )
-        self.links = Links(
-            transport,
-            tasks=self.tasks,
-            rng=Random(secrets.randbits(64)),  # noqa: S311 - jitter, not a secret
-            my_status=lambda: self.presence.status(),
-            on_status=self.tidings.heard,
-            on_link=self.tidings.link_changed,
-            is_member=lambda peer: self.mesh.is_member(peer),
-            is_forwarded=bool(options.announce),
-        )
-        self.mesh = Mesh(
-            identity=self.identity,
-            ledger=ledger,
-            transport=transport,
-            name=self.name,
-            addresses=self.addresses,
-            now_ms=now_ms,
-            member_added=self.tidings.member_added,
-            where=self.where,
-        )
-        self.mesh.member_removed = self.tidings.member_removed
-        self.address_book = AddressBook(options.data)
-        self.joins = Joins(now_ms=now_ms)
-        self.joins.changed = lambda: self.say({"kind": "joining", "data": {}})
-        admission = Admission(mesh=self.mesh, ledger=ledger, transport=transport, joins=self.joins)
-        self.approvals = Approvals(
-            mesh=self.mesh,
-            admission=admission,
-            joins=self.joins,
-            now_ms=now_ms,
-            changed=lambda: self.say({"kind": "approvals", "data": {"waiting": len(self.approvals.waiting)}}),
-        )
-        self.catalog = Catalog(
-            self.store,
-            self.links,
-            report=self.recording.blob_refused,
-            default_name=lambda: default_model(ledger.state),
-        )
-
-    def _host(self) -> None:
-        """What this device computes for others, and the ways on which rows come to it."""
-        options, ledger, transport = self.options, self.ledger, self.transport
-        self.engine_options = EngineSettings(ledger)
-        self.capability.gpu_layers = lambda: self.engine_options.of_device().gpu_layers
-        self.adapters = Adapters(options.data / "adapters", self.links)
-        lanes = Lanes(self.links)
-        self.hosting = Hosting(
-            loader=StageLoader(
-                catalog=self.catalog,
-                lanes=lanes,
-                threads=self.threads,
-                new_engine=self.new_engine,
-                device=self.engine_options.of_device,
-                adapters=self.adapters,
-            ),
-            lanes=lanes,
-            links=self.links,
-            stored=self.tidings.stage_stored,
-            check_head=lambda head: self.grants.check(head),
-        )
-        self.grants = Grants(
-            me=self.me,
-            record=ledger,
-            tallies=self.hosting.tallies,
-            stages_of=self.hosting.of_head,
-            path=lambda peer: self.links.path(peer),
-            serve=self.links.serve,
-        )
-        self.reduce_streams = ReduceStreams(
-            hosting=self.hosting, links=self.links, transport=transport, tasks=self.tasks
-        )
-        self.streams = StageStreams(
-            hosting=self.hosting,
-            grants=self.grants,
-            links=self.links,
-            transport=transport,
-            tasks=self.tasks,
-        )
-        self.omni = OmniStages(hosting=self.hosting, grants=self.grants, transport=transport)
-        self.tunnel = RpcTunnel(
-            transport=transport,
-            links=self.links,
-            threads=self.threads,
-            check_head=self.grants.check_uncounted,
-            processes=self.processes,
-        )
-        self.bringing = Bringing(
-            self.catalog,
-            self.threads,
-            lambda: prefix_bytes_of(value_of(ledger.state.settings, PREFIXES)),
-            engine=self.engine_options.of_model,
-            device=self.engine_options.of_device,
-            adapters=self.adapters,
-        )
-        self.kv_transfers = KvTransfers(hosting=self.hosting, links=self.links, transport=transport)
-
-    def _plan(self) -> None:
-        """Which devices compute what: measured, chosen, loaded."""
-        options, ledger = self.options, self.ledger
-        self.routing = routing_of(self)
-        self.link_times = LinkTimes(
-            self.links, is_busy=lambda: bool(self.requests.running), tell=self.tidings.link_timed
-        )
-        self.layer_rates = LayerRates(
-            said=self.capability.engine_said,
-            catalog=self.catalog,
-            path=options.data / "rates.json",
-            threads=self.threads,
-            is_busy=self._is_busy,
-            now_ms=now_ms,
-            changed=self.tidings.rates_changed,
-            processes=self.processes,
-        )
-        self.links.serve(RATES_DOUBT, self.layer_rates.asked_to_doubt)
-        self.planning = Planning(
-            me=self.me,
-            catalog=self.catalog,
-            links=self.links,
-            capability=self.capability.view,
-            link_times=self.link_times.times,
-            name=self.name,
-            engine=self.engine_options.of_model,
-            policy=self.policy,
-            elsewhere=lambda: elsewhere_of(value_of(ledger.state.settings, ELSEWHERE)),
-        )
-        self.loads = Loads(kind="loading", name=self.name, say=self.say, clock=time.monotonic)
-        self.transfers = Loads(kind="transfer", name=self.name, say=self.say, clock=time.monotonic)
-        self.carrying_out = CarryingOut(
-            me=self.me,
-            ledger=ledger,
-            links=self.links,
-            routing=self.routing,
-            tasks=self.tasks,
-            memory_max_bytes=options.memory_max_bytes,
-            loads=self.loads,
-            say=self.say,
-        )
-        self.learning = Learning(
-            links=self.links, planning=self.planning, carrying_out=self.carrying_out, say=self.say
-        )
-        self.choosing = Choosing(
-            me=self.me,
-            catalog=self.catalog,
-            links=self.links,
-            planning=self.planning,
-            routing=self.routing,
-            carrying_out=self.carrying_out,
-            say=self.say,
-        )
-        self.failover = Failover(
-            me=self.me,
-            links=self.links,
-            planning=self.planning,
-            routing=self.routing,
-            choosing=self.choosing,
-            carrying_out=self.carrying_out,
-            tasks=self.tasks,
-            loads=self.loads,
-            say=self.say,
-        )
-
-    def _tell(self) -> None:
-        """What other devices hear of this one."""
-        ledger, transport = self.ledger, self.transport
-        self.duplicates = Duplicates(
-            me=self.me,
-            mine=Instance(secrets.token_hex(8), f"{host_name()} (process {os.getpid()})"),
-            record=lambda fact: self.recording.record_soon("duplicate identity", fact),
-            changed=lambda: self.links.status_changed(),
-            name_of=lambda peer: self.links.name_of(peer),
-            now_s=lambda: asyncio.get_running_loop().time(),
-        )
-        self.presence = Presence(
-            name=self.name,
-            ledger=ledger,
-            transport=transport,
-            mesh=self.mesh,
-            links=self.links,
-            catalog=self.catalog,
-            capability=self.capability,
-            link_times=self.link_times.times,
-            hosting=self.hosting,
-            routing=self.routing,
-            tasks=self.tasks,
-            stopping=self.stopping,
-            state=lambda: self.state,
-            lending=lambda: self.lending.says(),
-            addresses=self.addresses,
-            where=self.where,
-            duplicates=self.duplicates,
-            external=lambda: self.backends.told(),
-            witnessed=lambda: self.histories.told(),
-            heard_other=lambda peer, addresses: self.others.heard_nearby(peer, addresses),
-            now_ms=now_ms,
-            say=self.say,
-        )
-
-    def _answer(self) -> None:
-        """Requests, wherever they are computed, and what they cost."""
-        options, ledger, transport = self.options, self.ledger, self.transport
-        self.receipts = Receipts(
-            me=self.me,
-            record=ledger,
-            tallies=self.hosting.tallies,
-            debts=self.grants,
-            call=self.links.call,
-            serve=self.links.serve,
-            keys=lambda: ledger.log.keys,
-            checkpoint=ledger.log.checkpoint,
-            now_ms=now_ms,
-            rng=secrets.token_bytes,
-        )
-        self.requests = Requests(
-            choose=self.choosing.choose,
-            choose_again=self.failover.choose_again,
-            book=Books(ledger, self.receipts, self.tasks),
-            new_id=_request_id,
-            seeded=repeatable,
-            finished=self.tidings.request_finished,
-        )
-        self.backends = Backends(
-            me=self.me,
-            name=self.name,
-            addresses=options.backends,
-            may_discover=lambda: value_of(ledger.state.settings, DISCOVER) == "on",
-            own_port=lambda: parse_host_port(options.api)[1],
-            links=self.links,
-            requests=self.requests,
-            say=self.say,
-        )
-        self.others = OtherMeshes(
-            me=self.me,
-            name=self.name,
-            ledger=ledger,
-            transport=transport,
-            data_dir=options.data,
-            policy=lambda: beyond_of(value_of(ledger.state.settings, BEYOND)),
-            now_ms=now_ms,
-            say=self.say,
-        )
-        self.federation = Federation(
-            transport=transport,
-            links=self.links,
-            generate=lambda request: self.answering.generate_here(request),
-            loading=lambda model: self.answering.loading_here(model),
-            others=self.others,
-            offering=Offering(
-                me=self.me,
-                name=self.name,
-                mesh=self.mesh,
-                catalog=self.catalog,
-                backends=self.backends,
-                addresses=self.addresses,
-                where=self.where,
-            ),
-            is_guest=self.mesh.is_guest,
-        )
-        self.forwarding = Forwarding(
-            ledger=ledger, ask=self.federation.ask, loads=self.loads, new_id=_request_id
-        )
-        self.answering = Answering(
-            catalog=self.catalog,
-            links=self.links,
-            choosing=self.choosing,
-            planning=self.planning,
-            requests=self.requests,
-            backends=self.backends,
-            forwarding=self.forwarding,
-            loads=self.loads,
-            others=self.others,
-        )
-        self.embedding = Embedding(
-            self.bringing,
-            self.new_engine,
-            self.loads,
-            Pooling(
-                me=self.me,
-                bringing=self.bringing,
-                choosing=self.choosing,
-                failover=self.failover,
-                path=self.links.path,
-                loads=self.loads,
-                new_session=self.requests.new_session,
-                new_id=_request_id,
-            ),
-        )
-
-    def _vouch(self) -> None:
-        """The record before others, and theirs before this node."""
-        options, ledger, transport = self.options, self.ledger, self.transport
-        self.log_sharing = LogSharing(ledger=ledger, links=self.links, transport=transport)
-        self.histories = Histories(
-            ledger=ledger,
-            links=self.links,
-            ask=self.log_sharing.ask,
-            binding_of=lambda peer: fetch_binding(self.links, peer),
-            now_ms=now_ms,
-        )
-        self.witnessing = Witnessing(
-            ledger=ledger,
-            links=self.links,
-            refused=self.histories.hear,
-            policy=read_policy(options.data),
-        )
-
-    def _look_after(self) -> None:
-        """What goes on without being asked, and tools."""
-        options = self.options
-        self.auto_mode = AutoMode(self)
-        self.lending = Lending(
-            ledger=self.ledger,
-            enter=self._enter,
-            may_change=lambda: self.state != "leaving",
-            is_busy=self._is_busy,
-            now_ms=self.clock_ms,
-        )
-        self.pulling = Pulling(
-            catalog=self.catalog,
-            links=self.links,
-            mesh=self.mesh,
-            transfers=self.transfers,
-            came=self.tidings.model_came,
-        )
-        self.readiness = Readiness(
-            me=self.me,
-            links=self.links,
-            catalog=self.catalog,
-            routing=self.routing,
-            choosing=self.choosing,
-            is_at_work=self.carrying_out.is_at_work,
-            running=self.requests.on_plans,
-            may_act=lambda: self.state == "active" and not self.auto_mode.is_on,
-            say=self.say,
-        )
-        self.hops = Hops(
-            me=self.me,
-            links=self.links,
-            hosting=self.hosting,
-            active=lambda: list(self.routing.active.values()),
-            running=self.requests.on_plans,
-            say=self.say,
-            clock=time.monotonic,
-        )
-        self.tools = Tools(read_file(options.mcp) if options.mcp else {}, self.recording.tool_called)
 
     # --- life ----------------------------------------------------------------------------------------
     async def start(self, tell: Tell) -> None:
@@ -509,13 +226,13 @@ class Node:
     async def stop(self, reason: str) -> None:
         await self.life.stop(reason)
 
-    def _enter(self, state: str) -> None:
+    def enter(self, state: str) -> None:
         """Active, paused or draining from now on; whoever plans with this device hears it at once."""
         if self.state != "leaving":
             self.state = state
             self.links.status_changed()
 
-    def _is_busy(self) -> bool:
+    def is_busy(self) -> bool:
         """Whether something computes here: measuring would disturb it, and be disturbed."""
         return bool(self.requests.running) or not self.hosting.idle.is_set()
 
