@@ -27,9 +27,11 @@ from statistics import median
 from typing import Any
 
 import psutil
-from nodes import ROOT, Answer, BenchError, Mesh, Node, ask, machine, mesh_of
-from ways import Ways
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from bench.nodes import ROOT, Answer, BenchError, Mesh, Node, ask, machine, mesh_of
+from bench.ways import Ways
 from p2pnode.errors import P2PNodeError
 
 MODEL = "p2pnode-demo"

@@ -25,19 +25,17 @@ from typing import Any
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from random_model import ModelShape, write_random_model  # noqa: E402
-
-from bench.parts import spec_of  # noqa: E402
-from p2pnode.compute.gguf import open_model  # noqa: E402
-from p2pnode.compute.llama_abi import L, lib  # noqa: E402
-from p2pnode.compute.llama_context import Context  # noqa: E402
-from p2pnode.compute.llama_model import Model  # noqa: E402
-from p2pnode.compute.part import Part  # noqa: E402
-from p2pnode.compute.taps import Taps  # noqa: E402
-from p2pnode.compute.watch import EvalCallback, watch  # noqa: E402
+from bench.parts import spec_of
+from p2pnode.compute.gguf import open_model
+from p2pnode.compute.llama_abi import L, lib
+from p2pnode.compute.llama_context import Context
+from p2pnode.compute.llama_model import Model
+from p2pnode.compute.part import Part
+from p2pnode.compute.taps import Taps
+from p2pnode.compute.watch import EvalCallback, watch
+from tools.random_model import ModelShape, write_random_model
 
 SET = "_Z30llama_set_embeddings_layer_inpP13llama_contextjb"
 GET = "_Z30llama_get_embeddings_layer_inpP13llama_contextj"

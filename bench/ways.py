@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from p2pnode.transport.udp_relay import Conditions, UdpRelay
+from tools.udp_relay import Conditions, UdpRelay
 
 _WAIT_S = 10.0
 

@@ -16,8 +16,8 @@ from p2pnode.transport.quic import QuicTransport
 from p2pnode.transport.quic_connection import QuicPeerConnection
 from p2pnode.transport.quic_core import QuicCore
 from p2pnode.transport.quic_fast import FastQuicCore
-from p2pnode.transport.udp_relay import Conditions, UdpRelay
 from tests.kit.net import echo, quic, read_all, running, until
+from tools.udp_relay import Conditions, UdpRelay
 
 ECHO = "/test/echo/1"
 CORES = pytest.mark.parametrize("core", [QuicCore, FastQuicCore])
