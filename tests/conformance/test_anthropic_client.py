@@ -159,9 +159,11 @@ def test_errors(client: anthropic.Anthropic, node: FakeNode) -> None:
 
 def test_an_error_in_the_middle(client: anthropic.Anthropic, node: FakeNode) -> None:
     node.fail_after = (2, StageLost("the device with layers 4-7 is gone"))
-    with pytest.raises(anthropic.APIStatusError, match="layers 4-7"):  # noqa: SIM117 # the error comes while it is read
-        with client.messages.stream(model=MODEL, max_tokens=99, messages=HELLO) as stream:
-            list(stream.text_stream)
+    with (
+        client.messages.stream(model=MODEL, max_tokens=99, messages=HELLO) as stream,
+        pytest.raises(anthropic.APIStatusError, match="layers 4-7"),
+    ):
+        list(stream.text_stream)
     assert node.running == 0
 
 

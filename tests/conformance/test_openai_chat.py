@@ -10,6 +10,7 @@ import pytest
 from openai import AsyncOpenAI, OpenAI
 
 from p2pnode.errors import InsufficientCredit, StageLost
+from tests.kit.api_server import Stand
 from tests.kit.fake_node import MODEL, FakeNode
 
 HELLO = [{"role": "user", "content": "hello"}]
@@ -25,7 +26,7 @@ CALL = '<tool_call>{"name": "weather", "arguments": {"city": "Oslo"}}</tool_call
 
 
 @pytest.fixture
-def client(served: tuple[FakeNode, str]) -> Iterator[OpenAI]:
+def client(served: tuple[Stand, str]) -> Iterator[OpenAI]:
     with OpenAI(base_url=f"{served[1]}/v1", api_key="none", max_retries=0) as client:
         yield client
 
@@ -211,7 +212,7 @@ def test_errors(node: FakeNode, client: OpenAI) -> None:
         list(client.chat.completions.create(model=MODEL, messages=HELLO, stream=True))
 
 
-def test_no_retry_without_credit(served: tuple[FakeNode, str], node: FakeNode) -> None:
+def test_no_retry_without_credit(served: tuple[Stand, str], node: FakeNode) -> None:
     """x-should-retry keeps the client from asking again in vain."""
     node.fail_before = InsufficientCredit("needs 5, has 1")
     patient = OpenAI(base_url=f"{served[1]}/v1", api_key="x", max_retries=3)
@@ -220,7 +221,7 @@ def test_no_retry_without_credit(served: tuple[FakeNode, str], node: FakeNode) -
     assert len(node.requests) == 1
 
 
-async def test_async_client(served: tuple[FakeNode, str], node: FakeNode) -> None:
+async def test_async_client(served: tuple[Stand, str], node: FakeNode) -> None:
     """The async client, whole and streamed."""
     async with AsyncOpenAI(base_url=f"{served[1]}/v1", api_key="x", max_retries=0) as client:
         answer = await client.chat.completions.create(model=MODEL, messages=HELLO)

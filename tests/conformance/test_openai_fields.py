@@ -20,6 +20,7 @@ from openai import AsyncOpenAI, OpenAI
 from p2pnode.api import schemas
 from p2pnode.errors import StageLost
 from p2pnode.facade import GenerateRequest
+from tests.kit.api_server import Stand
 from tests.kit.fake_node import CHATML, MODEL, FakeNode
 
 TOOL = {
@@ -184,11 +185,9 @@ def arguments_of(kind: str) -> frozenset[str]:
         return frozenset(inspect.signature(resource(client, kind).create).parameters)
 
 
-def ask(
-    served: tuple[FakeNode, str], client: str, kind: str, fields: dict[str, Any], *, stream: bool
-) -> Seen:
+def ask(served: tuple[Stand, str], client: str, kind: str, fields: dict[str, Any], *, stream: bool) -> Seen:
     """Through the client's own arguments where it has them, else as its `extra_body`."""
-    node, url = served
+    stand, url = served
     given = {"model": MODEL} | KINDS[kind][1] | fields | ({"stream": True} if stream else {})
     known = arguments_of(kind)
     own = {name: value for name, value in given.items() if name in known}
@@ -208,7 +207,7 @@ def ask(
             return [event async for event in answer] if stream else [answer], dict(raw.headers)
 
     events, headers = with_sync() if client == "sync" else asyncio.run(with_async())
-    return Seen(events, {name.lower(): value for name, value in headers.items()}, list(node.requests))
+    return Seen(events, {name.lower(): value for name, value in headers.items()}, list(stand.node.requests))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -226,7 +225,7 @@ def test_the_tables_here_are_whole(kind: str) -> None:
 @STREAMS
 @pytest.mark.parametrize(("kind", "field"), rows(TAKEN))
 def test_taken(
-    served: tuple[FakeNode, str], node: FakeNode, kind: str, field: str, client: str, stream: bool
+    served: tuple[Stand, str], node: FakeNode, kind: str, field: str, client: str, stream: bool
 ) -> None:
     fields, check = TAKEN[kind][field]
     if kind == "embedding" and stream:
@@ -251,7 +250,7 @@ def test_taken(
 @STREAMS
 @pytest.mark.parametrize(("kind", "field"), rows({kind: schemas.IGNORED[kind] for kind in KINDS}))
 def test_without_effect(
-    served: tuple[FakeNode, str], node: FakeNode, kind: str, field: str, client: str, stream: bool
+    served: tuple[Stand, str], node: FakeNode, kind: str, field: str, client: str, stream: bool
 ) -> None:
     """Nothing is ignored silently: a header names it."""
     seen = ask(served, client, kind, {field: IGNORED[field]}, stream=stream and kind != "embedding")
@@ -262,7 +261,7 @@ def test_without_effect(
 @STREAMS
 @pytest.mark.parametrize(("kind", "field"), rows({kind: schemas.REFUSED[kind] for kind in KINDS}))
 def test_refused(
-    served: tuple[FakeNode, str], node: FakeNode, kind: str, field: str, client: str, stream: bool
+    served: tuple[Stand, str], node: FakeNode, kind: str, field: str, client: str, stream: bool
 ) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
         ask(served, client, kind, {field: REFUSED[field]}, stream=stream and kind != "embedding")
@@ -273,7 +272,7 @@ def test_refused(
 @CLIENTS
 @STREAMS
 @pytest.mark.parametrize("kind", KINDS)
-def test_errors(served: tuple[FakeNode, str], node: FakeNode, kind: str, client: str, stream: bool) -> None:
+def test_errors(served: tuple[Stand, str], node: FakeNode, kind: str, client: str, stream: bool) -> None:
     """An unknown field, an unknown model, and a node that fails in the middle: the client's own exceptions."""
     stream = stream and kind != "embedding"
     with pytest.raises(openai.BadRequestError) as unknown:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -28,6 +28,10 @@ GREEDY = SamplingParams(temperature=0.0)
 WARM = SamplingParams(temperature=0.9, top_k=20, seed=7, repeat_penalty=1.2)
 PROMPT = (1, 70, 80, 90, 100, 110, 120)
 COUNT = 12
+
+
+def noted_in(seen: list[tuple[Frame, Frame]]) -> Callable[[Frame, Frame], None]:
+    return lambda received, sent: seen.append((received, sent))
 
 
 class RingOfEngines:
@@ -75,9 +79,7 @@ class RingOfEngines:
         async with asyncio.TaskGroup() as group:
             opened = group.create_task(self.head.open_ring(self.output, self.first, out(0), into(0)))
             for n, (engine, unit) in enumerate(self.stages, start=1):
-                seen = self.seen[n - 1]
-                observe = lambda got, gave, seen=seen: seen.append((got, gave))  # noqa: E731
-                engine.observe(unit, observe)
+                engine.observe(unit, noted_in(self.seen[n - 1]))
                 group.create_task(engine.open_relay(unit, into(n), out(n)))
         self.number = opened.result()
 

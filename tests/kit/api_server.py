@@ -6,11 +6,23 @@ import asyncio
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
+from typing import Any
 
 from p2pnode.api.app import create_app
 from p2pnode.api.security import ApiSecurity
 from p2pnode.api.server import ApiServer
 from p2pnode.facade import NodeFacade
+from tests.kit.fake_node import FakeNode
+
+
+class Stand:
+    """What the server asks: whatever node stands here."""
+
+    def __init__(self) -> None:
+        self.node = FakeNode()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.node, name)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import threading
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
 from p2pnode import __version__
@@ -34,6 +34,9 @@ CHATML = (
     "{% if tools is defined and tools %}TOOLS {{ tools | tojson }}\n{% endif %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+
+
+Forge = Callable[[str, Mapping[str, Any], Any], Any]
 
 
 def words(text: str) -> list[str]:
@@ -88,6 +91,10 @@ class FakeNode:
             "architecture": "llama",
             "context_length": 2048,
         }
+        self.shown: dict[str, JsonObject | Exception] = {}
+        """By view: what it shows instead of the usual, or fails with."""
+        self.forge: Forge = lambda name, arguments, answer: answer
+        """What somebody on the way makes of an answer about the record."""
         self.live_items: list[JsonObject] = [{"kind": "event", "index": 7, "data": {"type": "NodeStarted"}}]
 
     @property
@@ -101,8 +108,14 @@ class FakeNode:
     def health(self) -> JsonObject:
         return {"status": "ok", "ready": True, "peer_id": PEER, "version": __version__}
 
+    def _view(self, name: str, usual: JsonObject) -> JsonObject:
+        found = self.shown.get(name, usual)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
     def status(self) -> JsonObject:
-        return {
+        usual = {
             **self.health(),
             "name": "studio",
             "mesh": {"name": "home", "role": "founder", "members": 2},
@@ -116,10 +129,11 @@ class FakeNode:
                 "conversations_bytes_max": 16_000_000,
             },
         }
+        return self._view("status", usual)
 
     def peers(self) -> JsonObject:
         base = {"state": "online", "role": "worker", "addresses": ["/ip4/127.0.0.1/udp/9481/quic-v1"]}
-        return {
+        usual = {
             "peers": [
                 {
                     **base,
@@ -142,9 +156,10 @@ class FakeNode:
             ],
             "links": [link_row(PEER, PEER_TWO)],
         }
+        return self._view("peers", usual)
 
     def models(self) -> JsonObject:
-        return {
+        usual = {
             "models": [
                 {
                     "name": MODEL,
@@ -158,6 +173,7 @@ class FakeNode:
                 }
             ]
         }
+        return self._view("models", usual)
 
     def sessions(self) -> JsonObject:
         row = {
@@ -165,7 +181,9 @@ class FakeNode:
             "state": "finished", "reason": "stop", "accepted_ms": 1_790_000_000_000, "prompt_tokens": 4,
             "completion_tokens": 9, "tokens_per_s": 10.0, "cost_microunits": 27, "stages": list(STAGES), "index": 5,
         }  # fmt: skip
-        return {"sessions": [row], "running": 0, "accepted": 1, "finished": 1, "failed": 0}
+        return self._view(
+            "sessions", {"sessions": [row], "running": 0, "accepted": 1, "finished": 1, "failed": 0}
+        )
 
     def plans(self) -> JsonObject:
         stages = [{**stage, "bytes": 4_000_000, "memory_bytes": 8_000_000} for stage in STAGES]
@@ -224,7 +242,9 @@ class FakeNode:
         }
 
     def options(self) -> JsonObject:
-        return {"settings": [{"name": "threads", "value": 2, "origin": "flag --threads"}]}
+        return self._view(
+            "options", {"settings": [{"name": "threads", "value": 2, "origin": "flag --threads"}]}
+        )
 
     def resolve_model(self, name: str | None) -> str:
         if name in (None, MODEL, "/models/demo.gguf"):
@@ -324,6 +344,8 @@ class FakeNode:
         return {"totals": {"0": [10, 20_000_000], "output": [10, 1_000_000]}, "requests": ["chatcmpl-1"]}
 
     def trace(self, request_id: str) -> JsonObject:
+        if "trace" in self.shown:
+            return self._view("trace", {})
         if request_id != "chatcmpl-1":
             raise NotFound(f"no trace of {request_id!r} is kept")
         return {"traceEvents": [], "displayTimeUnit": "ms", "otherData": {"request_id": request_id}}
@@ -339,6 +361,8 @@ class FakeNode:
 
     async def plan(self, request: Mapping[str, Any]) -> JsonObject:
         self.plans_asked.append(dict(request))
+        if "plan" in self.shown:
+            return self._view("plan", {})
         await self._until_loaded(self.resolve_model(request.get("model")))
         plan = self.plans()["plans"][0]
         rejection = {"candidate": "whole by attic", "reason": "needs 9.1 GB, 6.2 free", "numbers": {}}
@@ -370,6 +394,10 @@ class FakeNode:
         return {"done": name}
 
     def log_query(self, name: str, arguments: Mapping[str, Any]) -> Any:
+        return self.forge(name, arguments, self.record(name, arguments))
+
+    def record(self, name: str, arguments: Mapping[str, Any]) -> Any:
+        """What the record says."""
         if name == "size":
             return {"size": 42}
         if name == "earnings":

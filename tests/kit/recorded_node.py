@@ -61,7 +61,7 @@ class RecordedNode(FakeNode):
         await self.ledger.log.add_cosignature(parse_checkpoint(text).size, str(line), peer=keys.peer)
         return keys
 
-    def log_query(self, name: str, arguments: Mapping[str, Any]) -> Any:
+    def record(self, name: str, arguments: Mapping[str, Any]) -> Any:
         return self.queries.ask(name, arguments)
 
     def billing(self) -> JsonObject:

@@ -75,7 +75,7 @@ def test_attention(page: Page, url: str, node: RecordedNode) -> None:
     """A lost device is the one thing that needs a person, with a way there."""
     peers = node.peers()
     peers["peers"][1].update(state="offline", last_seen_ms=1)
-    node.peers = lambda: peers  # type: ignore[method-assign]
+    node.shown["peers"] = peers
     page.goto(url)
     notice = page.get_by_text(re.compile("kitchen is offline"))
     expect(notice).to_be_visible()
@@ -95,7 +95,7 @@ def test_a_link_that_works_one_way_only(page: Page, url: str, node: RecordedNode
         link_row(third, PEER, "unreachable", tried=tried),
         link_row(third, PEER_TWO, "unknown", told_ms=None, told_by=None),
     ]
-    node.peers = lambda: peers  # type: ignore[method-assign]
+    node.shown["peers"] = peers
     page.goto(url)
     drawing = page.get_by_role("img", name=re.compile("attic; one way only: attic to studio$"))
     expect(drawing).to_be_visible()
@@ -150,7 +150,7 @@ def test_a_model_is_copied(page: Page, url: str, node: RecordedNode) -> None:
         transfer={"state": "fetching", "node": "kitchen", "progress": 0.5, "eta_s": 75.0, "done_bytes": 4_500_000,
                   "total_bytes": 9_000_000},
     )  # fmt: skip
-    node.models = lambda: models  # type: ignore[method-assign]
+    node.shown["models"] = models
     page.goto(f"{url}/#/models")
     expect(page.get_by_text("Loading on studio")).to_be_visible()
     expect(page.get_by_text("42 %", exact=True)).to_be_visible()
@@ -205,7 +205,7 @@ def test_who_came_to_join(page: Page, url: str, node: RecordedNode) -> None:
     }
     failed = {**row, "peer": PEER, "name": "attic", "steps": [*steps, why]}
     view = node.peers()
-    node.peers = lambda: view  # type: ignore[method-assign]
+    node.shown["peers"] = view
     page.goto(f"{url}/#/devices")
     expect(page.get_by_role("heading", name="Devices")).to_be_visible()
     expect(page.get_by_text("Who came to join")).to_have_count(0)
@@ -225,7 +225,7 @@ def test_approval(page: Page, url: str, node: RecordedNode) -> None:
     peers["peers"].append(
         {"peer": "12D3KooWPhone", "name": "phone", "state": "pending", "match_code": "417 902", "self": False}
     )
-    node.peers = lambda: peers  # type: ignore[method-assign]
+    node.shown["peers"] = peers
     page.goto(url)
     expect(page.get_by_text("phone waits for your approval.")).to_be_visible()
     page.goto(f"{url}/#/devices")
@@ -258,7 +258,7 @@ def test_launch(page: Page, url: str, node: RecordedNode, security: ApiSecurity)
     """The console runs a command for an admin key, and the arrows bring it back."""
     _, secret = security.keys.create("panel", "admin", 1)
     row = {"name": "console", "value": True, "origin": "flag --console"}
-    node.options = lambda: {"settings": [row]}  # type: ignore[method-assign]
+    node.shown["options"] = {"settings": [row]}
     page.goto(url)
     page.get_by_role("link", name="Launch").click()
     page.get_by_label("Admin key").fill(secret)

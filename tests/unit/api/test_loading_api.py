@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from typing import Any
 
 import pytest
 
 from p2pnode.api.app import create_app
-from p2pnode.errors import NotFound
+from p2pnode.errors import NotFound, P2PNodeError
+from p2pnode.facade import JsonObject
 from tests.kit.fake_node import MODEL, FakeNode
 from tests.unit.api.conftest import LoopbackClient
 
@@ -69,38 +72,39 @@ async def test_retry_after_is_the_time_that_is_known() -> None:
     assert (response.status_code, response.headers["Retry-After"]) == (503, "700")
 
 
+class Watched(FakeNode):
+    """Its model is there with the second look at how far it is."""
+
+    looks = 0
+
+    def loading(self, model: str) -> JsonObject | None:
+        self.looks += 1
+        if self.looks == 2:
+            self.loaded.set()
+        return super().loading(model)
+
+
 @pytest.mark.parametrize("path", BODIES)
 async def test_a_model_that_comes_in_time_is_waited_for(path: str) -> None:
-    node = FakeNode()
+    node = Watched()
     node.loading_views[MODEL] = VIEW
-    looks = 0
-    honest = node.loading
-
-    def loading(model: str) -> dict | None:
-        nonlocal looks
-        looks += 1
-        if looks == 2:
-            node.loaded.set()
-        return honest(model)
-
-    node.loading = loading  # type: ignore[method-assign]
     response = await client_of(node, 60).post(path, json=BODIES[path])
     assert response.status_code == 200
-    assert looks >= 2
+    assert node.looks >= 2
 
 
-def loading_as(*views: dict) -> FakeNode:
-    """A node whose model is as far as each of these, one look after the other, and then there."""
-    node, left = FakeNode(), list(views)
+class Loading(FakeNode):
+    """Its model is as far as each of these, one look after the other, and then there."""
 
-    def loading(model: str) -> dict | None:
-        if len(left) == 1:
-            node.loaded.set()
-        return left.pop(0) if left else None
+    def __init__(self, *views: JsonObject) -> None:
+        super().__init__()
+        self.left = list(views)
+        self.loading_views[MODEL] = VIEW
 
-    node.loading_views[MODEL] = VIEW
-    node.loading = loading  # type: ignore[method-assign]
-    return node
+    def loading(self, model: str) -> JsonObject | None:
+        if len(self.left) == 1:
+            self.loaded.set()
+        return self.left.pop(0) if self.left else None
 
 
 @pytest.mark.parametrize(
@@ -108,7 +112,7 @@ def loading_as(*views: dict) -> FakeNode:
 )
 async def test_streams_show_progress_to_who_asks(path: str) -> None:
     """With `return_progress` the stream begins at once, says how far the model is, and goes on with the answer."""
-    node = loading_as(VIEW, VIEW | {"progress": 0.5, "eta_s": 3.5})
+    node = Loading(VIEW, VIEW | {"progress": 0.5, "eta_s": 3.5})
     body = BODIES.get(path, BODIES["/v1/chat/completions"]) | {"return_progress": True}
     if path.startswith("/v1"):
         body["stream"] = True
@@ -127,7 +131,7 @@ async def test_streams_show_progress_to_who_asks(path: str) -> None:
 
 async def test_a_plan_is_applied_in_sight() -> None:
     """`stream`: how far each device is, then the plan."""
-    node = loading_as(VIEW, VIEW | {"progress": 0.75})
+    node = Loading(VIEW, VIEW | {"progress": 0.75})
     response = await client_of(node, 0).post("/plan", json={"apply": True, "stream": True})
     events = events_of(await response.get_data())
     assert [event["type"] for event in events] == ["loading", "loading", "plan"]
@@ -135,9 +139,25 @@ async def test_a_plan_is_applied_in_sight() -> None:
     assert "stream" not in node.plans_asked[-1]
 
 
+class Copying(FakeNode):
+    """A command that ends when somebody has looked how far it is, or fails."""
+
+    failure: P2PNodeError | None = None
+
+    async def command(self, name: str, arguments: Mapping[str, Any]) -> JsonObject:
+        if self.failure is not None:
+            raise self.failure
+        await self.loaded.wait()
+        return {"name": name}
+
+    def transfer(self, model: str) -> JsonObject | None:
+        self.loaded.set()
+        return super().transfer(model)
+
+
 async def test_a_command_is_watched() -> None:
     """`?stream=true`: what is fetched so far, then the answer; an error is an event."""
-    node = FakeNode()
+    node = Copying()
     fetching = {
         "state": "fetching",
         "node": "attic",
@@ -148,24 +168,11 @@ async def test_a_command_is_watched() -> None:
     }
     node.transfer_views["demo"] = fetching
 
-    async def command(name: str, arguments: dict) -> dict:
-        await node.loaded.wait()
-        return {"name": name}
-
-    def transfer(model: str) -> dict | None:
-        node.loaded.set()
-        return node.transfer_views.get(model)
-
-    node.command, node.transfer = command, transfer  # type: ignore[method-assign, assignment]
     response = await client_of(node, 0).post("/command/copy_model?stream=true", json={"model": "demo"})
     assert events_of(await response.get_data()) == [
         {"type": "transfer", **fetching},
         {"type": "done", "name": "copy_model"},
     ]
-
-    async def refuse(name: str, arguments: dict) -> dict:
-        raise NotFound("there is no device 'attic'")
-
-    node.command = refuse  # type: ignore[method-assign]
+    node.failure = NotFound("there is no device 'attic'")
     response = await client_of(node, 0).post("/command/copy_model?stream=true", json={})
     assert events_of(await response.get_data())[-1]["error"]["code"] == "not_found"

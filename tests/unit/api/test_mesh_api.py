@@ -33,11 +33,9 @@ async def test_plans(client, node: FakeNode) -> None:
 
 async def test_no_plan(client, node: FakeNode) -> None:
     """A refusal carries its reasons."""
-
-    async def refuse(_: object) -> dict:
-        raise PlanError("nothing fits", rejections=[{"name": "studio", "reason": "needs 9.1 GB, 6.2 free"}])
-
-    node.plan = refuse  # type: ignore[method-assign,assignment]
+    node.shown["plan"] = PlanError(
+        "nothing fits", rejections=[{"name": "studio", "reason": "needs 9.1 GB, 6.2 free"}]
+    )
     response = await client.post("/plan", json={})
     assert response.status_code == 409
     assert (await response.get_json())["error"]["details"]["rejections"][0]["name"] == "studio"

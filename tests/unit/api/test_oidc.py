@@ -128,4 +128,4 @@ def test_bad_provider() -> None:
         fetch_json("http://127.0.0.1:1/keys")
     for answer in ({}, {"jwks_uri": 5}, {"jwks_uri": "https://id.example.org/keys", "keys": "none"}):
         with pytest.raises(Unauthorized):
-            OidcVerifier(OidcOptions(ISSUER, "p2pnode"), fetch=lambda _: answer)("a.b.c")  # noqa: B023 # used at once
+            OidcVerifier(OidcOptions(ISSUER, "p2pnode"), fetch=lambda _, answer=answer: answer)("a.b.c")

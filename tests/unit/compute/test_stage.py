@@ -57,14 +57,14 @@ class Stage:
 
 async def test_frames_of_a_session_stay_in_order_and_are_observed_so() -> None:
     """The first answer comes last out of the engine, and still leaves first; another session passes by."""
-    stage = Stage()
     gates = {1: asyncio.Event(), 2: asyncio.Event(), 3: asyncio.Event()}
 
-    async def step(unit_id: int, frame: Frame) -> Frame:
-        await gates[frame.sequence].wait()
-        return frame
+    class Gated(FakeEngine):
+        async def step(self, unit_id: int, frame: Frame) -> Frame:
+            await gates[frame.sequence].wait()
+            return frame
 
-    stage.engine.step = step  # type: ignore[method-assign]
+    stage = Stage(Gated())
     stage.put(
         tokens_frame([1], 0, session=1, sequence=1),
         tokens_frame([2], 1, session=1, sequence=2),
