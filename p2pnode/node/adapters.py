@@ -36,7 +36,8 @@ class Adapters:
     def __init__(self, folder: Path, links: Links) -> None:
         self._folder = folder
         self._links = links
-        self._locks: KeyedLocks[str] = KeyedLocks()
+        self.locks: KeyedLocks[str] = KeyedLocks()
+        """While one is held, no unit is given the adapter of that content id."""
         links.serve(READ, self._read)
 
     # --- by a person ---------------------------------------------------------------------------------
@@ -101,12 +102,12 @@ class Adapters:
         if engine.control:
             control_vector.check_part(base, part)
         for identity, scale in engine.control_vectors:
-            async with self._locks.hold(identity):
+            async with self.locks.hold(identity):
                 path = await self._here(identity, holder)
                 rows = await asyncio.to_thread(self._rows, identity, path, base, model)
             vectors.append(Adapter(str(rows), scale))
         for identity, scale in engine.adapters:
-            async with self._locks.hold(identity):
+            async with self.locks.hold(identity):
                 path = await self._here(identity, holder)
                 made = await asyncio.to_thread(self._cut, identity, path, base, part, model)
             if made is not None:

@@ -17,6 +17,10 @@ class KeyedLocks(Generic[K]):
     def __len__(self) -> int:
         return len(self._locks)
 
+    def users(self, key: K) -> int:
+        """Who holds it and who waits for it."""
+        return self._locks[key][1] if key in self._locks else 0
+
     @asynccontextmanager
     async def hold(self, key: K) -> AsyncIterator[None]:
         """First come, first served among those who name the same key."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -72,21 +73,15 @@ async def test_a_plan_half_built_when_adapters_change_stands_with_the_new_ones(
         await faces.plan(PLAN)
         await faces.command("add_adapter", {"model": DEMO, "path": str(adapter), "scale": 0.05})
         before = await numbers(faces, PIPELINE)
-        begun, gate, adapted = asyncio.Event(), asyncio.Event(), alpha.bringing.adapted
-
-        async def slowly(*arguments: Any) -> Any:
-            begun.set()
-            await gate.wait()
-            return await adapted(*arguments)
-
-        alpha.bringing.adapted = slowly  # type: ignore[method-assign]
         model = alpha.catalog.resolve(DEMO)
+        ((identity, _),) = alpha.engine_options.of_model(model.content_id).adapters
         (standing,) = alpha.routing.active
         await alpha.routing.release(standing, reason="a test")
-        again = asyncio.ensure_future(alpha.choosing.carry_out_applied(model))
-        await begun.wait()
-        await faces.command("add_adapter", {"model": DEMO, "path": str(adapter), "scale": 0.02})
-        gate.set()
+        locks = alpha.adapters.locks
+        async with locks.hold(identity):
+            again = asyncio.ensure_future(alpha.choosing.carry_out_applied(model))
+            await until(lambda: locks.users(identity) > 1)
+            await faces.command("add_adapter", {"model": DEMO, "path": str(adapter), "scale": 0.02})
         await again
         after = await numbers(faces, PIPELINE)
         assert after != same(before)
@@ -109,14 +104,16 @@ async def test_answers_outlive_changes_of_adapters(tmp_path: Path, adapter: Path
                 assert len(await numbers(faces, mode, 40)) == 40
                 answered += 1
 
+        def has_more(than: int) -> bool:
+            return answered > than
+
         async with asyncio.TaskGroup() as group:
             for _ in range(2):
                 group.create_task(ask())
             for number in range(6):
                 scale = 0.05 / (1 + number)
                 await faces.command("add_adapter", {"model": DEMO, "path": str(adapter), "scale": scale})
-                asked = answered
-                await until(lambda: answered > asked)  # noqa: B023 # awaited here
+                await until(partial(has_more, answered))
             await faces.command("remove_adapter", {"model": DEMO, "adapter": "pirate"})
             over.set()
         assert await numbers(faces, mode) == same(usual)

@@ -52,13 +52,15 @@ async def test_who_asks_when_the_rooms_are_closed_gets_none(tmp_path: Path, what
     """Between the end of the rooms and the end of what runs in the background."""
     before, outcomes = children(), []
     async with node_here(tmp_path) as node:
-        end_tasks = node.tasks.close
 
-        async def ask_first() -> None:
-            outcomes.extend(await asyncio.gather(ASKS[what](node), return_exceptions=True))
-            await end_tasks()
+        async def ask_at_the_end() -> None:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                outcomes.extend(await asyncio.gather(ASKS[what](node), return_exceptions=True))
 
-        node.tasks.close = ask_first  # type: ignore[method-assign]
+        node.tasks.spawn(what, ask_at_the_end())
+        await asyncio.sleep(0)  # it begins
     (outcome,) = outcomes
     assert isinstance(outcome, EngineUnavailable), outcome
     assert "is stopping" in outcome.message

@@ -23,6 +23,7 @@ async def test_one_at_a_time_for_each_key_and_nothing_kept() -> None:
     await settle()
     assert inside == [("a", 1), ("b", 1)]
     assert len(locks) == 2
+    assert [locks.users(key) for key in "abc"] == [2, 1, 0]
     go.set()
     await asyncio.gather(*tasks)
     assert inside[-1] == ("a", 2)
