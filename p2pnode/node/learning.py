@@ -54,7 +54,9 @@ class Learning:
         if self._carrying_out.predicted(active.plan_id) is None and active.mode == "local":
             with contextlib.suppress(P2PNodeError):
                 request = PlanRequest(model=active.model.name, mode="local", anyway=True)
-                self._carrying_out.remember(active.plan_id, (await self._planning.make(request, active.model)).plan)
+                self._carrying_out.remember(
+                    active.plan_id, (await self._planning.make(request, active.model)).plan
+                )
         return self._carrying_out.predicted(active.plan_id)
 
     async def _doubt(self, made: Plan) -> None:
