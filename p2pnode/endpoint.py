@@ -50,6 +50,7 @@ class Endpoint:
     port: int
     token: str | None = None
     data: Path | None = None
+    answer_timeout_s: float = _ANSWER_TIMEOUT_S
 
     @property
     def url(self) -> str:
@@ -63,7 +64,7 @@ class Endpoint:
 
     def request(self, method: str, path: str, document: Mapping[str, Any] | None = None) -> Any:
         """The answer's JSON document; NodeError for an error status. A model that loads is waited for."""
-        until_s = time.monotonic() + _ANSWER_TIMEOUT_S
+        until_s = time.monotonic() + self.answer_timeout_s
         while True:
             with closing(self._connect()) as connection:
                 response = self._send(connection, method, path, document)
@@ -89,7 +90,9 @@ class Endpoint:
                 yield event
 
     def _connect(self) -> http.client.HTTPConnection:
-        connection = http.client.HTTPConnection(self.host, self.port, timeout=_CONNECT_TIMEOUT_S)
+        connection = http.client.HTTPConnection(
+            self.host, self.port, timeout=min(_CONNECT_TIMEOUT_S, self.answer_timeout_s)
+        )
         try:
             connection.connect()
         except OSError as error:
@@ -98,7 +101,7 @@ class Endpoint:
                 f"no node answers at {self.host}:{self.port}{where}: {error.strerror or error}"
             ) from error
         assert connection.sock is not None
-        connection.sock.settimeout(_ANSWER_TIMEOUT_S)
+        connection.sock.settimeout(self.answer_timeout_s)
         connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return connection
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from p2pnode.cli import complete
 from p2pnode.cli.device_commands import say
 from p2pnode.cli.output import Number, connect, node_options, print_json, print_table, short, size_text
 
@@ -16,7 +17,7 @@ def adapters() -> None:
 
 
 @adapters.command()
-@click.argument("model")
+@click.argument("model", shell_complete=complete.models)
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option(
     "--scale", type=Number(), default=1.0, show_default=True, metavar="S", help="How strongly it acts."
@@ -55,7 +56,7 @@ def list_adapters(data: Path | None, api: str | None, as_json: bool) -> None:
 
 
 @adapters.command()
-@click.argument("model")
+@click.argument("model", shell_complete=complete.models)
 @click.argument("adapter")
 @node_options
 def remove(model: str, adapter: str, data: Path | None, api: str | None, as_json: bool) -> None:

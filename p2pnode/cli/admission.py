@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from p2pnode.cli import complete
 from p2pnode.cli.device_commands import say
 from p2pnode.cli.output import connect, node_options, one_line, print_json, print_table, short
 from p2pnode.endpoint import Endpoint
@@ -13,7 +14,7 @@ from p2pnode.errors import NotFound
 
 
 @click.command()
-@click.argument("device")
+@click.argument("device", shell_complete=complete.devices)
 @node_options
 def approve(device: str, data: Path | None, api: str | None, as_json: bool) -> None:
     """Let in the DEVICE that asks: its match code, as its own screen shows it, or its name."""
@@ -22,7 +23,7 @@ def approve(device: str, data: Path | None, api: str | None, as_json: bool) -> N
 
 
 @click.command()
-@click.argument("device")
+@click.argument("device", shell_complete=complete.devices)
 @node_options
 def refuse(device: str, data: Path | None, api: str | None, as_json: bool) -> None:
     """Say no to the DEVICE that asks: its match code or its name."""
@@ -31,7 +32,7 @@ def refuse(device: str, data: Path | None, api: str | None, as_json: bool) -> No
 
 
 @click.command()
-@click.argument("device")
+@click.argument("device", shell_complete=complete.devices)
 @click.option("--reason", default="", metavar="TEXT", help="Why, for the record.")
 @node_options
 def revoke(device: str, reason: str, data: Path | None, api: str | None, as_json: bool) -> None:
@@ -43,7 +44,7 @@ def revoke(device: str, reason: str, data: Path | None, api: str | None, as_json
 
 
 @click.command("verify-peer")
-@click.argument("device")
+@click.argument("device", shell_complete=complete.devices)
 @node_options
 def verify_peer(device: str, data: Path | None, api: str | None, as_json: bool) -> None:
     """Fetch the record of another DEVICE (name or peer id) through this node, and check all of it."""

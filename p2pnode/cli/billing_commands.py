@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from p2pnode.cli import complete
 from p2pnode.cli.output import connect, node_options, print_json, print_table, units_text
 from p2pnode.errors import RequestError
 from p2pnode.units import MICRO_PER_UNIT
@@ -90,7 +91,7 @@ PERIODS_MS = {"hour": 3_600_000, "day": 86_400_000, "week": 7 * 86_400_000, "mon
 
 
 @click.command()
-@click.argument("account")
+@click.argument("account", shell_complete=complete.accounts)
 @click.argument("units", required=False)
 @click.option(
     "--per", type=click.Choice(list(PERIODS_MS)), default="day", show_default=True, help="How often."

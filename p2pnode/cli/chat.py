@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from p2pnode.cli import complete
 from p2pnode.cli.chat_session import ChatSession, Leave
 from p2pnode.cli.output import Number, connect, node_options, one_line
 from p2pnode.cli.progress import ProgressLine
@@ -27,7 +28,7 @@ _END = object()
 
 
 @click.command()
-@click.argument("model", required=False)
+@click.argument("model", shell_complete=complete.models, required=False)
 @click.option("--system", default="", metavar="TEXT", help="Instruction before the conversation.")
 @click.option("--mode", type=click.Choice(MODES), default="auto", show_default=True, help="How to compute.")
 @click.option("--temperature", type=Number(0, 10), metavar="T", help="0 is greedy.")

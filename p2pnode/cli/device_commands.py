@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from p2pnode.cli import complete
 from p2pnode.cli.output import connect, node_options, one_line, print_json
 from p2pnode.cli.progress import watch
 from p2pnode.endpoint import Endpoint
@@ -37,7 +38,7 @@ def say(answer: dict[str, Any], text: str, *, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("source")
+@click.argument("source", shell_complete=complete.models)
 @node_options
 def pull(source: str, data: Path | None, api: str | None, as_json: bool) -> None:
     """Add a model to this device: a GGUF file here, or a name on a hub."""
@@ -51,7 +52,7 @@ def pull(source: str, data: Path | None, api: str | None, as_json: bool) -> None
 
 
 @click.command()
-@click.argument("model")
+@click.argument("model", shell_complete=complete.models)
 @node_options
 def rm(model: str, data: Path | None, api: str | None, as_json: bool) -> None:
     """Remove a model from this device."""
@@ -76,7 +77,7 @@ drain = _state_command("drain", "Finish what runs, take nothing new.")
 
 
 @click.command()
-@click.argument("device")
+@click.argument("device", shell_complete=complete.devices)
 @node_options
 def forget(device: str, data: Path | None, api: str | None, as_json: bool) -> None:
     """Forget a DEVICE (name or peer id) that will not come back."""
@@ -103,7 +104,12 @@ def set_value(key: str, value: str, data: Path | None, api: str | None, as_json:
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def completion(shell: str, as_json: bool) -> None:
-    """Print the completion script; in bash: eval "$(p2pnode completion bash)"."""
+    """Print the script that completes commands, options, and names of models and devices.
+
+    \b
+    bash, zsh: eval "$(p2pnode completion bash)", in ~/.bashrc or ~/.zshrc
+    fish:      p2pnode completion fish | source
+    """
     from click.shell_completion import get_completion_class
 
     from p2pnode.cli.main import cli

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from p2pnode.cli import complete
 from p2pnode.cli.device_commands import say
 from p2pnode.cli.output import connect, node_options, one_line, print_json, print_table, since
 
@@ -56,7 +57,7 @@ def _row(mesh: dict[str, Any]) -> tuple[object, ...]:
 
 
 @federation.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete.meshes)
 @node_options
 def remove(name: str, data: Path | None, api: str | None, as_json: bool) -> None:
     """Ask the mesh called NAME no more."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from p2pnode.cli import complete
 from p2pnode.cli.link_text import link_of, link_text, reasons_text, state_text
 from p2pnode.cli.output import (
     Number,
@@ -175,8 +176,8 @@ def models(context: click.Context, data: Path | None, api: str | None, as_json: 
 
 
 @models.command("copy")
-@click.argument("model")
-@click.argument("device")
+@click.argument("model", shell_complete=complete.models)
+@click.argument("device", shell_complete=complete.devices)
 @node_options
 def copy_model(model: str, device: str, data: Path | None, api: str | None, as_json: bool) -> None:
     """Have DEVICE (name or peer id) fetch MODEL from the devices that hold it.
@@ -239,12 +240,19 @@ def served_by(session: dict[str, Any]) -> str:
 
 
 @click.command()
-@click.argument("model", required=False)
+@click.argument("model", shell_complete=complete.models, required=False)
 @click.option("--mode", type=click.Choice(MODES), default="auto", show_default=True, help="How to compute.")
 @click.option("--stages", type=click.IntRange(1, 64), metavar="N", help="Number of stages.")
-@click.option("--devices", metavar="NAME,NAME,...", help="Only these devices, in this order.")
+@click.option(
+    "--devices",
+    metavar="NAME,NAME,...",
+    help="Only these devices, in this order.",
+    shell_complete=complete.devices_listed,
+)
 @click.option("--context", type=click.IntRange(1), metavar="N", help="Context length to plan for.")
-@click.option("--exclude", metavar="NAME,NAME,...", help="Not these devices.")
+@click.option(
+    "--exclude", metavar="NAME,NAME,...", help="Not these devices.", shell_complete=complete.devices_listed
+)
 @click.option("--blocks", metavar="NAME:A-B,...", help="A map by hand: kitchen:0-3,study:4-7.")
 @click.option(
     "--map",

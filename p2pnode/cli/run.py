@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from p2pnode.cli import complete
 from p2pnode.cli.output import Number, connect, layers_text, node_options, print_json, units_text
 from p2pnode.cli.progress import ProgressLine
 from p2pnode.errors import RequestError
@@ -18,7 +19,7 @@ _STDIN_CHARS_MAX = 4 * 1024 * 1024
 
 
 @click.command()
-@click.argument("model", required=False)
+@click.argument("model", shell_complete=complete.models, required=False)
 @click.argument("prompt", required=False)
 @click.option("--max-tokens", type=click.IntRange(1), metavar="N", help="Longest answer.")
 @click.option("--temperature", type=Number(0, 10), metavar="T", help="0 is greedy.")

@@ -8,13 +8,14 @@ from urllib.parse import quote
 
 import click
 
+from p2pnode.cli import complete
 from p2pnode.cli.output import connect, node_options, one_line, print_json, print_pairs, short, size_text
 
 TEMPLATE_CHARACTERS_SHOWN = 300
 
 
 @click.command()
-@click.argument("model")
+@click.argument("model", shell_complete=complete.models)
 @click.option("--template", is_flag=True, help="The whole chat template and nothing else.")
 @node_options
 def show(model: str, template: bool, data: Path | None, api: str | None, as_json: bool) -> None:
