@@ -24,7 +24,7 @@ from p2pnode.cli.log_record_commands import (
     seal,
     witnesses,
 )
-from p2pnode.cli.output import print_json
+from p2pnode.cli.output import line_width, print_json
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -61,12 +61,16 @@ def tail(data: Path, as_json: bool, count: int, follow: bool) -> None:
         print_json({"size": size, "events": records})
         return
     for record in records:
-        click.echo(json.dumps(record) if as_json else render.record_line(record))
+        click.echo(json.dumps(record) if as_json else render.record_line(record, line_width()))
     while follow:
         _wait_a_moment()
         first, size = size, reader.size
         for new in reader.read(first, size):
-            click.echo(json.dumps(record_view(new)) if as_json else render.record_line(record_view(new)))
+            click.echo(
+                json.dumps(record_view(new))
+                if as_json
+                else render.record_line(record_view(new), line_width())
+            )
 
 
 @log.command()

@@ -16,11 +16,11 @@ def time_text(unix_ms: int) -> str:
     return f"{moment:%Y-%m-%d %H:%M:%S}.{unix_ms % 1000:03d}Z"
 
 
-def record_line(record: JsonObject) -> str:
-    """One event on one line."""
+def record_line(record: JsonObject, width: int = _LINE_CHARACTERS_MAX) -> str:
+    """One event on one line of at most so many characters."""
     fields = " ".join(f"{name}={_short(value)}" for name, value in record["data"].items() if value != "")
     line = f"{record['index']:>8}  {time_text(record['time_ms'])}  {record['type']:<20} {fields}"
-    return line if len(line) <= _LINE_CHARACTERS_MAX else line[: _LINE_CHARACTERS_MAX - 1] + "…"
+    return line if len(line) <= width else line[: width - 1] + "…"
 
 
 def record_text(record: JsonObject) -> str:

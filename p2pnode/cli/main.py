@@ -116,7 +116,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run_command(arguments: list[str]) -> int:
     debug = os.environ.get("P2PNODE_DEBUG", "") not in ("", "0")
     try:
-        result = cli.main(arguments, prog_name="p2pnode", standalone_mode=False)
+        color = False if os.environ.get("NO_COLOR") else None
+        result = cli.main(arguments, prog_name="p2pnode", standalone_mode=False, color=color)
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except click.exceptions.Exit as error:
@@ -152,7 +153,7 @@ _PLAINER = (
 
 
 def _usage(error: click.ClickException, *, as_json: bool) -> int:
-    from p2pnode.cli.output import one_line, print_json
+    from p2pnode.cli.output import one_line, print_json, print_trouble
 
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
         click.echo(error.format_message(), err=True)  # a page of help, not a line that says what is wrong
@@ -162,9 +163,7 @@ def _usage(error: click.ClickException, *, as_json: bool) -> int:
         message = message.replace(words, plainer)
     context = getattr(error, "ctx", None)
     hint = "" if context is None else f"{context.command_path} --help"
-    click.secho(f"error: {message}", fg="red", err=True)
-    if hint:
-        click.secho(f"hint:  {hint}", fg="yellow", err=True)
+    print_trouble(message, hint)
     if as_json:
         print_json({"error": {"code": "usage", "message": message, "hint": hint, "details": {}}})
     return error.exit_code

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -60,13 +62,17 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
     if not rows:
         click.echo(f"{title}: none")
         return
+    from rich import box
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=title, title_justify="left", header_style="bold")
+    # Few lines and nothing cut off: eight columns have room on a terminal of 80, and ids stay whole to be copied.
+    table = Table(
+        title=title, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
+    )
     for column in columns:
-        table.add_column(column)
+        table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*(Text(str(cell)) for cell in row))
     Console().print(table)
@@ -85,10 +91,25 @@ def one_line(text: str) -> str:
     return "".join(char if char.isprintable() else " " for char in text)
 
 
+def wants_color() -> bool | None:
+    """False where the environment says so (no-color.org); None leaves it to whether a terminal is written to."""
+    return False if os.environ.get("NO_COLOR") else None
+
+
+def line_width() -> int:
+    """Characters of a line: the terminal's, and in a pipe as many as people scroll."""
+    return shutil.get_terminal_size((160, 24)).columns if sys.stdout.isatty() else 160
+
+
 def print_error(error: P2PNodeError) -> None:
-    click.secho(f"error: {one_line(error.message)}", fg="red", err=True)
-    if error.hint:
-        click.secho(f"hint:  {one_line(error.hint)}", fg="yellow", err=True)
+    print_trouble(error.message, error.hint)
+
+
+def print_trouble(message: str, hint: str) -> None:
+    """After a command ended, when click's own choice of colours is over."""
+    click.secho(f"error: {one_line(message)}", fg="red", err=True, color=wants_color())
+    if hint:
+        click.secho(f"hint:  {one_line(hint)}", fg="yellow", err=True, color=wants_color())
 
 
 def since(ms: object) -> str:
