@@ -264,6 +264,14 @@ def _inline(frame: Frame, count: int = 1) -> list[object]:
 ONE = tokens_frame((5,))
 
 
+async def led_by_us(follower: EngineClient, unit: int) -> socket.socket:
+    """Our end of the stream to a rank whose leader the test plays."""
+    ours, theirs = socket.socketpair()
+    await follower.link(unit, [StreamToRank(0, theirs)])
+    theirs.close()
+    return ours
+
+
 @pytest.mark.parametrize(
     "word",
     [
@@ -285,9 +293,7 @@ async def test_a_leader_that_makes_no_sense_is_left(tmp_path: Path, word: bytes)
     path = toy(tmp_path, "llama")
     async with group_of(path, (1, 1)) as group:
         follower, unit = group.engines[1], group.units[1]
-        ours, theirs = socket.socketpair()
-        await follower.link(unit, [StreamToRank(0, theirs)])
-        theirs.close()
+        ours = await led_by_us(follower, unit)
         waiting = asyncio.create_task(follower.step(unit, tokens_frame(PROMPT)))
         first = (struct.pack("<I", len(word)) + word)[:ANNOUNCED_BYTES].ljust(ANNOUNCED_BYTES, b"\0")
         ours.sendall(struct.pack("<II", 1, ANNOUNCED_BYTES) + first)
@@ -318,9 +324,7 @@ async def test_a_follower_that_cannot_compute_what_came_by_a_lane_says_so(tmp_pa
     path = toy(tmp_path, "llama")
     async with group_of(path, (1, 1)) as group:
         follower, unit = group.engines[1], group.units[1]
-        ours, theirs = socket.socketpair()
-        await follower.link(unit, [StreamToRank(0, theirs)])
-        theirs.close()
+        ours = await led_by_us(follower, unit)
         heard: asyncio.Future[tuple[Frame, Frame]] = asyncio.get_running_loop().create_future()
         follower.observe(unit, lambda received, sent: heard.set_result((received, sent)))
         ours.sendall(_said(_word(_inline(tokens_frame((5,), where)))))

@@ -22,13 +22,7 @@ def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MeshOfProcesses]:
     data[-100] ^= 1  # another model to whoever counts
     (root / f"{OTHER}.gguf").write_bytes(data)
     with mesh_of(root, "alpha", "beta", first_arguments=("--model", str(root / f"{OTHER}.gguf"))) as made:
-        for node in made.nodes:
-            node.until("a measured machine", "/status", lambda s: s["capability"].get("can_rpc"))
-        made.nodes[0].until(
-            "the worker's build",
-            "/peers",
-            lambda v: all(p["self"] or p["capability"].get("build") for p in v["peers"]),
-        )
+        made.measured()
         yield made
 
 

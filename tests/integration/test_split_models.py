@@ -31,13 +31,7 @@ def mesh(tmp_path_factory: pytest.TempPathFactory, files: list[Path]) -> Iterato
     """The first device is told any one of the files; the other one fetches what it computes."""
     first = ("--model", str(files[1]))
     with mesh_of(tmp_path_factory.mktemp("split"), "alpha", "beta", first_arguments=first) as made:
-        for node in made.nodes:
-            node.until("a measured machine", "/status", lambda s: s["capability"].get("can_rpc"))
-        made.nodes[0].until(
-            "the other's build",
-            "/peers",
-            lambda v: all(p["self"] or p["capability"].get("build") for p in v["peers"]),
-        )
+        made.measured()
         yield made
 
 

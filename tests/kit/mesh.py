@@ -134,6 +134,16 @@ class MeshOfProcesses:
         self.nodes.append(node)
         return node
 
+    def measured(self) -> None:
+        """Every machine is, and the first device knows which llama.cpp each of the others has."""
+        for node in self.nodes:
+            node.until("a measured machine", "/status", lambda s: s["capability"].get("can_rpc"))
+        self.nodes[0].until(
+            "the others' builds",
+            "/peers",
+            lambda v: all(p["self"] or p["capability"].get("build") for p in v["peers"]),
+        )
+
 
 @contextmanager
 def mesh_of(root: Path, *names: str, first_arguments: tuple[str, ...] = ()) -> Iterator[MeshOfProcesses]:

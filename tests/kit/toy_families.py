@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from tests.kit.toy_layers import (
+    DELTA_NET,
     Layer,
     Shape,
     Toy,
     attention,
+    delta_net,
     experts,
     feed_forward,
     head_norms,
@@ -212,19 +214,8 @@ def _qwen35(toy: Toy, layer: int) -> dict[str, Shape]:
         tail = _without(feed_forward(toy), "ffn_norm.weight") | {"post_attention_norm.weight": (toy.width,)}
     if layer % 2 == 1:
         return tail | attention(toy) | head_norms(toy) | {"attn_q.weight": (toy.width, 2 * toy.q_width)}
-    key, value, heads = 2 * 16, 4 * 16, 4
-    return tail | {
-        "attn_norm.weight": (toy.width,),
-        "attn_qkv.weight": (toy.width, 2 * key + value),
-        "attn_gate.weight": (toy.width, value),
-        "ssm_conv1d.weight": (4, 2 * key + value),
-        "ssm_dt.bias": (heads,),
-        "ssm_a": (heads,),
-        "ssm_beta.weight": (toy.width, heads),
-        "ssm_alpha.weight": (toy.width, heads),
-        "ssm_norm.weight": (16,),
-        "ssm_out.weight": (value, toy.width),
-    }
+    gates = {"ssm_beta.weight": (toy.width, 4), "ssm_alpha.weight": (toy.width, 4)}
+    return tail | delta_net(toy, gates)
 
 
 def _mixed_experts(toy: Toy, layer: int) -> dict[str, Shape]:
@@ -330,15 +321,7 @@ LAYERS: dict[str, Layer] = {
     "qwen35moe": _qwen35,
 }
 
-_DELTA_NET = {
-    "full_attention_interval": 2,
-    "ssm.conv_kernel": 4,
-    "ssm.inner_size": 64,
-    "ssm.state_size": 16,
-    "ssm.time_step_rank": 4,
-    "ssm.group_count": 2,
-    "rope.dimension_sections": [2, 3, 3, 0],
-}
+_DELTA_NET = {**DELTA_NET, "rope.dimension_sections": [2, 3, 3, 0]}
 _GRANITE = {"logit_scale": 4.0, "residual_scale": 0.3, "embedding_scale": 12.0, "attention.scale": 0.2}
 
 

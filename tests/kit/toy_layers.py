@@ -181,22 +181,38 @@ def _lfm2(toy: Toy, layer: int) -> dict[str, Shape]:
     }
 
 
-def _qwen3next(toy: Toy, layer: int) -> dict[str, Shape]:
-    shapes = experts(toy, "post_attention_norm.weight") | shared_expert(toy)
-    if layer % 2 == 1:
-        return shapes | attention(toy) | head_norms(toy) | {"attn_q.weight": (toy.width, 2 * toy.q_width)}
+def delta_net(toy: Toy, gates: dict[str, Shape]) -> dict[str, Shape]:
+    """A layer of gated delta net: two groups of keys, four heads of values, 16 columns each."""
     key, value, heads = 2 * 16, 4 * 16, 4
-    return shapes | {
+    return {
         "attn_norm.weight": (toy.width,),
         "attn_qkv.weight": (toy.width, 2 * key + value),
         "attn_gate.weight": (toy.width, value),
         "ssm_conv1d.weight": (4, 2 * key + value),
         "ssm_dt.bias": (heads,),
         "ssm_a": (heads,),
-        "ssm_ba.weight": (toy.width, 2 * heads),
+        **gates,
         "ssm_norm.weight": (16,),
         "ssm_out.weight": (value, toy.width),
     }
+
+
+DELTA_NET = {
+    "full_attention_interval": 2,
+    "ssm.conv_kernel": 4,
+    "ssm.inner_size": 64,
+    "ssm.state_size": 16,
+    "ssm.time_step_rank": 4,
+    "ssm.group_count": 2,
+}
+"""The same layer in a model's metadata."""
+
+
+def _qwen3next(toy: Toy, layer: int) -> dict[str, Shape]:
+    shapes = experts(toy, "post_attention_norm.weight") | shared_expert(toy)
+    if layer % 2 == 1:
+        return shapes | attention(toy) | head_norms(toy) | {"attn_q.weight": (toy.width, 2 * toy.q_width)}
+    return shapes | delta_net(toy, {"ssm_ba.weight": (toy.width, 2 * 4)})
 
 
 LAYERS: dict[str, Layer] = {

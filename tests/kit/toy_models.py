@@ -18,7 +18,7 @@ import numpy as np
 from p2pnode.compute.ggml_types import F32, TENSOR_TYPES, TensorType
 from p2pnode.compute.gguf import Entry, ValueType, align_up, array, header_bytes, scalar
 from tests.kit import toy_families
-from tests.kit.toy_layers import LAYERS, Shape, Toy
+from tests.kit.toy_layers import DELTA_NET, LAYERS, Shape, Toy
 
 TYPES = {kind.name: kind for kind in TENSOR_TYPES.values()}
 
@@ -75,12 +75,7 @@ def _extra_parameters(toy: Toy) -> dict[str, Any]:
             return {"attention.head_count_kv": kv, "shortconv.l_cache": 3}
         case "qwen3next":
             return {
-                "full_attention_interval": 2,
-                "ssm.conv_kernel": 4,
-                "ssm.inner_size": 64,
-                "ssm.state_size": 16,
-                "ssm.time_step_rank": 4,
-                "ssm.group_count": 2,
+                **DELTA_NET,
                 "rope.dimension_count": 8,
                 "expert_feed_forward_length": toy.ff,
                 "expert_shared_feed_forward_length": toy.ff,

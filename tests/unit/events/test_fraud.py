@@ -47,16 +47,6 @@ def test_fraud_vectors(vector: dict[str, Any]) -> None:
     assert found == list(vector["output"].values())
 
 
-@pytest.fixture(scope="module")
-def honest() -> Tree:
-    return Tree(600)
-
-
-@pytest.fixture(scope="module")
-def forked() -> Tree:
-    return Tree(600, fork_at=300)
-
-
 @pytest.mark.parametrize(("first", "second"), [(400, 400), (301, 600), (512, 513), (400, 512)])
 def test_a_fork_is_proved_to_anybody(honest: Tree, forked: Tree, first: int, second: int) -> None:
     """By two notes of one size, or by the second log's own tiles."""

@@ -35,16 +35,6 @@ from tests.kit.log_events import ManualClock, node_identity, seeded_bytes, start
 from tests.kit.log_trees import BINDING, KEYS, Tree
 
 
-@pytest.fixture(scope="module")
-def honest() -> Tree:
-    return Tree(600)
-
-
-@pytest.fixture(scope="module")
-def forked() -> Tree:
-    return Tree(600, fork_at=300)
-
-
 def test_honest_logs_are_always_cosigned(honest: Tree) -> None:
     """10,000 rounds of random growth: no false alarm."""
     rng = random.Random(6962)
