@@ -49,6 +49,7 @@ from p2pnode.node.faces import Faces
 from p2pnode.node.ledger import Ledger
 from p2pnode.node.mesh import Mesh
 from p2pnode.node.rebuilding import Door, RebuildingFaces, exact_or_failed
+from p2pnode.tracing import OFF, Tracing
 from p2pnode.transport.invite import decode_ticket
 from p2pnode.transport.multiaddr import peer_address, quic_address
 from p2pnode.transport.quic import QuicTransport
@@ -87,7 +88,12 @@ class RunningNode:
     """A node with its API, as `join` and the demo run it."""
 
     def __init__(
-        self, node: Node, faces: Faces, server: ApiServer, closing: asyncio.Event, data: Path
+        self,
+        node: Node,
+        faces: Faces,
+        server: ApiServer,
+        closing: asyncio.Event,
+        data: Path,
     ) -> None:
         self.node = node
         self._faces = faces
@@ -114,6 +120,12 @@ class RunningNode:
             bind_to_machine(data, identity, moved=options.moved)
             ledger = await Ledger.open(data, identity, now_ms=now_ms)
             undo.append(ledger.close)
+            tracing: Tracing = OFF
+            if options.traces:
+                from p2pnode.node.otel import open_tracing
+
+                tracing = open_tracing(peer=identity.peer_id, name=options.name)
+                undo.append(lambda: asyncio.to_thread(tracing.close))
             token = secrets.token_urlsafe(24)
             security = ApiSecurity(
                 host=server.host,
@@ -127,7 +139,9 @@ class RunningNode:
             if not ledger.is_exact.is_set():
                 # Nothing is decided by what an older version folded: until then there are only the read-only faces.
                 door = Door(RebuildingFaces(ledger, options, identity.peer_id))
-                await server.start(create_app(door.facade, security, closing=closing), listener)
+                await server.start(
+                    create_app(door.facade, security, closing=closing, tracing=tracing), listener
+                )
                 undo.append(server.stop)
                 write_node_file(data, server, token, identity.peer_id)
                 undo.append(lambda: (data / NODE_FILE).unlink(missing_ok=True))
@@ -137,7 +151,14 @@ class RunningNode:
                 await exact_or_failed(ledger)
             transport = QuicTransport(identity, options.listen, agent=f"p2pnode/{__version__}")
             store = await asyncio.to_thread(ModelStore, data / "models")
-            node = Node(options=options, identity=identity, ledger=ledger, transport=transport, store=store)
+            node = Node(
+                options=options,
+                identity=identity,
+                ledger=ledger,
+                transport=transport,
+                store=store,
+                tracing=tracing,
+            )
             mesh = node.mesh
             transport.identify.observe(node.reach.identified)
             await transport.start()
@@ -149,7 +170,7 @@ class RunningNode:
             if door is not None:
                 door.open(faces)
             else:
-                await server.start(create_app(faces, security, closing=closing), listener)
+                await server.start(create_app(faces, security, closing=closing, tracing=tracing), listener)
                 undo.append(server.stop)
             running = cls(node, faces, server, closing, data)
             write_node_file(data, server, token, node.me)
@@ -167,6 +188,7 @@ class RunningNode:
         await self.server.stop()
         await self._faces.modes.close()
         await self.node.stop(reason)
+        await asyncio.to_thread(self.node.tracing.close)
 
 
 def write_node_file(data: Path, server: ApiServer, token: str, me: PeerId) -> None:

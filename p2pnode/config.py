@@ -63,6 +63,8 @@ class JoinOptions:
     """Whether traffic costs money here: others give this device no layers that it would have to fetch."""
     allowed_hosts: tuple[str, ...] = ()
     """Host names the API answers to besides loopback and its own address."""
+    traces: bool = False
+    """Whether traces and GenAI metrics go to the OpenTelemetry collector that the OTEL_* variables name."""
     console: bool = False
     """Whether POST /shell/exec exists at all."""
     mcp: Path | None = None
@@ -195,6 +197,7 @@ CONVERTERS: Mapping[str, Callable[[Any], Any]] = {
     "port_mapping": _boolean,
     "metered": _boolean,
     "allowed_hosts": _many(_text),
+    "traces": _boolean,
     "console": _boolean,
     "mcp": _path,
     "oidc_issuer": _text,

@@ -60,6 +60,8 @@ class GenerateRequest:
     address: str = ""
     """Remote address as the socket saw it, by which a request is free or not; empty for this process itself."""
     request_id: str = ""
+    trace: str = ""
+    """W3C traceparent of what asks, on whatever device; empty where nobody traces."""
 
 
 @dataclass(frozen=True, slots=True)

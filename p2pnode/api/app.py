@@ -30,6 +30,7 @@ from p2pnode.api.openapi import document
 from p2pnode.api.panel import POLICY, find_panel, panel_routes
 from p2pnode.api.responses import responses_routes
 from p2pnode.api.security import ApiSecurity
+from p2pnode.api.traced import HEADER, begin
 from p2pnode.facade import NodeFacade
 from p2pnode.limits import (
     API_BODY_BYTES_MAX,
@@ -37,6 +38,7 @@ from p2pnode.limits import (
     API_LOADING_WAIT_S,
     API_RESPONSE_TIMEOUT_S,
 )
+from p2pnode.tracing import OFF, Tracing
 
 _OPEN_PREFIXES = ("/web/",)
 _OPEN_PATHS = ("/", "/health", "/favicon.ico")
@@ -50,6 +52,7 @@ def create_app(
     closing: asyncio.Event | None = None,
     panel: Path | None = None,
     loading_wait_s: float = API_LOADING_WAIT_S,
+    tracing: Tracing = OFF,
 ) -> Quart:
     """The application for one node; `closing` set ends every stream; requests wait `loading_wait_s` for a model."""
     metrics = ApiMetrics(node)
@@ -96,7 +99,7 @@ def create_app(
         await node.count()
         return Response(metrics.text(), content_type=CONTENT_TYPE)
 
-    _guard_requests(app, context)
+    _guard_requests(app, context, tracing)
 
     @app.errorhandler(Exception)
     async def failed(error: Exception) -> Response:
@@ -108,13 +111,13 @@ def create_app(
     return app
 
 
-def _guard_requests(app: Quart, context: ApiContext) -> None:
+def _guard_requests(app: Quart, context: ApiContext, tracing: Tracing) -> None:
     """Who asks, before a request; what a browser may do with the answer, and how long it took, after it."""
     guarded, metrics = context.security, context.metrics
 
     @app.before_request
     async def guard() -> None:
-        g.caller = None
+        g.caller = g.span = None
         g.begun_s = time.perf_counter()
         guarded.check_host(request.headers.get("Host", ""))
         is_open = request.path in _OPEN_PATHS or request.path.startswith(_OPEN_PREFIXES)
@@ -130,6 +133,8 @@ def _guard_requests(app: Quart, context: ApiContext) -> None:
         else:  # may fetch keys: not on the loop
             known = await asyncio.to_thread(guarded.authenticate, shown, remote, now_s)
         g.caller = None if known is None else replace(known, address=remote)
+        route = request.url_rule.rule if request.url_rule is not None else "none"
+        g.span = begin(tracing, request.method, route, request.headers.get(HEADER, ""))
 
     @app.after_request
     async def protect(response: Response) -> Response:
@@ -137,6 +142,9 @@ def _guard_requests(app: Quart, context: ApiContext) -> None:
         metrics.requests.labels(route, str(response.status_code)).inc()
         metrics.seconds.labels(route).observe(time.perf_counter() - g.begun_s)
         headers = response.headers
+        if g.span is not None and g.span.traceparent:
+            headers[HEADER] = g.span.traceparent
+            g.span.answered(response.status_code)
         headers["X-Content-Type-Options"] = "nosniff"
         headers["X-Frame-Options"] = "DENY"
         headers["Referrer-Policy"] = "no-referrer"

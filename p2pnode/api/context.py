@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from quart import g, request
@@ -14,6 +14,7 @@ from p2pnode.api.keys import Scope
 from p2pnode.api.metrics import ApiMetrics
 from p2pnode.api.patience import Look, patiently, with_patience
 from p2pnode.api.security import ApiSecurity, Caller, require
+from p2pnode.api.traced import current
 from p2pnode.errors import Busy
 from p2pnode.facade import GenerateEvent, GenerateRequest, NodeFacade
 from p2pnode.limits import API_LOADING_WAIT_S, API_REQUESTS_CONCURRENT_MAX
@@ -42,7 +43,10 @@ class ApiContext:
 
     def _generate(self, request: GenerateRequest, *, tell: bool) -> AsyncIterator[GenerateEvent]:
         return with_patience(
-            self.metrics.generate(request), self._look(request.model), self.loading_wait_s, tell=tell
+            self.metrics.generate(replace(request, trace=current())),
+            self._look(request.model),
+            self.loading_wait_s,
+            tell=tell,
         )
 
     async def loaded(self, model: str, work: Awaitable[T]) -> T:

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from quart import Response
 
+from p2pnode.api.traced import held
 from p2pnode.limits import API_STREAM_AHEAD_MAX, API_STREAM_HEARTBEAT_S
 
 T = TypeVar("T")
@@ -22,7 +23,7 @@ def sse_data(payload: bytes, *, event: str | None = None, event_id: str | None =
 
 
 def stream_response(body: AsyncIterator[bytes]) -> Response:
-    response = Response(body, content_type="text/event-stream; charset=utf-8")
+    response = Response(held(body), content_type="text/event-stream; charset=utf-8")
     response.headers["Cache-Control"] = "no-store"
     response.headers["X-Accel-Buffering"] = "no"
     response.timeout = None

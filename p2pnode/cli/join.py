@@ -73,6 +73,9 @@ import click
 @click.option(
     "--allow-host", "allowed_hosts", multiple=True, metavar="NAME", help="Host name the API also answers to."
 )
+@click.option(
+    "--traces", is_flag=True, help="Send traces by OTLP/HTTP to what OTEL_EXPORTER_OTLP_ENDPOINT names."
+)
 @click.option("--console", is_flag=True, help="Enable POST /shell/exec for admin keys on this machine.")
 @click.option(
     "--mcp", type=click.Path(path_type=Path), metavar="FILE", help="JSON file of tool servers for agents."
@@ -88,6 +91,7 @@ def join(
     no_mdns: bool,
     port_mapping: bool,
     metered: bool,
+    traces: bool,
     console: bool,
     as_json: bool,
     **flags: Any,
@@ -108,6 +112,7 @@ def join(
     flags["as_json"] = as_json
     flags |= {
         "mdns": False if no_mdns else None,
+        "traces": True if traces else None,
         "console": True if console else None,
         "ask": True if ask else None,
         "moved": True if moved else None,

@@ -162,3 +162,7 @@ SCHEDULE_DRAIN_S_MAX = 120.0
 """After the hours: answers move within seconds; who cannot move one in two minutes loses it."""
 LENDING_CHARACTERS_MAX = 80
 """What a device tells of its hours in a status: one short sentence."""
+
+TRACEPARENT_CHARACTERS_MAX = 55
+TRACES_CLOSE_S_MAX = 3.0
+"""How long a node that stops waits for the collector of its traces."""

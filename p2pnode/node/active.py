@@ -16,8 +16,9 @@ from p2pnode.node.catalog import KnownModel
 from p2pnode.node.engines import EngineHost
 from p2pnode.units import PeerId
 
-Announce = Callable[[str, int, int], Awaitable[int]]
-"""(request id, session, positions before the unit of output that comes now) to how far all devices compute it."""
+Announce = Callable[[str, int, int, str], Awaitable[int]]
+"""(request id, session, positions before the unit of output that comes now, traceparent) to how far
+all devices compute it."""
 Say = Callable[[dict[str, Any]], None]
 
 

@@ -71,6 +71,7 @@ from p2pnode.node.tasks import Tasks, describe
 from p2pnode.node.tidings import Tidings
 from p2pnode.node.witnessing import Witnessing
 from p2pnode.projections.settings import value_of
+from p2pnode.tracing import OFF, Tracing
 from p2pnode.transport.port import Transport
 
 _log = structlog.get_logger("p2pnode.node")
@@ -194,6 +195,7 @@ class Node:
         transport: Transport,
         store: ModelStore,
         clock_ms: Callable[[], int] = now_ms,
+        tracing: Tracing = OFF,
     ) -> None:
         self.options = options
         self.identity = identity
@@ -201,6 +203,7 @@ class Node:
         self.transport = transport
         self.store = store
         self.clock_ms = clock_ms
+        self.tracing = tracing
         self.name = options.name
         self.me = identity.peer_id
         self.started_ms = now_ms()

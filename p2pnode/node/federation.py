@@ -31,6 +31,7 @@ from p2pnode.node.offering import Offering
 from p2pnode.node.other_meshes import OtherMeshes
 from p2pnode.node.roles import INFER
 from p2pnode.pauses import with_pauses
+from p2pnode.tracing import traceparent_of
 from p2pnode.transport import messages
 from p2pnode.transport.port import Stream, Transport
 from p2pnode.units import PeerId
@@ -218,6 +219,7 @@ def _request_of(call: messages.AnyMessage, stream: Stream) -> GenerateRequest:
         caller=stream.peer_id,
         address=remote[2] if len(remote) > 2 else "",
         request_id="",
+        trace=traceparent_of(made.trace),
     )
 
 

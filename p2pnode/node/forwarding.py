@@ -32,6 +32,7 @@ from p2pnode.facade import (
 )
 from p2pnode.node.ledger import Ledger
 from p2pnode.node.loading import Loads
+from p2pnode.tracing import OFF, Tracing
 from p2pnode.units import PeerId
 
 Ask = Callable[[PeerId, GenerateRequest], AsyncIterator[GenerateEvent]]
@@ -115,8 +116,17 @@ async def closable(events: AsyncIterator[GenerateEvent]) -> AsyncGenerator[Gener
 class Forwarding:
     """Asks a member, and records here what was asked and what came back."""
 
-    def __init__(self, *, ledger: Ledger, ask: Ask, loads: Loads, new_id: Callable[[], str]) -> None:
+    def __init__(
+        self,
+        *,
+        ledger: Ledger,
+        ask: Ask,
+        loads: Loads,
+        new_id: Callable[[], str],
+        tracing: Tracing = OFF,
+    ) -> None:
         self._ledger, self._ask, self._loads, self._new_id = ledger, ask, loads, new_id
+        self._tracing = tracing
 
     async def generate(
         self,
@@ -157,6 +167,10 @@ class Forwarding:
     ) -> AsyncGenerator[GenerateEvent, None]:
         """The answer of one member, as far as it was not seen before."""
         request_id = request.request_id
+        span = self._tracing.begin(
+            "forward", request.trace, {"p2pnode.peer": peer, "p2pnode.request_id": request_id}, kind="client"
+        )
+        asked = replace(request, trace=span.traceparent)
         prompt = request.prompt if isinstance(request.prompt, str) else json.dumps(list(request.prompt))
         forwarded = facts.RequestForwarded(
             request_id=request_id,
@@ -185,14 +199,16 @@ class Forwarding:
             )
 
         try:
-            async with aclosing(seen.rest(self._heard(name, self._ask(peer, request)))) as events:
+            async with aclosing(seen.rest(self._heard(name, self._ask(peer, asked)))) as events:
                 async for event in events:
                     if isinstance(event, Finished):
                         await self._ledger.do(c.RecordFact(fact=ended(event.reason, event)))
                         stages = _of_mesh(event.stages, mesh[1])
                         event = replace(event, request_id=request_id, stages=stages)
                     yield event
+            span.end()
         except P2PNodeError as error:
+            span.end(error.code)
             failed = facts.RequestFailed(
                 request_id=request_id,
                 code=error.code,
@@ -202,6 +218,7 @@ class Forwarding:
             await self._ledger.do(c.RecordFact(fact=failed))
             raise
         except (GeneratorExit, asyncio.CancelledError):
+            span.end("cancelled")
             await asyncio.shield(self._ledger.do(c.RecordFact(fact=ended("cancelled"))))
             raise
 

@@ -33,6 +33,7 @@ from p2pnode.frame import POSITION_MAX, Frame
 from p2pnode.network import FREE_PATHS, Path
 from p2pnode.node.orders import PROBE_SESSION
 from p2pnode.projections import MeshState
+from p2pnode.tracing import OFF, Passed, Span, Tracing, traceparent_of
 from p2pnode.units import MICRO_PER_UNIT, PeerId
 
 OPEN = "session.open"
@@ -54,6 +55,8 @@ class Announcement(msgspec.Struct, frozen=True):
     request_id: Label
     prompt_tokens: Annotated[int, msgspec.Meta(ge=0, le=POSITION_MAX)]
     """Positions before the unit of output that comes now: the prompt, and units receipts were exchanged for."""
+    trace: Annotated[str, msgspec.Meta(max_length=limits.TRACEPARENT_CHARACTERS_MAX)] = ""
+    """W3C traceparent of the request at its head, where it has one."""
 
 
 @dataclass(slots=True)
@@ -63,6 +66,7 @@ class Grant:
     prompt_tokens: int
     units: dict[Layers, int]
     """Receipts signed for each stage here; empty when nobody counts."""
+    span: Span
 
     @property
     def reach(self) -> int:
@@ -94,8 +98,10 @@ class Grants:
         path: Callable[[PeerId], Path],
         serve: Callable[[str, Callable[[PeerId, dict[str, Any], Any], Any]], None],
         now_s: Callable[[], float] = time.monotonic,
+        tracing: Tracing = OFF,
     ) -> None:
         self._me, self._record, self._tallies = me, record, tallies
+        self._tracing = tracing
         self._stages_of, self._path, self._now_s = stages_of, path, now_s
         self._plans: dict[str, dict[int, Grant]] = {}
         self._heads: dict[str, PeerId] = {}
@@ -143,17 +149,41 @@ class Grants:
         debts = self._debts.setdefault(head, {}) if owed else {}
         for key, part in owed.items():
             debts[key] = Debt(part, part, self._now_s())
-        grant = Grant(head, asked.request_id, asked.prompt_tokens, dict.fromkeys(parts, 0))
         self._forget_released()
         self._heads[asked.plan_id] = head
         sessions = self._plans.setdefault(asked.plan_id, {})
-        sessions.pop(asked.session, None)
+        before = sessions.pop(asked.session, None)
+        span = self._span_of(asked, head, stages, before)
+        grant = Grant(head, asked.request_id, asked.prompt_tokens, dict.fromkeys(parts, 0), span)
         sessions[asked.session] = grant
         reach = self.reach_of(asked.plan_id)
         reach[asked.session] = grant.reach
         while len(sessions) > limits.GRANTS_PER_PLAN_MAX:
             self.close(asked.plan_id, next(iter(sessions)))
         return grant.reach
+
+    def _span_of(
+        self, asked: Announcement, head: PeerId, stages: list[TalliedStage], before: Grant | None
+    ) -> Span:
+        """One span of the head's trace for what is computed here of a request, also where it is announced again."""
+        if before is not None and before.request_id == asked.request_id:
+            return before.span
+        if before is not None:
+            before.span.end()
+        parent = traceparent_of(asked.trace)
+        if not parent:
+            return Passed()
+        return self._tracing.begin(
+            "stage",
+            parent,
+            {
+                "p2pnode.request_id": asked.request_id,
+                "p2pnode.plan_id": asked.plan_id,
+                "p2pnode.head": head,
+                "p2pnode.layers": [f"{stage.layers[0]}-{stage.layers[1] - 1}" for stage in stages],
+            },
+            kind="server",
+        )
 
     async def _room(self, head: PeerId, owed: Mapping[DebtKey, int]) -> None:
         """Wait a moment until a head has signed for enough: receipts follow the answer before this one."""
@@ -209,6 +239,7 @@ class Grants:
         if grant is None:
             return
         self.reach_of(plan_id).pop(session, None)
+        grant.span.end()
         for layers in grant.units:
             tally = self._tallies.get(plan_id, session, layers)
             if tally is None or not tally.layer_tokens:

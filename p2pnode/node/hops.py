@@ -22,6 +22,7 @@ from p2pnode.node.links import Links, ProgressCallback
 from p2pnode.node.rings import FIRST, OUTPUT
 from p2pnode.node.running import Running
 from p2pnode.node.whole import WHOLE
+from p2pnode.tracing import OFF, Tracing, Value
 from p2pnode.units import PeerId
 
 Say = Callable[[dict[str, Any]], None]
@@ -47,6 +48,9 @@ class Trace:
     decode_s: float = 0.0
     tokens: int = 0
     is_over: bool = False
+    parent: str = ""
+    """Traceparent of the request; empty where nobody traces."""
+    begun_ns: int = 0
 
 
 @dataclass(slots=True)
@@ -70,6 +74,7 @@ class Hops:
         running: Callable[[], Mapping[str, Running]],
         say: Say,
         clock: Callable[[], float],
+        tracing: Tracing = OFF,
     ) -> None:
         self._me = me
         self._links = links
@@ -78,6 +83,7 @@ class Hops:
         self._running = running
         self._say = say
         self._clock = clock
+        self._tracing = tracing
         self._seen: dict[str, _Seen] = {}
         self._busy: set[str] = set()
         self.traces: OrderedDict[str, Trace] = OrderedDict()
@@ -150,7 +156,18 @@ class Hops:
                 await self._look_at(active, running.get(plan_id, []))
         self._busy = set(running)
         for trace in self.traces.values():
-            trace.is_over = trace.request_id not in self._running()
+            if not trace.is_over and trace.request_id not in self._running():
+                trace.is_over = True
+                self._tell_hops(trace)
+
+    def _tell_hops(self, trace: Trace) -> None:
+        """A span a hop for the whole answer, and one for sampling: what its engine computed meanwhile, in sum."""
+        if not self._tracing.is_on or not trace.parent:
+            return
+        ended_ns = trace.begun_ns + int((trace.prefill_s + trace.decode_s) * 1e9)
+        for key, attributes in in_sum(trace).items():
+            name = "sampling" if key == "output" else f"hop {key}"
+            self._tracing.past(name, trace.parent, trace.begun_ns, ended_ns, attributes)
 
     def _follow(self, request: Running) -> None:
         trace = self.traces.get(request.request_id)
@@ -159,7 +176,8 @@ class Hops:
             active = request.active
             trace = self.traces[request.request_id] = Trace(
                 request.request_id, active.plan_id, active.model.name, active.mode, request.started_s, active.stages,
-                len(session.prompt),
+                len(session.prompt), parent=request.spans.traceparent,
+                begun_ns=self._tracing.now_ns() - int((self._clock() - request.started_s) * 1e9),
             )  # fmt: skip
             while len(self.traces) > limits.TRACES_KEPT_MAX:
                 self.traces.popitem(last=False)
@@ -189,8 +207,11 @@ class Hops:
         decode_s = sum(request.session.decode_s for request in requests)
         before, now = self._seen.get(active.plan_id), _Seen(counts, now_s, tokens, decode_s)
         self._seen[active.plan_id] = now
-        if before is None or not (requests or active.plan_id in self._busy):
+        if not (requests or active.plan_id in self._busy):
             return
+        if before is None:  # it answered before it was looked at: all that its units computed is of that
+            begun_s = [trace.begun_s for trace in self.traces.values() if trace.plan_id == active.plan_id]
+            before = _Seen({}, min(begun_s, default=now_s))
         sample = self._difference(active, before, now)
         if sample is None:
             return
@@ -234,6 +255,27 @@ class Hops:
         computing_ms = sum(hop["step_ms"] for hop in hops)
         rest_ms = None if token_ms is None else round(max(0.0, token_ms - computing_ms), 3)
         return {"hops": hops, "token_ms": token_ms, "rest_ms": rest_ms}
+
+
+def in_sum(trace: Trace) -> dict[str, dict[str, Value]]:
+    """By stage: its device, and the steps and seconds that all looks at a request counted."""
+    found: dict[str, dict[str, Value]] = {}
+    for hop in (hop for sample in trace.samples for hop in sample["hops"]):
+        row = found.setdefault(
+            hop["stage"],
+            {
+                "p2pnode.peer": hop["peer"],
+                "p2pnode.device": hop["name"],
+                "p2pnode.steps": 0,
+                "p2pnode.compute_s": 0.0,
+            },
+        )
+        if hop["layers"][1]:
+            row["p2pnode.layers"] = f"{hop['layers'][0]}-{hop['layers'][1] - 1}"
+        row["p2pnode.steps"] = int(str(row["p2pnode.steps"])) + int(hop["steps"])
+        spent_s = hop["steps"] * hop["step_ms"] / 1000
+        row["p2pnode.compute_s"] = round(float(str(row["p2pnode.compute_s"])) + spent_s, 6)
+    return found
 
 
 def counts_of(stats: Mapping[str, Any], unit: int) -> Counts:

@@ -170,7 +170,7 @@ class Pooling:
         await active.cells.take(len(tokens))
         try:
             if active.announce is not None:
-                await active.announce(request_id, session, len(tokens))
+                await active.announce(request_id, session, len(tokens), "")
             try:
                 rows = await self._rows(active, session, tokens)
             finally:

@@ -23,7 +23,9 @@ from p2pnode.errors import (
 from p2pnode.facade import Finished, GenerateEvent, GenerateRequest, PrefillProgress, TextDelta
 from p2pnode.frame import POSITION_MAX
 from p2pnode.node.active import Active
+from p2pnode.node.request_spans import RequestSpans, traced
 from p2pnode.node.running import Recovery, Running, Served, Standing
+from p2pnode.tracing import OFF, Tracing
 
 SURVIVABLE = (StageLost, EngineUnavailable, TransportError)
 """Conditions that say something about devices, not about the request."""
@@ -67,6 +69,7 @@ class Requests:
         new_id: Callable[[], str],
         seeded: Callable[[GenerateRequest], GenerateRequest],
         finished: Callable[[Running], None],
+        tracing: Tracing = OFF,
     ) -> None:
         self._choose = choose
         self._choose_again = choose_again
@@ -74,6 +77,7 @@ class Requests:
         self._new_id = new_id
         self._seeded = seeded
         self._finished = finished
+        self._tracing = tracing
         self._sessions = itertools.count(1)
         self.running: dict[str, Served] = {}
 
@@ -85,9 +89,15 @@ class Requests:
         """Those that this node's own plans compute."""
         return {name: one for name, one in self.running.items() if isinstance(one, Running)}
 
-    async def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateEvent]:
+    def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateEvent]:
         """Runs to the end or raises; closing the iterator early frees every stage."""
-        active = await self._choose(request)
+        return traced(self._tracing, request, lambda spans: self._generate(request, spans))
+
+    async def _generate(
+        self, request: GenerateRequest, spans: RequestSpans
+    ) -> AsyncGenerator[GenerateEvent, None]:
+        with spans.step("load"):
+            active = await self._choose(request)
         active.used_s = time.monotonic()
         try:
             prompt = await self._tokens(active, request)
@@ -95,19 +105,22 @@ class Requests:
             if not isinstance(error, EngineUnavailable) and active.is_usable:
                 raise
             # It died since the last request, or gave way to another plan; this one waits for what comes instead.
-            active = await self._choose(request)
+            with spans.step("load"):
+                active = await self._choose(request)
             prompt = await self._tokens(active, request)
         budget = self._budget(active, request, len(prompt))
         params = self._seeded(request).sampling  # chance of its own, yet the same again after a loss
         session = Session(self.new_session(), prompt, params, budget, stop=tuple(request.stop))
         request_id = request.request_id or self._new_id()
-        running = Running(request_id, request, session, active, time.monotonic())
+        running = Running(request_id, request, session, active, time.monotonic(), spans=spans)
         session.pause_at = limits.OUTPUT_TOKENS_PER_UNIT
         session.at_pause = lambda: self._unit(running)
         taken: list[Cells] = []
         try:
-            await self._take(running, taken)
+            with spans.step("queue"):
+                await self._take(running, taken)
             await self._book.accepted(running)
+            spans.accepted(request_id, active.mode, active.plan_id)
             self.running[request_id] = running
             # Closed here and not when garbage is collected: the cells below are free once the stages are.
             async with aclosing(self._run(running, self._survive(running, taken))) as events:
@@ -144,7 +157,7 @@ class Requests:
         except P2PNodeError:
             return  # whoever should have kept it is gone; the answer is whole all the same
 
-    async def relay(
+    def relay(
         self,
         request: GenerateRequest,
         standing: Standing,
@@ -155,6 +168,15 @@ class Requests:
 
         `ask` writes into the session what there is to know of it; `prompt_tokens` is a guess until it does.
         """
+        return traced(self._tracing, request, lambda _: self._relay(request, standing, prompt_tokens, ask))
+
+    async def _relay(
+        self,
+        request: GenerateRequest,
+        standing: Standing,
+        prompt_tokens: int,
+        ask: Callable[[Served], AsyncGenerator[GenerateEvent, None]],
+    ) -> AsyncGenerator[GenerateEvent, None]:
         session = Session(self.new_session(), range(prompt_tokens), request.sampling, request.max_tokens)
         request_id = request.request_id or self._new_id()
         served = Served(request_id, request, session, standing, time.monotonic())
@@ -221,7 +243,9 @@ class Requests:
                             continue
                         if recovery is not None:
                             running.recovery = None
-                            await self._book.recovered(running, recovery.times_ms())
+                            times_ms = recovery.times_ms()
+                            await self._book.recovered(running, times_ms)
+                            running.spans.refilled(times_ms)
                         yield event
                     await self._keep(running, reuse)
                     return
@@ -250,7 +274,7 @@ class Requests:
         if announce is not None:
             units = len(session.generated) // limits.OUTPUT_TOKENS_PER_UNIT
             before = len(session.prompt) + units * limits.OUTPUT_TOKENS_PER_UNIT
-            reach = await announce(running.request_id, session.session, before)
+            reach = await announce(running.request_id, session.session, before, running.spans.traceparent)
             running.is_counted = running.is_counted or reach < POSITION_MAX
 
     async def _move(self, running: Running, error: P2PNodeError, taken: list[Cells]) -> None:

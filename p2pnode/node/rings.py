@@ -308,8 +308,8 @@ class Rings:
     def _announcing(self, plan_id: str, peers: set[PeerId]) -> Announce | None:
         """All devices of a ring are told at once, before its first frame."""
 
-        async def announce(request_id: str, session: int, prompt_tokens: int) -> int:
-            asked = msgspec.to_builtins(Announcement(plan_id, session, request_id, prompt_tokens))
+        async def announce(request_id: str, session: int, prompt_tokens: int, trace: str) -> int:
+            asked = msgspec.to_builtins(Announcement(plan_id, session, request_id, prompt_tokens, trace))
             async with first_condition(), asyncio.TaskGroup() as group:
                 told = [group.create_task(self._announce_to(peer, asked)) for peer in sorted(peers)]
             return min(task.result() for task in told)

@@ -11,6 +11,7 @@ from p2pnode.compute.scheduler import Session
 from p2pnode.facade import GenerateRequest
 from p2pnode.node.active import Active, Place
 from p2pnode.node.catalog import KnownModel
+from p2pnode.node.request_spans import RequestSpans, untraced
 
 
 class Standing(Protocol):
@@ -95,6 +96,7 @@ class Running(Served):
     """A request computed by engines, here or along a ring."""
 
     active: Active
+    spans: RequestSpans = field(default_factory=untraced)
 
     def view(self) -> dict[str, Any]:
         return {**Served.view(self), "engine": self.active.options}

@@ -51,6 +51,7 @@ def assemble_answers(node: Node) -> None:
         new_id=_request_id,
         seeded=repeatable,
         finished=node.tidings.request_finished,
+        tracing=node.tracing,
     )
     node.backends = Backends(
         me=node.me,
@@ -89,7 +90,9 @@ def assemble_answers(node: Node) -> None:
         ),
         is_guest=node.mesh.is_guest,
     )
-    node.forwarding = Forwarding(ledger=ledger, ask=node.federation.ask, loads=node.loads, new_id=_request_id)
+    node.forwarding = Forwarding(
+        ledger=ledger, ask=node.federation.ask, loads=node.loads, new_id=_request_id, tracing=node.tracing
+    )
     node.answering = Answering(
         catalog=node.catalog,
         links=node.links,

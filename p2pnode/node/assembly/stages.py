@@ -49,6 +49,7 @@ def assemble_stages(node: Node) -> None:
         stages_of=node.hosting.of_head,
         path=lambda peer: node.links.path(peer),
         serve=node.links.serve,
+        tracing=node.tracing,
     )
     node.reduce_streams = ReduceStreams(
         hosting=node.hosting, links=node.links, transport=transport, tasks=node.tasks

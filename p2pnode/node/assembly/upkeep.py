@@ -52,5 +52,6 @@ def assemble_upkeep(node: Node) -> None:
         running=node.requests.on_plans,
         say=node.say,
         clock=time.monotonic,
+        tracing=node.tracing,
     )
     node.tools = Tools(read_file(options.mcp) if options.mcp else {}, node.recording.tool_called)

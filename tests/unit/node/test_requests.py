@@ -138,7 +138,7 @@ class World:
         return cast(Active, made)
 
     def _announcing(self, name: str) -> Any:
-        async def announce(request_id: str, session: int, prompt_tokens: int) -> int:
+        async def announce(request_id: str, session: int, prompt_tokens: int, trace: str) -> int:
             self.announced.append((name, request_id, prompt_tokens))
             if name in self.refused:
                 raise StageLost(f"{name} was refused")
