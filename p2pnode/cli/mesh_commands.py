@@ -122,8 +122,10 @@ def peers(links: bool, data: Path | None, api: str | None, as_json: bool) -> Non
 
 
 def peer_state(peer: Mapping[str, Any]) -> str:
-    """Whether it is there, and where it does not lend itself now, since when it will."""
+    """Whether it is there, why not, and where it does not lend itself now, since when it will."""
     words = ["this device" if peer.get("self") else str(peer.get("state", "-"))]
+    if peer.get("state") in ("suspect", "offline") and peer.get("lost_reason"):
+        words.append(str(peer["lost_reason"]))
     if peer.get("device_state", "active") != "active":
         words.append(str(peer["device_state"]))
         words += [str(peer["lending"])] * bool(peer.get("lending"))

@@ -9,7 +9,7 @@ from p2pnode import limits
 from p2pnode.compute import care, cost
 from p2pnode.compute.cost import Group, Mesh, ModelShape
 from p2pnode.compute.plan import Plan, PlanMode, Prediction, Rank, Spare, StagePlan, role_of
-from p2pnode.compute.wish import Rejection, Wish, size_text
+from p2pnode.compute.wish import Rejection, Wish, absent, size_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +213,7 @@ class Builder:
                 device
                 for device in self.mesh.devices.values()
                 if device.peer not in group.peers
-                and not device.is_paused
+                and absent(device) is None
                 and (not device.is_metered or layers <= device.held_layers)
                 and device.peer not in self.wish.excluded
                 and device.name not in self.wish.excluded

@@ -95,6 +95,8 @@ class Device:
     """Embedding and output matrix are there too."""
     is_paused: bool = False
     """Paused or draining by its owner."""
+    silent_s: float = 0.0
+    """It is connected and gives no sign of life for so long: perhaps it was switched off."""
     lending: str = ""
     """What it says of the hours in which it lends itself, such as `lends itself again at 20:00 CET`."""
     on_battery: bool = False

@@ -14,7 +14,7 @@ from p2pnode import limits
 from p2pnode.compute import care, cost
 from p2pnode.compute.cost import Device, Group, Mesh, ModelShape
 from p2pnode.compute.plan import Plan
-from p2pnode.compute.wish import Rejection, Wish, rests, size_text
+from p2pnode.compute.wish import Rejection, Wish, absent, size_text
 
 Elsewhere = Literal["needed", "faster", "never"]
 SETTING = "serve.elsewhere"
@@ -91,8 +91,8 @@ def _holds(shape: ModelShape, device: Device) -> bool:
 
 
 def _unable(wish: Wish, shape: ModelShape, device: Device) -> str | None:
-    if device.is_paused:
-        return rests(device)
+    if (why := absent(device)) is not None:
+        return why
     if device.peer in wish.excluded or device.name in wish.excluded:
         return "you excluded it"
     if (banned := care.banned(wish, device)) is not None:

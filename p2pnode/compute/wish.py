@@ -152,16 +152,19 @@ def usable_devices(wish: Wish, shape: ModelShape, mesh: Mesh) -> tuple[list[Devi
 def _unusable(device: Device, excluded: set[str]) -> str | None:
     if device.peer in excluded:
         return "you excluded it"
-    if device.is_paused:
-        return rests(device)
+    if (why := absent(device)) is not None:
+        return why
     if device.decode_bytes_per_s <= 0:
         return "its speed is not measured yet"
     return None
 
 
-def rests(device: Device) -> str:
-    """Why a device that its owner does not lend now is left out, and when it comes back if it says so."""
-    return f"it is paused, {device.lending}" if device.lending else "it is paused"
+def absent(device: Device) -> str | None:
+    """Why a device that its owner does not lend now is left out, and when it comes back if it says so; or that it
+    gives no sign of life."""
+    if device.is_paused:
+        return f"it is paused, {device.lending}" if device.lending else "it is paused"
+    return f"it may be gone: silent for {device.silent_s:.0f} s" if device.silent_s > 0 else None
 
 
 def capped(wish: Wish, shape: ModelShape, mesh: Mesh) -> Mesh:

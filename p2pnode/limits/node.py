@@ -55,6 +55,15 @@ STATUS_INTERVAL_S = 5.0
 STATUS_SILENCE_S_MAX = 30.0
 """Six intervals: a status stream that says nothing for so long is not one any more."""
 
+SILENCE_LOOK_S = 1.0
+SILENCE_ASK_S = 2.0
+"""Statuses come every 5 s both ways, so a quiet link is asked a few times in that; a sign of life is one packet."""
+
+SILENCE_UNANSWERED_SUSPECT = 1
+SILENCE_UNANSWERED_MAX = 7
+"""One question a second: after some 9 s without a packet a device is gone, also for requests (10 s). QUIC repeats
+each question by itself, so that lost packets alone do not make it so long."""
+
 INSTANCES_KEPT_MAX = 4
 """Starts of one member that are remembered to notice a second device under its identity; two would do."""
 

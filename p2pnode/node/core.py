@@ -36,6 +36,7 @@ from p2pnode.node.failover import Failover
 from p2pnode.node.federation import Federation
 from p2pnode.node.forwarding import Forwarding
 from p2pnode.node.grants import Grants
+from p2pnode.node.heartbeat import Heartbeat
 from p2pnode.node.histories import Histories
 from p2pnode.node.hops import Hops
 from p2pnode.node.hosting import Hosting
@@ -163,6 +164,8 @@ class Node:
     """Texts made into vectors."""
 
     # What others hear of this node, and its record before them and theirs before it.
+    heartbeat: Heartbeat
+    """Signs of life of connected devices."""
     presence: Presence
     """Status told and heard, discovery."""
     log_sharing: LogSharing

@@ -14,6 +14,7 @@ from p2pnode.facade import JsonObject
 from p2pnode.machine import now_ms
 from p2pnode.node import directions
 from p2pnode.node.links import Link
+from p2pnode.node.silence import words
 from p2pnode.units import PeerId
 
 if TYPE_CHECKING:
@@ -84,20 +85,24 @@ def _show_link(node: Node, entry: JsonObject, link: Link) -> None:
     entry["tried"] = [{"address": a, "reason": r} for a, r in link.tried]
     if link.is_up and link.connection is not None:
         stats = link.connection.stats()
+        silent_ms = round(1000 * node.heartbeat.silent_s(link.peer_id))
         entry.update(
-            state="online",
+            state="suspect" if node.heartbeat.is_suspect(link.peer_id) else "online",
+            silent_ms=silent_ms,
             rtt_ms=round(stats.rtt_s * 1000, 3),
             path=stats.path,
             bytes_sent=stats.bytes_sent,
             bytes_received=stats.bytes_received,
             datagram_bytes=stats.datagram_bytes,
         )
+        if node.heartbeat.is_suspect(link.peer_id):
+            entry["lost_reason"] = words(silent_ms / 1000)
         if (timed := node.link_times.times.get(link.peer_id)) is not None:
             entry["link"] = {
                 "rtt_ms": round(timed.rtt_s * 1000, 3),
                 "bytes_per_s": round(timed.bytes_per_s),
             }
-        entry["last_seen_ms"] = now_ms()
+        entry["last_seen_ms"] = now_ms() - silent_ms
     elif entry["state"] in ("online", "unadmitted") and node.mesh.is_member(PeerId(entry["peer"])):
         entry["state"] = "offline"  # the founder holds no grant: it is what grants lead back to
     if link.status is not None:

@@ -59,6 +59,7 @@ class Life:
         node.tasks.spawn("record clock", self._tick())
         node.tasks.spawn("witnesses", node.witnessing.run())
         node.tasks.spawn("hops", node.hops.run())
+        node.tasks.spawn("heartbeat", node.heartbeat.run())
         node.tasks.spawn("readiness", node.readiness.run())
         node.tasks.spawn("backends", node.backends.run())
         node.tasks.spawn("histories", node.histories.run())

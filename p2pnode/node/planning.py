@@ -91,7 +91,10 @@ class Planning:
         engine: Callable[[ContentId], EngineOptions] = lambda _: EngineOptions(),
         policy: Callable[[], Policy] = Policy,
         elsewhere: Callable[[], Elsewhere] = lambda: "needed",
+        silent_s: Callable[[PeerId], float] = lambda _: 0.0,
     ) -> None:
+        self._silent_s = silent_s
+        """Of devices that are connected and give no sign of life; 0 for all others."""
         self._elsewhere = elsewhere
         self._me = me
         self._engine = engine
@@ -187,6 +190,7 @@ class Planning:
             held_layers=frozenset(layer for first, end in held.layers for layer in range(first, end)),
             holds_ends=held.ends,
             is_paused=state != "active",
+            silent_s=self._silent_s(PeerId(peer)),
             lending=lending if state != "active" else "",
             on_battery=bool(said.get("on_battery")),
             is_metered=bool(said.get("is_metered")),

@@ -56,6 +56,7 @@ class Presence:
         duplicates: Duplicates,
         external: Callable[[], list[dict[str, Any]]],
         witnessed: Callable[[], list[list[Any]]],
+        why_lost: Callable[[PeerId], str],
         heard_other: Callable[[PeerId, list[str]], None],
         now_ms: Callable[[], int],
         say: Callable[[dict[str, Any]], None],
@@ -80,6 +81,7 @@ class Presence:
         self._duplicates = duplicates
         self._external = external
         self._witnessed = witnessed
+        self._why_lost = why_lost
         self._heard_other = heard_other
         """Told of devices nearby that are no members here: one may be of a mesh whose guest this node is."""
         self._now_ms = now_ms
@@ -231,7 +233,6 @@ class Presence:
 
     def link_changed(self, link: Link, is_up: bool) -> None:
         if not is_up and not self._stopping.is_set():
-            self._tasks.spawn(
-                "peer lost", self._ledger.do(c.RecordPeerLost(peer=link.peer_id, reason="connection lost"))
-            )
+            lost = c.RecordPeerLost(peer=link.peer_id, reason=self._why_lost(link.peer_id))
+            self._tasks.spawn("peer lost", self._ledger.do(lost))
         self._say({"kind": "link", "data": {"peer": link.peer_id, "name": link.name, "up": is_up}})

@@ -91,6 +91,10 @@ class Connection(Protocol):
         """One libp2p ping; seconds."""
         ...
 
+    def nudge(self) -> None:
+        """Ask for a sign of life without waiting for it: it counts as bytes received."""
+        ...
+
     async def close(self, code: int = 0, reason: str = "") -> None: ...
 
 

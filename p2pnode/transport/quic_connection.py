@@ -142,6 +142,9 @@ class QuicPeerConnection:
         except TimeoutError as error:
             raise PeerTimeout(f"{self.peer_id} did not answer a ping within {timeout_s:g} s") from error
 
+    def nudge(self) -> None:
+        self.sending.nudge()
+
     async def close(self, code: int = 0, reason: str = "") -> None:
         self.close_now(code, reason)
 

@@ -134,10 +134,15 @@ class Sending:
 
     def _on_keep_alive(self) -> None:
         if not self._is_over:
+            self.nudge()
+            self.keep_alive()
+
+    def nudge(self) -> None:
+        """A ping frame; the peer acknowledges it, and it is repeated until then."""
+        if not self._is_over:
             self._ping_uid += 1
             self._core.send_ping(self._ping_uid)
             self.flush()
-            self.keep_alive()
 
     def stop(self) -> None:
         """The connection is over: nothing leaves and no timer fires any more."""

@@ -81,6 +81,16 @@ class TransportContract:
             await until(lambda: two.connection(one.peer_id) is not None)
             assert await two.dial([], one.peer_id) is two.connection(one.peer_id)
 
+    async def test_a_nudge_brings_a_sign_of_life_that_counts_as_received(self) -> None:
+        async with self.nodes("one", "two") as (one, two):
+            connection = await self.dial(one, two)
+            await connection.ping()
+            before = connection.stats().bytes_received
+            connection.nudge()
+            await until(lambda: connection.stats().bytes_received > before)
+            await connection.close()
+            connection.nudge()
+
     async def test_another_peer_at_the_address_is_a_mismatch(self) -> None:
         async with self.nodes("one", "two") as (one, two):
             with pytest.raises(IdentityMismatch) as caught:

@@ -49,6 +49,7 @@ def assemble_plans(node: Node) -> None:
         name=node.name,
         engine=node.engine_options.of_model,
         policy=node.policy,
+        silent_s=lambda peer: node.heartbeat.suspect_s(peer),
         elsewhere=lambda: elsewhere_of(value_of(ledger.state.settings, ELSEWHERE)),
     )
     node.loads = Loads(kind="loading", name=node.name, say=node.say, clock=time.monotonic)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 from p2pnode.events.folder import read_policy
 from p2pnode.machine import now_ms
+from p2pnode.node.heartbeat import Heartbeat
 from p2pnode.node.histories import Histories
 from p2pnode.node.log_sharing import LogSharing
 from p2pnode.node.presence import Presence
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
 def assemble_telling(node: Node) -> None:
     options, ledger, transport = node.options, node.ledger, node.transport
+    node.heartbeat = Heartbeat(node.links, tasks=node.tasks, clock=time.monotonic)
     node.presence = Presence(
         name=node.name,
         ledger=ledger,
@@ -37,6 +40,7 @@ def assemble_telling(node: Node) -> None:
         duplicates=node.duplicates,
         external=lambda: node.backends.told(),
         witnessed=lambda: node.histories.told(),
+        why_lost=node.heartbeat.why_lost,
         heard_other=lambda peer, addresses: node.others.heard_nearby(peer, addresses),
         now_ms=now_ms,
         say=node.say,

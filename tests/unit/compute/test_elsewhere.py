@@ -51,6 +51,7 @@ def test_a_far_holder_is_later_with_the_first_token_only() -> None:
     ("changes", "wish", "reason"),
     [
         ({"is_paused": True}, Wish(HEAD), "it is paused"),
+        ({"silent_s": 4.2}, Wish(HEAD), "it may be gone: silent for 4 s"),
         ({}, Wish(HEAD, excluded=frozenset({"n1"})), "you excluded it"),
         ({"decode_bytes_per_s": 0.0}, Wish(HEAD), "its speed is not measured yet"),
         ({"on_battery": True}, Wish(HEAD, battery="never"), "it runs on its battery, and the setting"),

@@ -149,6 +149,13 @@ def test_a_device_outside_its_hours_says_when_it_is_back() -> None:
     assert reasons(planned) == {"attic": "it is paused, lends itself again at 20:00 CET"}
 
 
+def test_a_device_that_gives_no_sign_of_life_is_no_part_and_no_spare() -> None:
+    silent = replace(device("n1", gb_per_s=40), silent_s=5.0)
+    planned = plan(Wish(HEAD, mode="pipeline"), shape(), mesh(device("n0"), silent, device("n2")))
+    assert reasons(planned)["n1"] == "it may be gone: silent for 5 s"
+    assert silent.peer not in {*planned.plan.peers, *(spare.peer for spare in planned.plan.spares)}
+
+
 def test_devices_that_cannot_help_say_why() -> None:
     found = mesh(device("n0"), device("n1", is_paused=True), device("n2", gb_per_s=0))
     planned = plan(Wish(HEAD), shape(), found)
