@@ -21,14 +21,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 try:
-    from eventsourcing.application import Application
-    from eventsourcing.domain import Aggregate, event
+    from bench.record_baseline import append_theirs, append_theirs_concurrently, replay_theirs
 except ImportError:
     print("the comparison needs the package eventsourcing: pip install -e .[bench]")
     sys.exit(0)
@@ -113,8 +113,8 @@ def appends(folder: Path, count: int, rounds: int) -> Json:
         ours = asyncio.run(append_ours(folder / f"ours{number}", count, CALLERS))
         single = asyncio.run(append_ours(folder / f"single{number}", max(count // 30, 200), 1))
         batches = asyncio.run(append_ours_in_batches(folder / f"batches{number}", count))
-        theirs = append_theirs_concurrently(folder / f"theirs{number}.db", max(count // 10, 640))
-        their_batches = append_theirs(folder / f"their_batches{number}.db", count // 3)
+        theirs = append_theirs_concurrently(folder / f"theirs{number}.db", max(count // 10, 640), CALLERS)
+        their_batches = append_theirs(folder / f"their_batches{number}.db", count // 3, ACCOUNTS)
         runs.append(
             {
                 "fsync_p50_us": statistics.median((before_us, fsync_p50_us(folder))),
@@ -145,25 +145,6 @@ async def append_ours_in_batches(folder: Path, count: int, batch: int = 100) -> 
     return round(count / elapsed)
 
 
-def append_theirs_concurrently(path: Path, count: int) -> int:
-    """64 threads, each saving one event at a time to an account of its own."""
-    application = open_theirs(path)
-    accounts = [Account(f"a{number}") for number in range(CALLERS)]
-    application.save(*accounts)
-
-    def caller(account: Account) -> None:
-        for number in range(count // CALLERS):
-            account.move(1_000_000, f"req-{number}", account.name, 1_790_000_000_000)
-            application.save(account)
-
-    started = time.perf_counter()
-    with ThreadPoolExecutor(CALLERS) as pool:
-        list(pool.map(caller, accounts))
-    elapsed = time.perf_counter() - started
-    application.close()
-    return round(count / elapsed)
-
-
 async def append_ours(folder: Path, count: int, callers: int) -> Json:
     """The whole path: decide against the folded state, encode, hash, index, tile, seal, sync, answer."""
     log: SqliteLog[Any] = SqliteLog.open(folder, identity(), fold=MeshFold())
@@ -187,53 +168,13 @@ async def append_ours(folder: Path, count: int, callers: int) -> Json:
     }
 
 
-class Account(Aggregate):
-    """Their way of saying the same."""
-
-    @event("Opened")
-    def __init__(self, name: str) -> None:
-        self.name, self.balance = name, 0
-        self.last = ("", "", 0)
-
-    @event("Moved")
-    def move(self, amount: int, request: str, payer: str, expires: int) -> None:
-        self.balance += amount
-        self.last = (request, payer, expires)
-
-
-class Accounts(Application):
-    snapshotting_intervals: ClassVar[dict[Any, int]] = {}
-
-
-def open_theirs(path: Path) -> Accounts:
-    return Accounts(
-        env={"PERSISTENCE_MODULE": "eventsourcing.sqlite", "SQLITE_DBNAME": str(path)},
-    )
-
-
-def append_theirs(path: Path, count: int, batch: int = 100) -> int:
-    """Batches of 100 events in one save: their fastest durable way short of one huge transaction."""
-    application = open_theirs(path)
-    accounts = [Account(f"a{number}") for number in range(ACCOUNTS)]
-    application.save(*accounts)
-    started = time.perf_counter()
-    for first in range(0, count, batch):
-        account = accounts[first // batch % ACCOUNTS]
-        for number in range(first, first + batch):
-            account.move(1_000_000, f"req-{number}", account.name, 1_790_000_000_000)
-        application.save(account)
-    elapsed = time.perf_counter() - started
-    application.close()
-    return round(count / elapsed)
-
-
 # --- replay -----------------------------------------------------------------------------------------
 def replays(folder: Path, count: int, rounds: int) -> Json:
     """From the database to balances: every event read, decoded and folded; per second of processor time,
     since both are bound by it and the machine may be shared."""
     ours, theirs = folder / "replay", folder / "replay.db"
     write_fast(ours, count)
-    append_theirs(theirs, count // 2)
+    append_theirs(theirs, count // 2, ACCOUNTS)
     runs = []
     for _ in range(rounds):
         reader = LogReader(ours / LOG_DIR / DATABASE)
@@ -271,28 +212,6 @@ def balances_only(reader: LogReader) -> dict[str, int]:
             for account, amount in event_.shares:
                 balances[account] = balances.get(account, 0) + amount
     return balances
-
-
-def replay_theirs(path: Path) -> int:
-    """Their notification log, decoded by their mapper: faster than their repository."""
-    application = open_theirs(path)
-    balances: dict[str, int] = {}
-    started = time.process_time()
-    first, count = 1, 0
-    while True:
-        notifications = application.recorder.select_notifications(start=first, limit=1000)
-        if not notifications:
-            break
-        for notification in notifications:
-            domain_event = application.mapper.to_domain_event(notification)
-            amount = getattr(domain_event, "amount", 0)
-            key = str(domain_event.originator_id)
-            balances[key] = balances.get(key, 0) + amount
-            count += 1
-        first = notifications[-1].id + 1
-    elapsed = time.process_time() - started
-    application.close()
-    return round(count / elapsed)
 
 
 # --- a large log ------------------------------------------------------------------------------------

@@ -16,53 +16,29 @@ import json
 import multiprocessing
 import os
 import platform
-import ssl
 import statistics
-import struct
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from aioquic.asyncio import QuicConnectionProtocol, connect, serve
-from aioquic.quic.configuration import QuicConfiguration
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-import engine_hop
-from conditions import awake_cores
-
+from bench import engine_hop
+from bench.conditions import awake_cores
+from bench.transport_baselines import stock_client, stock_server, tcp_client, tcp_server
+from bench.transport_exchange import PARTS, ROUND_TRIPS, Channel, Queue, Variant, answer, measure
 from p2pnode.errors import RemoteProtocolError
 from p2pnode.identity import Identity
 from p2pnode.transport.quic import QuicTransport
 from p2pnode.transport.quic_connection import QuicPeerConnection
 from p2pnode.transport.quic_core import QuicCore
 from p2pnode.transport.quic_fast import FastQuicCore
-from p2pnode.transport.tls import make_certificate
 
-BULK_S = 1.0
-ROUND_TRIPS = {100: 300, 8192: 300, 262_144: 25}
-PARTS = ("bulk", *map(str, ROUND_TRIPS), "new")
-CHUNK = 262_144
 LISTEN = ("/ip4/127.0.0.1/udp/0/quic-v1",)
-Queue = Any
-
-
-@dataclass(frozen=True)
-class Variant:
-    name: str
-    kind: str
-    datagram: int = 0
-    core: str = "fast"
-    parts: tuple[str, ...] = PARTS
-
 
 VARIANTS = [
     Variant("TCP (asyncio)", "tcp"),
@@ -82,205 +58,6 @@ VARIANTS = [
     Variant("engine to engine 1452", "engines", 1452),
     Variant("engine to engine 16384", "engines", 16_384),
 ]
-
-
-# --- measuring: a channel is (write, read_exactly, close) ------------------------------------------
-Write = Callable[[bytes], Awaitable[None]]
-Read = Callable[[int], Awaitable[bytes]]
-Open = Callable[[], Awaitable[tuple[Write, Read, Callable[[], Awaitable[None]]]]]
-
-HEADER = struct.Struct(">cI")
-"""Kind (b bulk, r round trip) and size, before each body; the answer to a bulk body is one byte at its end."""
-
-
-async def answer(write: Write, read: Read) -> None:
-    """The serving side of a channel, until it ends."""
-    while True:
-        kind, size = HEADER.unpack(await read(HEADER.size))
-        if kind == b"r":
-            await write(await read(size))
-            continue
-        while size:
-            step = min(size, CHUNK)
-            await read(step)
-            size -= step
-        await write(struct.pack(">d", time.process_time()))
-
-
-async def measure(open_channel: Open, parts: Sequence[str]) -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    write, read, close = await open_channel()
-    body = os.urandom(CHUNK)
-
-    async def bulk(chunks: int) -> float:
-        await write(HEADER.pack(b"b", chunks * CHUNK))
-        for _ in range(chunks):
-            await write(body)
-        return float(struct.unpack(">d", await read(8))[0])
-
-    if "bulk" in parts:
-        started = time.perf_counter()
-        await bulk(8)
-        chunks = max(8, min(1200, int(8 * BULK_S / (time.perf_counter() - started))))
-        far, near, started = await bulk(1), time.process_time(), time.perf_counter()
-        far = await bulk(chunks) - far
-        elapsed, near = time.perf_counter() - started, time.process_time() - near
-        megabytes = chunks * CHUNK / 1e6
-        result["bulk_mb_s"] = megabytes / elapsed
-        result["cpu_ms_per_mb"] = {"send": near / megabytes * 1e3, "receive": far / megabytes * 1e3}
-
-    async def trip(size: int, write: Write, read: Read) -> float:
-        message = HEADER.pack(b"r", size) + body[:size]
-        started = time.perf_counter()
-        await write(message)
-        await read(size)
-        return (time.perf_counter() - started) * 1e3
-
-    for size, count in ROUND_TRIPS.items():
-        if str(size) not in parts:
-            continue
-        for _ in range(count // 10):
-            await trip(size, write, read)
-        times = sorted([await trip(size, write, read) for _ in range(count)])
-        result[f"rtt_ms_{size}"] = {"p50": times[count // 2], "p99": times[int(count * 0.99)]}
-    await close()
-    if "new" not in parts:
-        return result
-    times = []
-    for _ in range(60):
-        started = time.perf_counter()
-        write, read, close = await open_channel()
-        await trip(8192, write, read)
-        times.append((time.perf_counter() - started) * 1e3)
-        await close()
-    result["new_stream_rtt_ms_8192"] = {"p50": statistics.median(times)}
-    return result
-
-
-# --- TCP and TLS -----------------------------------------------------------------------------------
-def _pem() -> tuple[str, str]:
-    import datetime
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    made = make_certificate(Identity.generate(), key, datetime.datetime.now(datetime.UTC), 1)
-    folder = Path(tempfile.mkdtemp())
-    (folder / "cert.pem").write_bytes(made.public_bytes(serialization.Encoding.PEM))
-    (folder / "key.pem").write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-    )
-    return str(folder / "cert.pem"), str(folder / "key.pem")
-
-
-async def tcp_server(variant: Variant, queue: Queue) -> None:
-    context = None
-    if variant.kind == "tls":
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(*_pem())
-
-    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            await answer(*_channel(reader, writer)[:2])
-        except (asyncio.IncompleteReadError, ConnectionError):
-            writer.close()
-
-    server = await asyncio.start_server(handle, "127.0.0.1", 0, limit=1 << 20, ssl=context)
-    queue.put(server.sockets[0].getsockname()[1])
-    await asyncio.Event().wait()
-
-
-def _channel(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-) -> tuple[Write, Read, Callable[[], Awaitable[None]]]:
-    async def write(data: bytes) -> None:
-        writer.write(data)
-        await writer.drain()
-
-    async def close() -> None:
-        writer.write_eof() if writer.can_write_eof() else writer.close()
-
-    return write, reader.readexactly, close
-
-
-async def tcp_client(variant: Variant, port: int) -> dict[str, Any]:
-    context = None
-    if variant.kind == "tls":
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-
-    async def open_channel() -> tuple[Write, Read, Callable[[], Awaitable[None]]]:
-        return _channel(*await asyncio.open_connection("127.0.0.1", port, limit=1 << 20, ssl=context))
-
-    return await measure(open_channel, variant.parts)
-
-
-# --- aioquic's own asyncio API (server authentication only) ----------------------------------------
-def _stock_configuration(variant: Variant, *, is_client: bool) -> QuicConfiguration:
-    return QuicConfiguration(
-        is_client=is_client,
-        alpn_protocols=["bench"],
-        verify_mode=ssl.CERT_NONE,
-        max_datagram_size=variant.datagram,
-        max_data=16 << 20,
-        max_stream_data=16 << 20,
-    )
-
-
-def _stock_channel(
-    protocol: QuicConnectionProtocol, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-) -> tuple[Write, Read, Callable[[], Awaitable[None]]]:
-    stream_id = writer.get_extra_info("stream_id")
-
-    async def write(data: bytes) -> None:
-        writer.write(data)
-        # Its writer buffers without end: wait as a careful user would.
-        while True:
-            stream = protocol._quic._streams.get(stream_id)
-            if stream is None or stream.sender._buffer_stop - stream.sender._buffer_start < 4 << 20:
-                return
-            await asyncio.sleep(0.0005)
-
-    async def close() -> None:
-        writer.write_eof()
-
-    return write, reader.readexactly, close
-
-
-async def stock_server(variant: Variant, queue: Queue) -> None:
-    configuration = _stock_configuration(variant, is_client=False)
-    configuration.load_cert_chain(*_pem())
-    tasks: set[asyncio.Task[None]] = set()
-
-    class Server(QuicConnectionProtocol):
-        def __init__(self, *arguments: Any, **options: Any) -> None:
-            super().__init__(*arguments, **options)
-            self._stream_handler = self._begin
-
-        def _begin(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            task = asyncio.ensure_future(self._handle(reader, writer))
-            tasks.add(task)
-            task.add_done_callback(tasks.discard)
-
-        async def _handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            try:
-                await answer(*_stock_channel(self, reader, writer)[:2])
-            except asyncio.IncompleteReadError:
-                writer.write_eof()
-
-    server = await serve("127.0.0.1", 0, configuration=configuration, create_protocol=Server)
-    queue.put(server._transport.get_extra_info("sockname")[1])
-    await asyncio.Event().wait()
-
-
-async def stock_client(variant: Variant, port: int) -> dict[str, Any]:
-    configuration = _stock_configuration(variant, is_client=True)
-    async with connect("127.0.0.1", port, configuration=configuration) as protocol:
-
-        async def open_channel() -> tuple[Write, Read, Callable[[], Awaitable[None]]]:
-            return _stock_channel(protocol, *await protocol.create_stream())
-
-        return await measure(open_channel, variant.parts)
 
 
 # --- p2pnode ---------------------------------------------------------------------------------------
@@ -322,7 +99,7 @@ async def _connected(
 async def p2pnode_client(variant: Variant, where: tuple[list[str], Any]) -> dict[str, Any]:
     node, connection = await _connected(variant, where)
 
-    async def open_channel() -> tuple[Write, Read, Callable[[], Awaitable[None]]]:
+    async def open_channel() -> Channel:
         stream = await connection.open_stream(PROTOCOL)
         return stream.write, stream.read_exactly, stream.close_write
 
