@@ -16,8 +16,6 @@ from typing import Any, Generic, TypeVar
 
 from p2pnode.errors import (
     BadCheckpoint,
-    DataDirError,
-    DiskFull,
     LogFailed,
     NotFound,
     RequestError,
@@ -34,19 +32,19 @@ from p2pnode.events.database import (
     connect_writer,
     create_schema,
 )
+from p2pnode.events.disk_room import DiskRoom
 from p2pnode.events.folder import (
     DATABASE,
     LOG_DIR,
     FolderLock,
     folder_condition,
-    free_bytes,
-    publish_checkpoint,
     published_checkpoint,
 )
 from p2pnode.events.fraud import equivocation
 from p2pnode.events.keys import LogKeys, decode_binding
 from p2pnode.events.log import LOCAL, Decide, Fold, NewEvent, NoFold, Outcome, State, Subscriber
-from p2pnode.events.note import parse_note, parse_signature_line
+from p2pnode.events.note import parse_signature_line
+from p2pnode.events.publisher import Publisher
 from p2pnode.events.reader import LogReader
 from p2pnode.events.rebuild import PartedFold, Progress
 from p2pnode.events.rollback import check_published
@@ -56,9 +54,6 @@ from p2pnode.events.witness import BAD_REQUEST, WitnessAnswer, parse_add_checkpo
 from p2pnode.events.writer import Committed, Writer
 from p2pnode.identity import Identity
 from p2pnode.limits import (
-    LOG_DISK_FLOOR_BYTES,
-    LOG_DISK_RESERVE_BYTES,
-    LOG_PUBLISH_MS_MIN,
     SECRET_TEXT_BYTES_MAX,
 )
 from p2pnode.machine import now_ms
@@ -83,10 +78,8 @@ class SqliteLog(Generic[State]):
         self._now_ms, self._rng = committer.now_ms, committer.rng
         self._subscribers: list[Subscriber] = []
         self._failure_callbacks: list[Callable[[LogFailed], None]] = []
-        self._published_ms = 0
-        self._unpublished: str | None = None
-        self._disk_checked_ms = 0
-        self._free_bytes = free_bytes(folder)
+        self._publisher = Publisher(folder, self._now_ms)
+        self._disk = DiskRoom(folder, self._now_ms)
         self.replayed_count = committer.replayed_count
         """Events folded when the log was opened: those after the snapshot."""
         self._reader.set_upper(self._size, committer.assembler.edge.upper())
@@ -101,7 +94,7 @@ class SqliteLog(Generic[State]):
             finally:
                 lock.release()
 
-        self._publish(self._reader.checkpoint())
+        self._publisher.publish(self._reader.checkpoint())
         self._writer = Writer(committer, self._committed, self._failed, self._rebuilt, finish)
 
     @classmethod
@@ -179,7 +172,7 @@ class SqliteLog(Generic[State]):
     @property
     def has_reserve(self) -> bool:
         """Whether there is disk enough to take on paid work."""
-        return self._check_disk() >= LOG_DISK_RESERVE_BYTES
+        return self._disk.has_reserve
 
     def read(self, first: int, end: int) -> list[Record]:
         return self._reader.read(first, min(end, self._size))
@@ -240,7 +233,7 @@ class SqliteLog(Generic[State]):
     async def _submit(
         self, decide: Decide[State], actor: str, key: str | None, fingerprint: bytes, *, decides: bool
     ) -> Outcome:
-        self._check_floor()
+        self._disk.check_floor()
 
         def submit(committer: Committer[State]) -> Outcome:
             return committer.submit(decide, actor, key, fingerprint)
@@ -269,7 +262,7 @@ class SqliteLog(Generic[State]):
 
     async def seal(self) -> Block | None:
         block: Block | None = await self._writer.call(lambda committer: committer.seal())
-        self._publish_now()
+        self._publisher.catch_up()
         return block
 
     async def hold(self, duration_ms: int) -> None:
@@ -320,14 +313,14 @@ class SqliteLog(Generic[State]):
     async def rotate_keys(self) -> LogKeys:
         keys: LogKeys = await self._writer.call(lambda committer: committer.rotate())
         self._keys = keys
-        self._publish_now()
+        self._publisher.catch_up()
         return keys
 
     async def restart_origin(self) -> LogKeys:
         """Go on under a new name after a witness showed a longer log under the old one."""
         keys: LogKeys = await self._writer.call(lambda committer: committer.restart_origin())
         self._keys = keys
-        self._publish_now()
+        self._publisher.catch_up()
         return keys
 
     async def close(self) -> None:
@@ -341,8 +334,7 @@ class SqliteLog(Generic[State]):
 
     def _publish_last(self) -> None:
         if self._writer.failure is None:
-            self._unpublished = self._writer.last_checkpoint
-            self._publish_now()
+            self._publisher.publish_last(self._writer.last_checkpoint)
 
     # --- callbacks of the writer, on the loop -------------------------------------------------------
     def _committed(self, committed: Committed[State]) -> None:
@@ -350,9 +342,7 @@ class SqliteLog(Generic[State]):
         if committed.upper is not None:
             self._reader.set_upper(committed.size, committed.upper)
         if committed.checkpoint is not None:
-            self._unpublished = committed.checkpoint
-            if not 0 <= self._now_ms() - self._published_ms < LOG_PUBLISH_MS_MIN:
-                self._publish_now()
+            self._publisher.offer(committed.checkpoint)
         for record in committed.records:
             for callback in list(self._subscribers):
                 try:
@@ -369,30 +359,3 @@ class SqliteLog(Generic[State]):
         _logger.error("%s", failure.message)
         for callback in self._failure_callbacks:
             callback(failure)
-
-    def _publish_now(self) -> None:
-        """What can not be written now is tried again with the next block: a stale checkpoint is still true."""
-        if self._unpublished is not None:
-            try:
-                self._publish(self._unpublished)
-            except DataDirError as error:
-                _logger.warning("%s", error.message)
-
-    def _publish(self, note: str | None) -> None:
-        """After the commit: a published checkpoint is always behind the disk, never ahead."""
-        if note is not None:
-            publish_checkpoint(self._folder, str(parse_note(note)))
-            self._published_ms, self._unpublished = self._now_ms(), None
-
-    def _check_floor(self) -> None:
-        if self._check_disk() < LOG_DISK_FLOOR_BYTES:
-            raise DiskFull(
-                f"{self._free_bytes / 1e6:.1f} MB are free for the log in {self._folder}, "
-                f"{LOG_DISK_FLOOR_BYTES / 1e6:.0f} MB are needed"
-            )
-
-    def _check_disk(self) -> int:
-        now_ms = self._now_ms()
-        if not 0 <= now_ms - self._disk_checked_ms < LOG_PUBLISH_MS_MIN:
-            self._free_bytes, self._disk_checked_ms = free_bytes(self._folder), now_ms
-        return self._free_bytes

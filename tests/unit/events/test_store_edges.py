@@ -23,7 +23,8 @@ from p2pnode.errors import (
     RollbackRefused,
 )
 from p2pnode.events import committer as committing
-from p2pnode.events import store as storing
+from p2pnode.events import disk_room
+from p2pnode.events import publisher as publishing
 from p2pnode.events.codec import Record
 from p2pnode.events.database import as_condition, connect_writer
 from p2pnode.events.folder import (
@@ -74,7 +75,7 @@ async def test_checkpoints_are_published_by_one_thread(
         threads.append(threading.get_ident())
         publish_checkpoint(folder, note)
 
-    monkeypatch.setattr(storing, "publish_checkpoint", publish)
+    monkeypatch.setattr(publishing, "publish_checkpoint", publish)
     await fill(tmp_path, 3)
     assert set(threads) == {threading.get_ident()}
     assert published_checkpoint(tmp_path / LOG_DIR) is not None
@@ -132,7 +133,7 @@ async def test_little_free_disk_stops_paid_work_and_then_everything(
 ) -> None:
     """What is left is for sealing and closing; when there is space again it goes on."""
     free = [10**12]
-    monkeypatch.setattr(storing, "free_bytes", lambda folder: free[0])
+    monkeypatch.setattr(disk_room, "free_bytes", lambda folder: free[0])
     clock = ManualClock()
     log = open_log(tmp_path, now_ms=clock)
     assert log.has_reserve
@@ -160,7 +161,7 @@ async def test_a_checkpoint_that_can_not_be_published_is_tried_again(
         raise folder_condition(OSError(errno.ENOSPC, "no space"), folder)
 
     with monkeypatch.context() as patch:
-        patch.setattr(storing, "publish_checkpoint", fail)
+        patch.setattr(publishing, "publish_checkpoint", fail)
         await log.append([started()])
         await log.seal()
         assert "is full" in caplog.text
@@ -232,8 +233,8 @@ async def test_the_clock_seals_without_callers(tmp_path: Path, monkeypatch: pyte
     sealed = asyncio.Event()
     log = open_log(tmp_path, now_ms=now_ms)
     await log.append([started()])
-    monkeypatch.setattr(storing, "publish_checkpoint", lambda folder, note: sealed.set())
-    monkeypatch.setattr(storing, "LOG_PUBLISH_MS_MIN", 0)
+    monkeypatch.setattr(publishing, "publish_checkpoint", lambda folder, note: sealed.set())
+    monkeypatch.setattr(publishing, "LOG_PUBLISH_MS_MIN", 0)
     async with asyncio.timeout(10):
         await sealed.wait()
     assert log.block_count == 2
