@@ -17,13 +17,11 @@ from typing import Any
 from aioquic.quic.connection import NetworkAddress
 
 from p2pnode import limits
-from p2pnode.errors import ConfigError, ConnectionLost, P2PNodeError, PeerUnreachable, StreamReset
+from p2pnode.errors import ConnectionLost, P2PNodeError, PeerUnreachable, StreamReset
 from p2pnode.identity import Identity
-from p2pnode.multiformats import DecodeError
-from p2pnode.transport import multiaddr, quic_probe
+from p2pnode.transport import quic_probe
 from p2pnode.transport.credentials import make_credentials
 from p2pnode.transport.dnsaddr import TxtLookup, system_txt
-from p2pnode.transport.interfaces import interface_multiaddrs
 from p2pnode.transport.quic_acceptor import Acceptor, Verdict
 from p2pnode.transport.quic_connection import QuicPeerConnection
 from p2pnode.transport.quic_core import QuicCore
@@ -32,6 +30,7 @@ from p2pnode.transport.quic_fast import FastQuicCore
 from p2pnode.transport.quic_path import probe_sizes
 from p2pnode.transport.quic_resets import StatelessResets
 from p2pnode.transport.quic_socket import UdpSocket
+from p2pnode.transport.quic_sockets import UdpSockets
 from p2pnode.transport.quic_stream import QuicPeerStream
 from p2pnode.transport.routed import RoutedTransport
 from p2pnode.transport.router import RESET_PROTOCOL_VIOLATION
@@ -67,13 +66,12 @@ class QuicTransport(RoutedTransport[QuicPeerConnection]):
         super().__init__(identity, agent)
         self.random_bytes = random_bytes
         self.acceptor = Acceptor(random_bytes)
-        self._listen = self._parse_listen(listen)
+        self.sockets = UdpSockets(listen, self._readable)
         self._idle_timeout_s = idle_timeout_s
         self._core = core
         self.probe_sizes = probe_sizes(datagram_bytes_max)
         self._credentials = make_credentials(identity, unix_time)
         self.resets: StatelessResets[QuicPeerConnection] = StatelessResets(self._credentials, random_bytes)
-        self._sockets: list[UdpSocket] = []
         self._routes: dict[bytes, QuicPeerConnection] = {}
         self._connections: set[QuicPeerConnection] = set()
         self._touched: dict[QuicPeerConnection, None] = {}
@@ -83,39 +81,16 @@ class QuicTransport(RoutedTransport[QuicPeerConnection]):
         self._closed = False
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    @staticmethod
-    def _parse_listen(listen: Sequence[str]) -> list[multiaddr.QuicAddress]:
-        addresses = []
-        for text in listen:
-            try:
-                address = multiaddr.quic_address(text)
-            except DecodeError as error:
-                raise ConfigError(
-                    f"cannot listen on {text}: {error}",
-                    hint="write for example /ip4/0.0.0.0/udp/9481/quic-v1",
-                ) from error
-            if address.kind not in ("ip4", "ip6"):
-                raise ConfigError(
-                    f"cannot listen on {text}: give an address of this machine, not a name",
-                    hint="write for example /ip4/0.0.0.0/udp/9481/quic-v1",
-                )
-            addresses.append(address)
-        return addresses
-
     # --- port --------------------------------------------------------------------------------------
     @property
     def listen_multiaddrs(self) -> Sequence[str]:
-        listening = self._sockets[: len(self._listen)]
-        expanded = [address for udp in listening for address in interface_multiaddrs(udp)]
-        return list(dict.fromkeys(expanded))[: limits.LISTEN_ADDRESSES_MAX]
+        return self.sockets.multiaddrs
 
     def counters(self) -> dict[str, int]:
         """For metrics: datagrams, refusals by reason, what the gate refused, resets sent."""
         counted = {f"refused_{reason}": count for reason, count in sorted(self.acceptor.refused.items())}
         return {
-            "datagrams_received": sum(udp.datagrams_received for udp in self._sockets),
-            "datagrams_sent": sum(udp.datagrams_sent for udp in self._sockets),
-            "datagrams_dropped": sum(udp.datagrams_dropped for udp in self._sockets),
+            **self.sockets.counters(),
             "connections": len(self._connections),
             "handshakes": self.acceptor.half_open,
             "gate_refused": self.router.refused_count,
@@ -126,12 +101,7 @@ class QuicTransport(RoutedTransport[QuicPeerConnection]):
 
     async def start(self) -> None:
         self._loop = asyncio.get_running_loop()
-        try:
-            for address in self._listen:
-                self._bind(address.host, address.port)
-        except P2PNodeError:
-            self._close_sockets()
-            raise
+        self.sockets.open()
 
     async def dial(
         self, multiaddrs: Sequence[str], peer_id: PeerId, *, timeout_s: float | None = None
@@ -175,32 +145,9 @@ class QuicTransport(RoutedTransport[QuicPeerConnection]):
         for own in self._tasks:
             own.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        self._close_sockets()
+        self.sockets.close()
 
-    # --- sockets -----------------------------------------------------------------------------------
-    def _bind(self, host: str, port: int) -> UdpSocket:
-        assert self._loop is not None
-        udp = UdpSocket(host, port)
-        self._sockets.append(udp)
-        self._loop.add_reader(udp.fileno(), self._readable, udp)
-        return udp
-
-    def _close_sockets(self) -> None:
-        for udp in self._sockets:
-            assert self._loop is not None
-            self._loop.remove_reader(udp.fileno())
-            udp.close()
-        self._sockets.clear()
-
-    def _socket_for(self, family: socket.AddressFamily, address: NetworkAddress) -> UdpSocket:
-        """A listening socket that can reach the address, or one that only dials."""
-        to_loopback = str(address[0]).startswith("127.") or address[0] == "::1"
-        candidates = [udp for udp in self._sockets if udp.family == family]
-        for udp in candidates:
-            if udp.is_wildcard or udp.is_loopback == to_loopback:
-                return udp
-        return self._bind("0.0.0.0" if family == socket.AF_INET else "::", 0)  # noqa: S104 (dials only)
-
+    # --- datagrams ---------------------------------------------------------------------------------
     def _readable(self, udp: UdpSocket) -> None:
         udp.receive_batch(self._on_datagram)
         touched, self._touched = self._touched, {}
@@ -244,7 +191,7 @@ class QuicTransport(RoutedTransport[QuicPeerConnection]):
     def _accept(
         self, udp: UdpSocket, data: bytes, address: NetworkAddress, now: float
     ) -> QuicPeerConnection | None:
-        if self._closed or udp not in self._sockets[: len(self._listen)]:
+        if self._closed or udp not in self.sockets.listening:
             return None
         decision = self.acceptor.judge(data, address, now)
         if decision.verdict is Verdict.ANSWER:
@@ -267,7 +214,7 @@ class QuicTransport(RoutedTransport[QuicPeerConnection]):
         self, family: socket.AddressFamily, address: NetworkAddress, peer_id: PeerId
     ) -> QuicPeerConnection:
         assert self._loop is not None
-        udp = self._socket_for(family, address)
+        udp = self.sockets.reaching(family, address)
         core = self._core(
             self._credentials,
             self._credentials.configuration(is_client=True, idle_timeout_s=self._idle_timeout_s),

@@ -13,7 +13,7 @@ def vanish(node: QuicTransport) -> None:
     """As if the process was killed: the socket is gone, nobody is told."""
     for connection in list(node._connections):
         connection.abandon()
-    node._close_sockets()
+    node.sockets.close()
 
 
 async def test_a_restarted_peer_is_noticed_at_once() -> None:

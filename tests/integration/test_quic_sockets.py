@@ -45,7 +45,7 @@ async def test_a_port_that_is_taken() -> None:
         two = quic("two", (*LOOPBACK, taken))
         with pytest.raises(PortTaken, match="UDP port"):
             await two.start()
-        assert two._sockets == []
+        assert two.sockets.all == []
         await two.close()
 
 
@@ -127,7 +127,7 @@ async def test_a_dial_only_node_does_not_accept(monkeypatch: pytest.MonkeyPatch)
     server, dialler, stranger = quic("server"), quic("dialler", ()), quic("stranger")
     async with running(server, dialler, stranger):
         await dialler.dial(list(server.listen_multiaddrs), server.peer_id)
-        port = dialler._sockets[0].port
+        port = dialler.sockets.all[0].port
         with pytest.raises(PeerUnreachable):
             await stranger.dial([f"/ip4/127.0.0.1/udp/{port}/quic-v1"], dialler.peer_id)
 
