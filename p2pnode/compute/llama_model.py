@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from p2pnode.compute.engine_protocol import UnitSpec
+from p2pnode.compute.huge_pages import filled_in_huge_pages
 from p2pnode.compute.llama_abi import L, lib
 from p2pnode.compute.llama_spec import LOAD_MODES, SPLIT_MODES
 from p2pnode.compute.virtual_file import CookieFile, PieceReader, cookies_supported, joined_file
@@ -60,7 +61,7 @@ class Model:
         params.load_mode = LOAD_MODES[spec.load_mode]
         params.use_extra_bufts = spec.repack
         params.check_tensors = False
-        if progress is not None:
+        if (progress := filled_in_huge_pages(progress)) is not None:
             self._progress = L.llama_progress_callback(lambda done, _data: progress(done))
             params.progress_callback = self._progress
         self.devices = _devices(spec)

@@ -30,10 +30,10 @@ def untouched_given_back() -> Iterator[None]:
     if sys.platform != "linux" or threading.active_count() > 1 or not _only_processors():
         yield
         return
-    before = list(_anonymous())
+    before = list(anonymous())
     yield
-    for first, end in _anonymous():
-        for start, stop in _outside(first, end, before):
+    for first, end in anonymous():
+        for start, stop in outside(first, end, before):
             _give_back(start, stop)
 
 
@@ -42,7 +42,7 @@ def _only_processors() -> bool:
     return all(lib.ggml_backend_dev_name(device) == b"CPU" for device in devices)
 
 
-def _anonymous() -> Iterator[tuple[int, int]]:
+def anonymous() -> Iterator[tuple[int, int]]:
     """Private writable memory of no file, by addresses."""
     for line in Path("/proc/self/maps").read_text().splitlines():
         extent, access, _, _, inode, *_ = line.split(maxsplit=5)
@@ -51,7 +51,7 @@ def _anonymous() -> Iterator[tuple[int, int]]:
             yield int(first, 16), int(end, 16)
 
 
-def _outside(first: int, end: int, areas: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+def outside(first: int, end: int, areas: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
     """What of an area was not part of any of these, which are in order."""
     for low, high in areas:
         if high <= first or low >= end:

@@ -1,8 +1,11 @@
-"""What an engine keeps in memory: cells of a context that nobody used are not resident, and still compute."""
+"""What an engine keeps in memory: cells of a context that nobody used are not resident, and still compute; weights
+lie in huge pages."""
 
 from __future__ import annotations
 
 from pathlib import Path
+
+import pytest
 
 from p2pnode.compute.engine_client import EngineClient
 from p2pnode.compute.engine_protocol import UnitSpec
@@ -55,5 +58,37 @@ async def test_a_state_fits_into_untouched_cells(tmp_path: Path) -> None:
         positions = await engine.state_set(other.unit_id, 1, state)
         assert positions == len(PROMPT) + 3
         assert bytes(await engine.state_get(other.unit_id, 1)) == bytes(state)
+    finally:
+        await engine.close()
+
+
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+def asked_bytes(pid: int) -> int:
+    """Size of all areas that a process wants in huge pages."""
+    total = size = 0
+    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        if line.startswith("Size:"):
+            size = int(line.split()[1]) * 1024
+        elif line.startswith("VmFlags:") and "hg" in line.split():
+            total += size
+    return total
+
+
+@pytest.mark.skipif(not HUGE_PAGES.is_file(), reason="this system has no transparent huge pages")
+async def test_weights_and_nothing_else_are_wanted_in_huge_pages(tmp_path: Path) -> None:
+    toy = Toy("llama", vocabulary=65_536, kv_heads=4, head_width=16)
+    path = write_model(tmp_path / "toy.gguf", toy)
+    engine = await EngineClient.start()
+    try:
+        info = await engine.load(
+            UnitSpec(model_path=str(path), context_tokens=CELLS, threads=1, load_mode="copy")
+        )
+        weights_bytes = info.model_bytes
+        assert weights_bytes > 30_000_000
+        assert weights_bytes <= asked_bytes(engine.pid) < weights_bytes * 1.25
+        await engine.unload(info.unit_id)
+        assert not asked_bytes(engine.pid)
     finally:
         await engine.close()
