@@ -11,6 +11,11 @@ __version__ = "0.1.0"
 __all__ = ["Answer", "AsyncMesh", "Mesh", "__version__", "connect", "connect_async"]
 
 
+def __dir__() -> list[str]:
+    """What notebooks offer after `p2pnode.`."""
+    return sorted({*globals(), *__all__})
+
+
 def __getattr__(name: str) -> Any:
     """The client's names, imported when first used: the command line must start quickly."""
     if name in __all__:

@@ -154,6 +154,7 @@ class Mesh:
         return list(self.endpoint.get("/models")["models"])
 
     def status(self) -> dict[str, Any]:
+        """This node in one document: name, mesh, log, engines, memory in bytes."""
         return dict(self.endpoint.get("/status"))
 
     def billing(self) -> dict[str, Any]:
@@ -184,11 +185,13 @@ class AsyncMesh:
         return await asyncio.to_thread(method, *args, **kwargs)
 
     async def generate(self, prompt: str, *, model: str | None = None, **options: Any) -> Answer:
+        """Answer one prompt as it is, as `Mesh.generate` does."""
         return await self._call(self._mesh.generate, prompt, model=model, **options)
 
     async def chat(
         self, messages: str | Sequence[Message], *, model: str | None = None, **options: Any
     ) -> Answer:
+        """Answer a conversation through the model's own chat format; a text is one user message."""
         return await self._call(self._mesh.chat, messages, model=model, **options)
 
     async def stream(
@@ -203,18 +206,23 @@ class AsyncMesh:
             await asyncio.to_thread(pieces.close)
 
     async def embed(self, inputs: str | Sequence[str], *, model: str | None = None) -> list[list[float]]:
+        """One L2-normalised vector per input."""
         return await self._call(self._mesh.embed, inputs, model=model)
 
     async def plan(self, model: str | None = None, *, apply: bool = False, **options: Any) -> dict[str, Any]:
+        """Who would compute which layers, as `Mesh.plan` says."""
         return await self._call(self._mesh.plan, model, apply=apply, **options)
 
     async def peers(self) -> list[dict[str, Any]]:
+        """Devices of the mesh, this one included: name, state, rtt_ms, addresses."""
         return await self._call(self._mesh.peers)
 
     async def links(self) -> list[dict[str, Any]]:
+        """Links between devices with both directions, as `Mesh.links` says."""
         return await self._call(self._mesh.links)
 
     async def models(self) -> list[dict[str, Any]]:
+        """Models of the mesh: name, size_bytes, layers, holders."""
         return await self._call(self._mesh.models)
 
 

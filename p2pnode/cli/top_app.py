@@ -39,7 +39,11 @@ class MeshTop(App[None]):
     #answers { width: 2fr; }
     #events { height: 8; border-top: solid $primary; }
     DataTable { height: 1fr; }
+    .-narrow #tables { layout: vertical; }
+    .-narrow #devices, .-narrow #answers { width: 1fr; }
     """
+    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (110, "-wide")]  # noqa: RUF012 - Textual declares it so
+    """Side by side the two tables need so many columns."""
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("q,escape,ctrl+c", "quit", "Leave"),
         Binding("space", "hold", "Hold"),

@@ -103,6 +103,14 @@ async def test_async(url: str) -> None:
         assert len(await mesh.embed("a")) == 1
 
 
+def test_everything_public_says_what_it_does() -> None:
+    """What notebooks show: names after a dot, and a docstring of each."""
+    assert set(p2pnode.__all__) <= set(dir(p2pnode))
+    for kind in (p2pnode.Mesh, p2pnode.AsyncMesh):
+        methods = [getattr(kind, name) for name in dir(kind) if not name.startswith("_")]
+        assert [method.__qualname__ for method in methods if callable(method) and not method.__doc__] == []
+
+
 def test_nobody_there(tmp_path: Path) -> None:
     """Without a node the error says how to start one."""
     with pytest.raises(NodeNotRunning, match="no node is running"):

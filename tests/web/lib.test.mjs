@@ -101,6 +101,7 @@ test("an entry is told in names and units, without its hashes", () => {
     ["tokens a second", "88.5"], ["free", "yes"], ["layers", "kitchen 0–3, …bbzYxXVu 4–5"], ["prompt tokens", "1,017"],
   ]);
   assert.deepEqual(tell(null), []);
+  assert.deepEqual(tell({ request_id: "r1", receipts: [["dc00", "97e0"], ["dc01", "482f"]], keys: [["a", "b"]] }), [["request", "r1"], ["receipts", "2"]]);
 });
 
 test("a split by hand is what the command line takes", () => {

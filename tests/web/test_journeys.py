@@ -18,6 +18,11 @@ from tests.kit.recorded_node import RecordedNode
 
 pytestmark = pytest.mark.slow
 
+BEYOND_ITS_CARD = """[...document.querySelectorAll(".card *")].filter((one) => {
+  const edge = one.closest(".card").getBoundingClientRect().right;
+  return one.getBoundingClientRect().right > edge + 1 && !one.closest(".scroll, svg, .sr");
+}).map((one) => one.outerHTML.slice(0, 80))"""
+
 
 def test_home(page: Page, url: str) -> None:
     """The pulse, both devices, and who holds which layers."""
@@ -282,6 +287,7 @@ def test_keyboard_and_small_screen(page: Page, url: str) -> None:
         expect(page.locator("h1")).to_be_visible()
         page.wait_for_timeout(150)
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), name
+        assert page.evaluate(BEYOND_ITS_CARD) == [], name
     page.goto(f"{url}/#/home")
     expect(page.locator(".pulse")).to_contain_text("2 devices")
     picture(page, "phone-dark")

@@ -1,7 +1,7 @@
 // What an entry of the record says, for a person: names for ids, units for numbers, no hashes. The proof below it shows the bytes.
 import { bytes, delay, layers, shortPeer, time, units } from "./format.js";
 
-const SEALS = /(_commitment|_key|^grant|^receipt|signature$|^root|^proof|^origin|^channel)$/;
+const SEALS = /(_commitment|_key|^grant|^receipt|^keys|signature$|^root|^proof|^origin|^channel)$/;
 const UNITS = [
   [/_microunits$/, (value) => `${units(value)} units`],
   [/bytes_per_s$/, (value) => `${bytes(value)}/s`, "speed"],
@@ -28,7 +28,8 @@ export function tell(data, names = new Map()) {
     const [suffix, show, word] = UNITS.find(([ending]) => ending.test(key) && Number.isFinite(value)) ?? [];
     const stem = word ?? (suffix ? key.replace(suffix, "") : key);
     const what = WORDS[stem] ?? (stem || key).replaceAll("_", " ");
-    if (show) said.push([what, show(value)]);
+    if (key === "receipts" && Array.isArray(value)) said.push(["receipts", String(value.length)]);
+    else if (show) said.push([what, show(value)]);
     else if (key === "stages" && value.every?.((stage) => Array.isArray(stage) && stage.length >= 3)) {
       said.push(["layers", value.map(([peer, first, end]) => `${named(String(peer), names)} ${layers([first, end])}`).join(", ")]);
     } else if (typeof value === "boolean") said.push([what, value ? "yes" : "no"]);

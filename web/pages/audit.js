@@ -125,8 +125,8 @@ function Witnesses({ size, peers }) {
       ${one.sizes[1]} entries that do not fit together, without proof so far: ${one.why}</p>`)}
     ${by.length === 0
       ? html`<p class="muted">Nobody has cosigned this log yet: whoever owns this device could still rewrite it unnoticed. Members of the mesh cosign by themselves.</p>`
-      : html`<table><thead><tr><th>Cosigned by</th><th class="num">Entries</th><th>When</th><th>Checked here</th></tr></thead>
-        <tbody>${by.map((row) => html`<tr key=${row.witness}><td>${name(row.peer)}</td><td class="num">${row.size}</td><td>${time(row.time_ms)}</td><td>${checked(row)}</td></tr>`)}</tbody></table>`}
+      : html`<div class="scroll"><table><thead><tr><th>Cosigned by</th><th class="num">Entries</th><th>When</th><th>Checked here</th></tr></thead>
+        <tbody>${by.map((row) => html`<tr key=${row.witness}><td>${name(row.peer)}</td><td class="num">${row.size}</td><td>${time(row.time_ms)}</td><td class="nowrap">${checked(row)}</td></tr>`)}</tbody></table></div>`}
     ${cosigned.length > 0 && html`<details><summary>Logs this device cosigned: ${cosigned.length}</summary>
       <ul>${cosigned.map((row) => html`<li key=${row.origin}>${name(row.peer)}: ${row.size} entries, root <code>${row.root.slice(0, 16)}</code></li>`)}</ul></details>`}
   </article>`;

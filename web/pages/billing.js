@@ -33,7 +33,7 @@ export function Billing({ state }) {
       <button type="button" disabled=${!lines.length} onClick=${() => download(`statement-${account}.csv`, toCsv(lines), "text/csv")}>Export CSV</button></div>
       <${Failure} error=${statement.error} />
       ${lines.length === 0 ? html`<p class="muted">No bookings yet.</p>` : html`<div class="scroll"><table><thead><tr><th class="num">Event</th><th>Time</th><th>What</th><th>For</th><th class="num">Amount, units</th><th class="num">Balance, units</th></tr></thead>
-        <tbody>${lines.map((line, index) => html`<tr key=${index}><td class="num"><${EventLink} index=${line.index}>${line.index}<//></td><td class="nowrap">${time(line.wall_ms)}</td><td>${booking(line.type)}</td><td class="says">${line.request_id || line.note || "–"}</td><td class="num">${units(line.amount_microunits)}</td><td class="num">${units(line.balance_microunits)}</td></tr>`)}</tbody></table></div>`}
+        <tbody>${lines.map((line, index) => html`<tr key=${index}><td class="num"><${EventLink} index=${line.index}>${line.index}<//></td><td class="nowrap">${time(line.wall_ms)}</td><td>${booking(line.type)}</td><td class="says id">${line.request_id || line.note || "–"}</td><td class="num">${units(line.amount_microunits)}</td><td class="num">${units(line.balance_microunits)}</td></tr>`)}</tbody></table></div>`}
     </article>
   </section>`;
 }

@@ -131,10 +131,10 @@ function OtherMeshes({ meshes }) {
   return html`<article class="card" aria-labelledby="meshes-title">
     <h2 id="meshes-title">Other meshes</h2>
     <p class="muted">They answer whole requests for their models, called MODEL@MESH. Nothing else goes there or comes from there.</p>
-    ${meshes.length > 0 && html`<table><thead><tr><th>Mesh</th><th>State</th><th>Models</th><th>Devices</th><th></th></tr></thead>
+    ${meshes.length > 0 && html`<div class="scroll"><table><thead><tr><th>Mesh</th><th>State</th><th>Models</th><th>Devices</th><th></th></tr></thead>
       <tbody>${meshes.map((mesh) => html`<tr key=${mesh.mesh_id}><td>${mesh.name}</td><td>${mesh.trouble || "can be asked"}</td><td>${mesh.models.join(", ") || "–"}</td>
         <td>${mesh.members.map((member) => member.name || member.peer.slice(-6)).join(", ") || "–"}</td>
-        <td><button type="button" onClick=${() => confirm(`Ask ${mesh.name} no more?`) && act.run("/command/federation_remove", { name: mesh.name })}>Remove</button></td></tr>`)}</tbody></table>`}
+        <td><button type="button" onClick=${() => confirm(`Ask ${mesh.name} no more?`) && act.run("/command/federation_remove", { name: mesh.name })}>Remove</button></td></tr>`)}</tbody></table></div>`}
     <form class="row" onSubmit=${send}>
       <label>Ticket for guests <input value=${wish.ticket} maxlength="2048" autocomplete="off" required onInput=${(event) => setWish({ ...wish, ticket: event.target.value })} /></label>
       <label>Call it <input value=${wish.name} maxlength="64" onInput=${(event) => setWish({ ...wish, name: event.target.value })} /></label>

@@ -45,6 +45,17 @@ def text(app: MeshTop, name: str) -> str:
     return str(app.query_one(f"#{name}", Static).content)
 
 
+@pytest.mark.parametrize(("columns", "is_stacked"), [(80, True), (120, False)])
+async def test_tables_that_do_not_fit_side_by_side_stand_one_above_the_other(
+    app: MeshTop, columns: int, is_stacked: bool
+) -> None:
+    async with app.run_test(size=(columns, 40)) as pilot:
+        await pilot.pause()
+        devices, answers = app.query_one("#devices").region, app.query_one("#answers").region
+        assert (answers.y > devices.y) is is_stacked
+        assert (answers.x == devices.x) is is_stacked
+
+
 async def test_screen(app: MeshTop, node: FakeNode) -> None:
     """Devices, the plan's hops, what loads, answers being written and events are on it; keys hold and hide."""
     node.live_items += [{"kind": "hops", "data": HOPS}, {"kind": "loading", "data": LOADING}]
