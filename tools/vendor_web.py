@@ -27,6 +27,7 @@ PACKAGES: dict[str, tuple[str, str, dict[str, str]]] = {
         "MIT",
         {name: f"noble-hashes/{name}" for name in ("sha2.js", "_md.js", "_u64.js", "utils.js")},
     ),
+    "qr": ("0.7.0", "MIT OR Apache-2.0", {"index.js": "qr.js"}),
     "@noble/ed25519": ("3.2.0", "MIT", {"index.js": "noble-ed25519.js"}),
 }
 """Package: version, licence, file in the package -> file in web/vendor."""

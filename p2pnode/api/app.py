@@ -18,6 +18,7 @@ from p2pnode.api.context import ApiContext, caller
 from p2pnode.api.embeddings import embedding_routes
 from p2pnode.api.envelope import envelope, error_response, json_response
 from p2pnode.api.infer import infer_routes
+from p2pnode.api.invite_page import invite_page_routes
 from p2pnode.api.key_routes import key_routes
 from p2pnode.api.live import live_routes
 from p2pnode.api.log_routes import log_routes
@@ -27,7 +28,7 @@ from p2pnode.api.modes import mode_routes
 from p2pnode.api.ollama import ollama_routes
 from p2pnode.api.ollama_lines import failure
 from p2pnode.api.openapi import document
-from p2pnode.api.panel import POLICY, find_panel, panel_routes
+from p2pnode.api.panel import POLICY, file_server, find_panel, panel_routes
 from p2pnode.api.responses import responses_routes
 from p2pnode.api.security import ApiSecurity
 from p2pnode.api.traced import HEADER, begin
@@ -40,7 +41,7 @@ from p2pnode.limits import (
 )
 from p2pnode.tracing import OFF, Tracing
 
-_OPEN_PREFIXES = ("/web/",)
+_OPEN_PREFIXES = ("/web/", "/invite/")
 _OPEN_PATHS = ("/", "/health", "/favicon.ico")
 _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 
@@ -68,6 +69,7 @@ def create_app(
     )
     app.extensions["p2pnode"] = context
     app.url_map.merge_slashes = False
+    serve = file_server(panel or find_panel())
     for routes in (
         view_routes(context),
         completion_routes(context),
@@ -84,7 +86,8 @@ def create_app(
         key_routes(context),
         live_routes(context),
         log_routes(context),
-        panel_routes(panel or find_panel()),
+        panel_routes(serve),
+        invite_page_routes(context, serve),
     ):
         app.register_blueprint(routes)
 

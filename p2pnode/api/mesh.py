@@ -12,6 +12,7 @@ from quart import Blueprint, Response, request
 
 from p2pnode.api.context import ApiContext, body, caller
 from p2pnode.api.envelope import json_response
+from p2pnode.api.invite_page import page_base
 from p2pnode.api.schemas import InviteRequest, PlanRequest, parse
 from p2pnode.api.sse import stream_response
 from p2pnode.api.watched import watched
@@ -137,11 +138,18 @@ def mesh_routes(context: ApiContext) -> Blueprint:
     async def invites() -> Response:
         caller("admin")
         asked = parse(InviteRequest, await body())
+        base = ""
+        if request.args.get("link") in ("1", "true"):
+            port = (request.scope["server"] or (None, None))[1] or 0
+            addresses = [str(address) for address in node.status().get("addresses", ())]
+            base = page_base(context.security.host, port, addresses)
         made = await node.invite(
             uses=asked.uses, expires_s=asked.expires_s, role=asked.role, label=asked.label
         )
+        if base:
+            made = {**made, "link": f"{base}/invite/{made['invite_id']}#{made['ticket']}"}
         if request.args.get("qr") in ("1", "true"):
-            made = {**made, "qr": qr_svg(str(made["ticket"]))}
+            made = {**made, "qr": qr_svg(str(made.get("link") or made["ticket"]))}
         return json_response(made, 201)
 
     @routes.get("/log/<path:query>")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mimetypes
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from quart import Blueprint, Response, request
@@ -34,8 +35,11 @@ def find_panel() -> Path | None:
     return None
 
 
-def panel_routes(folder: Path | None) -> Blueprint:
-    routes = Blueprint("panel", __name__)
+Serve = Callable[[str], Response]
+
+
+def file_server(folder: Path | None) -> Serve:
+    """A file of the web folder as an answer; NotFound for what it has not."""
 
     def serve(name: str) -> Response:
         path = safe_join(str(folder), name) if folder is not None else None
@@ -48,6 +52,12 @@ def panel_routes(folder: Path | None) -> Blueprint:
         response.set_etag(f"{file.stat().st_mtime_ns:x}-{len(content):x}")
         response.headers["Cache-Control"] = "no-cache"
         return response
+
+    return serve
+
+
+def panel_routes(serve: Serve) -> Blueprint:
+    routes = Blueprint("panel", __name__)
 
     @routes.get("/")
     async def index() -> Response:

@@ -41,6 +41,7 @@ class RateLimiter:
     """Token bucket per account: a minute's worth may be used at once."""
 
     per_minute: int = API_KEY_REQUESTS_PER_MINUTE
+    who: str = "this key"
     _buckets: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     def take(self, account: str, now_s: float) -> None:
@@ -51,7 +52,7 @@ class RateLimiter:
         if tokens < 1.0:
             wait_s = (1.0 - tokens) * 60.0 / self.per_minute
             raise RateLimited(
-                f"this key may ask {self.per_minute} times a minute",
+                f"{self.who} may ask {self.per_minute} times a minute",
                 retry_after_s=wait_s,
                 hint="wait, then retry",
             )

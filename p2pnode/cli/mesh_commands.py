@@ -54,6 +54,7 @@ _RANGE = re.compile(r"\[(\d+), (\d+)\)")
     help="A client asks but does not compute. A guest is another mesh: it gets whole answers and nothing else.",
 )
 @click.option("--label", default="", metavar="TEXT", help="Note for yourself.")
+@click.option("--link", is_flag=True, help="As the link of a page that shows how to install and join.")
 @click.option("--qr", is_flag=True, help="Show it as a QR code too.")
 @node_options
 def invite(
@@ -61,6 +62,7 @@ def invite(
     expires: str,
     role: str,
     label: str,
+    link: bool,
     qr: bool,
     data: Path | None,
     api: str | None,
@@ -70,15 +72,16 @@ def invite(
     from p2pnode.config import parse_duration_s
 
     wanted = {"uses": uses, "expires_s": parse_duration_s(expires), "role": role, "label": label}
-    made = connect(data, api).post("/invites", wanted)
+    made = connect(data, api).post("/invites?link=1" if link else "/invites", wanted)
     if as_json:
         print_json(made)
         return
-    click.echo(made["ticket"])
+    shown = made.get("link") or made["ticket"]
+    click.echo(shown)
     if qr:
         import segno
 
-        segno.make(made["ticket"], error="l").terminal(compact=True)
+        segno.make(shown, error="l").terminal(compact=True)
     if sys.stderr.isatty():
         until = datetime.fromtimestamp(made["expires_ms"] / 1000).astimezone()
         how = "p2pnode federation add TICKET" if role == "guest" else "p2pnode join TICKET"

@@ -87,3 +87,10 @@ MCP_STDERR_BYTES_KEPT_MAX = 4096
 
 CONSOLE_TIMEOUT_S_MAX = 120.0
 CONSOLE_OUTPUT_BYTES_MAX = 256 * 1024
+
+INVITE_PAGE_REQUESTS_PER_MINUTE = 60
+"""Of one address, without a key: a page, its words and the program are three."""
+INVITE_ARCHIVE_S_MAX = 600.0
+"""For the slowest network that it is worth waiting on."""
+INVITE_ARCHIVE_BYTES_MAX = 64 * 1024 * 1024
+"""The program with its demo model is about 7 MB."""

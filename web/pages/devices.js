@@ -153,13 +153,14 @@ function addresses(peer) {
 
 function Invite() {
   const [wish, setWish] = useState({ uses: 1, expires_s: 3600, role: "worker", label: "" });
+  const [asLink, setAsLink] = useState(false);
   const { data, reload } = useView("/log/invites");
   const act = useAction(() => reload());
   const revoke = useAction(() => reload());
   const set = (change) => setWish({ ...wish, ...change });
   const send = (event) => {
     event.preventDefault();
-    act.run("/invites?qr=1", wish);
+    act.run(asLink ? "/invites?qr=1&link=1" : "/invites?qr=1", wish);
   };
   const command = act.done ? `p2pnode ${act.done.role === "guest" ? "federation add" : "join"} ${act.done.ticket}` : "";
   return html`<article class="card invite" aria-labelledby="invite-title">
@@ -170,12 +171,13 @@ function Invite() {
         <option value="900">15 minutes</option><option value="3600">1 hour</option><option value="86400">1 day</option><option value="604800">7 days</option></select></label>
       <label>Role <select value=${wish.role} onChange=${(event) => set({ role: event.target.value })}><option value="worker">computes</option><option value="client">only asks</option><option value="guest">another mesh</option></select></label>
       <label>Note for yourself <input value=${wish.label} maxlength="64" onInput=${(event) => set({ label: event.target.value })} /></label>
+      <label class="check"><input type="checkbox" checked=${asLink} onChange=${(event) => setAsLink(event.target.checked)} /> As a link to a page with all commands</label>
       <button class="primary" disabled=${act.busy}>Make an invite</button>
     </form>
     <${Failure} error=${act.error} />
     ${act.done && html`<div class="ticket">
-      ${act.done.qr && html`<img class="qr" alt="The ticket as a QR code" src=${`data:image/svg+xml;base64,${btoa(act.done.qr)}`} />`}
-      <div><p>On the other device, until ${time(act.done.expires_ms)}, run:</p><pre>${command}</pre><${CopyButton} text=${command} label="Copy the command" /></div>
+      ${act.done.qr && html`<img class="qr" alt=${act.done.link ? "The link as a QR code" : "The ticket as a QR code"} src=${`data:image/svg+xml;base64,${btoa(act.done.qr)}`} />`}
+      <div>${act.done.link && html`<p>Open on the other device, until ${time(act.done.expires_ms)}; whoever has it can join:</p><pre>${act.done.link}</pre><${CopyButton} text=${act.done.link} label="Copy the link" />`}<p>On the other device, until ${time(act.done.expires_ms)}, run:</p><pre>${command}</pre><${CopyButton} text=${command} label="Copy the command" /></div>
     </div>`}
     ${(data?.invites ?? []).length > 0 && html`<details><summary>Invites so far (${data.invites.length})</summary><div class="scroll"><table><thead><tr><th>Note</th><th>Role</th><th>State</th><th class="num">Uses left</th><th>Expires</th><th></th></tr></thead>
       <tbody>${data.invites.map((item) => html`<tr key=${item.invite_id}><td>${item.label || "–"}</td><td>${item.role}</td><td>${item.state}</td><td class="num">${item.uses_left}</td><td>${time(item.expires_ms)}</td>
