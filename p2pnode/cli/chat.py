@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from p2pnode.cli import complete
-from p2pnode.cli.chat_session import ChatSession, Leave
+from p2pnode.cli.chat_session import ChatSession
 from p2pnode.cli.output import Number, connect, node_options, one_line
 from p2pnode.cli.progress import ProgressLine
 from p2pnode.cli.run import MODES, summary
@@ -68,14 +68,13 @@ def piped(session: ChatSession, *, as_json: bool) -> int:
         text = line.strip()
         if not text:
             continue
-        try:
-            if text.startswith("/"):
-                said = session.command(text)
-                if not as_json:
-                    click.echo(said)
-                continue
-        except Leave:
-            break
+        if text.startswith("/"):
+            said = session.command(text)
+            if session.is_over:
+                break
+            if not as_json:
+                click.echo(said)
+            continue
         for event in session.ask(text):
             if event.get("type") == "text" and not as_json:
                 click.echo(event["text"], nl=False)
@@ -102,11 +101,14 @@ def interactive(session: ChatSession, history: Path) -> int:
             if not text:
                 continue
             if text.startswith("/"):
-                click.echo(session.command(text))
+                said = session.command(text)
+                if session.is_over:
+                    return 0
+                click.echo(said)
                 continue
         except KeyboardInterrupt:
             continue
-        except (EOFError, Leave):
+        except EOFError:
             return 0
         answer(session, text)
 

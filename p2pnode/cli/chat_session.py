@@ -39,10 +39,6 @@ _SETTINGS: dict[str, Callable[[str], float | int]] = {
 _FILE_BYTES_MAX = 16 * 1024 * 1024
 
 
-class Leave(Exception):  # noqa: N818 # a wish, not an error
-    """/exit was said."""
-
-
 @dataclass(slots=True)
 class ChatSession:
     node: Endpoint
@@ -56,6 +52,8 @@ class ChatSession:
     tokens: int = 0
     cost_microunits: int = 0
     last: dict[str, Any] = field(default_factory=dict)
+    is_over: bool = False
+    """Since /exit."""
 
     def request(self, text: str) -> dict[str, Any]:
         """The body for the next turn."""
@@ -93,7 +91,7 @@ class ChatSession:
                 self.messages.append({"role": "assistant", "content": "".join(pieces)})
 
     def command(self, line: str) -> str:
-        """What a slash command answers; Leave for /exit."""
+        """What a slash command answers; after /exit the session `is_over`."""
         name, _, rest = line[1:].strip().partition(" ")
         action = getattr(self, f"_do_{name}", None)
         if action is None or not name.isalpha():
@@ -107,7 +105,8 @@ class ChatSession:
         return HELP
 
     def _do_exit(self, _: str) -> str:
-        raise Leave
+        self.is_over = True
+        return ""
 
     _do_quit = _do_exit
 

@@ -23,11 +23,8 @@ AskStages = Callable[[], Awaitable[None]]
 T = TypeVar("T")
 
 
-class _LanesSilent(Exception):  # noqa: N818 - not an error: the streams are tried next
-    pass
-
-
-def _pass_on(done: asyncio.Future[Sampled], result: asyncio.Future[Sampled]) -> None:
+def _pass_on(done: asyncio.Future[Sampled], result: asyncio.Future[Sampled | None]) -> None:
+    """None where the lanes are silent: the streams are tried next."""
     if done.cancelled():
         return
     error = done.exception()
@@ -35,8 +32,10 @@ def _pass_on(done: asyncio.Future[Sampled], result: asyncio.Future[Sampled]) -> 
         return
     if error is None:
         result.set_result(done.result())
+    elif isinstance(error, StageLost):
+        result.set_result(None)
     else:
-        result.set_exception(_LanesSilent() if isinstance(error, StageLost) else error)
+        result.set_exception(error)
 
 
 class PipelineRoute:
@@ -72,7 +71,7 @@ class PipelineRoute:
         self.by_lanes = ring is not None
         """Whether engines pass decoded tokens on by themselves; over when their lanes fall silent."""
         self._waiting: dict[int, asyncio.Future[Frame]] = {}
-        self._around: set[asyncio.Future[Sampled]] = set()
+        self._around: set[asyncio.Future[Sampled | None]] = set()
         self._lost: P2PNodeError | None = None
         self._epochs: dict[int, int] = {}
         self._order: dict[int, asyncio.Lock] = {}
@@ -95,10 +94,10 @@ class PipelineRoute:
         if self._lost is not None:
             raise self._lost
         if self.by_lanes and feed.is_alone:
-            try:
-                return await self._feed_around(feed)
-            except _LanesSilent:
-                self.by_lanes = False  # the streams stand, or will say that they do not
+            sampled = await self._feed_around(feed)
+            if sampled is not None:
+                return sampled
+            self.by_lanes = False  # the streams stand, or will say that they do not
         self._sequence = (self._sequence + 1) % 2**32
         sequence = self._sequence
         self._epochs[feed.session] = feed.epoch
@@ -178,13 +177,13 @@ class PipelineRoute:
             await step
         return None
 
-    async def _feed_around(self, feed: Feed) -> Sampled:
-        """Through lanes, from engine to engine."""
+    async def _feed_around(self, feed: Feed) -> Sampled | None:
+        """Through lanes, from engine to engine; None where these are silent."""
         assert self._ring is not None
         self._epochs[feed.session] = feed.epoch
         started_s = time.monotonic()
         work = asyncio.ensure_future(self._engine.ring_step(self._ring, feed.frame(0), ahead=feed.ahead))
-        result: asyncio.Future[Sampled] = asyncio.get_running_loop().create_future()
+        result: asyncio.Future[Sampled | None] = asyncio.get_running_loop().create_future()
         self._around.add(result)
         work.add_done_callback(lambda done: _pass_on(done, result))
         try:
@@ -198,7 +197,8 @@ class PipelineRoute:
             work.cancel()
             if not result.cancel() and not result.cancelled():
                 result.exception()
-        self._row_s = max(time.monotonic() - started_s, 0.9 * self._row_s)
+        if sampled is not None:
+            self._row_s = max(time.monotonic() - started_s, 0.9 * self._row_s)
         return sampled
 
     async def _await(self, result: asyncio.Future[T], rows: int) -> T:
