@@ -14,19 +14,13 @@ from p2pnode.errors import CorruptRecord, IdempotencyConflict, LogFailed
 from p2pnode.events.assembler import Assembler, Draft
 from p2pnode.events.block import Block
 from p2pnode.events.codec import decode_trusted
-from p2pnode.events.database import (
-    Connection,
-    IdempotencyRow,
-    SecretRow,
-    Tables,
-    write_cosignature,
-    write_draft,
-)
+from p2pnode.events.database import write_cosignature, write_draft
 from p2pnode.events.keys import LogKeys, origin_of
 from p2pnode.events.log import LOCAL, Decide, Fold, NewEvent, Outcome, State
 from p2pnode.events.merkle import root_at
 from p2pnode.events.opening import StoredTree, bound_keys, fold_stored, position_of, record_at
 from p2pnode.events.rebuild import PartedFold
+from p2pnode.events.tables import Connection, IdempotencyRow, SecretRow, Tables
 from p2pnode.events.types import KeysBound, PeerEquivocated, SubjectForgotten, WitnessReceived
 from p2pnode.events.witness import UNKNOWN, AddCheckpoint, WitnessAnswer, Witnessed, answer_witness
 from p2pnode.identity import Identity

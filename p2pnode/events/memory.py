@@ -9,13 +9,13 @@ from p2pnode.errors import BadCheckpoint, IdempotencyConflict, LogFailed, NotFou
 from p2pnode.events.assembler import Assembler, Position, fingerprint_of
 from p2pnode.events.block import Block
 from p2pnode.events.codec import Record, decode_trusted
-from p2pnode.events.database import SecretRow
 from p2pnode.events.fraud import equivocation
 from p2pnode.events.keys import LogKeys, decode_binding
 from p2pnode.events.log import LOCAL, Decide, Fold, NewEvent, NoFold, Outcome, State, Subscriber
 from p2pnode.events.note import parse_note, parse_signature_line
 from p2pnode.events.proving import Proving
 from p2pnode.events.secret import commitment_of
+from p2pnode.events.tables import SecretRow
 from p2pnode.events.types import Event, PeerEquivocated, SubjectForgotten, WitnessReceived
 from p2pnode.events.witness import BAD_REQUEST, WitnessAnswer, Witnessed, answer_witness, parse_add_checkpoint
 from p2pnode.identity import Identity

@@ -14,12 +14,12 @@ from p2pnode.errors import CorruptRecord
 from p2pnode.events.assembler import Position
 from p2pnode.events.block import GENESIS
 from p2pnode.events.codec import Record, decode_trusted
-from p2pnode.events.database import SnapshotRow, Tables
 from p2pnode.events.ids import IdState, state_after
 from p2pnode.events.keys import LogKeys, is_binding_valid
 from p2pnode.events.log import Fold, State
 from p2pnode.events.merkle import Edge, leaf_hash, root_at
 from p2pnode.events.rebuild import PartedFold, Rebuild
+from p2pnode.events.tables import SnapshotRow, Tables
 from p2pnode.events.types import KeysBound
 from p2pnode.identity import Identity
 from p2pnode.limits import LOG_REBUILD_EVENTS_MIN

@@ -10,11 +10,12 @@ from p2pnode.errors import DataDirError, NotFound
 from p2pnode.events import merkle
 from p2pnode.events.block import Block
 from p2pnode.events.codec import Record, decode_trusted
-from p2pnode.events.database import SecretRow, Tables, connect_reader
+from p2pnode.events.database import connect_reader
 from p2pnode.events.folder import database_path
 from p2pnode.events.merkle import Edge
 from p2pnode.events.note import parse_note, parse_signature_line
 from p2pnode.events.proving import Proving
+from p2pnode.events.tables import SecretRow, Tables
 from p2pnode.events.witness import Witnessed
 from p2pnode.limits import LOG_READ_EVENTS_MAX
 from p2pnode.units import EventIndex, LogSize

@@ -12,9 +12,9 @@ from typing import Generic, Protocol
 
 from p2pnode.errors import CorruptRecord
 from p2pnode.events.codec import decode_trusted
-from p2pnode.events.database import SnapshotRow, Tables
 from p2pnode.events.log import Fold, State
 from p2pnode.events.merkle import leaf_hash
+from p2pnode.events.tables import SnapshotRow, Tables
 from p2pnode.limits import LOG_REBUILD_SLICE_EVENTS
 from p2pnode.units import EventIndex
 

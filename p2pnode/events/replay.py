@@ -8,9 +8,9 @@ from typing import Generic
 
 from p2pnode.errors import CorruptRecord, NotFound
 from p2pnode.events.codec import decode_trusted
-from p2pnode.events.database import Tables
 from p2pnode.events.log import Fold, State
 from p2pnode.events.merkle import leaf_hash
+from p2pnode.events.tables import Tables
 from p2pnode.units import EventIndex
 
 _CHUNK = 5_000

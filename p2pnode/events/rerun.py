@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from p2pnode.errors import NotFound, RequestError
-from p2pnode.events.database import SecretRow
 from p2pnode.events.reader import LogReader
 from p2pnode.events.secret import commitment_of
+from p2pnode.events.tables import SecretRow
 from p2pnode.events.types import RequestAccepted, RequestFinished
 
 _KEEP_HINT = "with the setting keep_texts=true prompts are kept; or give it again with --prompt-file"

@@ -25,13 +25,7 @@ from p2pnode.events.assembler import fingerprint_of
 from p2pnode.events.block import Block
 from p2pnode.events.codec import Record
 from p2pnode.events.committer import Committer
-from p2pnode.events.database import (
-    Connection,
-    SecretRow,
-    as_condition,
-    connect_writer,
-    create_schema,
-)
+from p2pnode.events.database import as_condition, connect_writer, create_schema
 from p2pnode.events.disk_room import DiskRoom
 from p2pnode.events.folder import (
     DATABASE,
@@ -49,6 +43,7 @@ from p2pnode.events.reader import LogReader
 from p2pnode.events.rebuild import PartedFold, Progress
 from p2pnode.events.rollback import check_published
 from p2pnode.events.secret import commitment_of
+from p2pnode.events.tables import Connection, SecretRow
 from p2pnode.events.types import Event
 from p2pnode.events.witness import BAD_REQUEST, WitnessAnswer, parse_add_checkpoint
 from p2pnode.events.writer import Committed, Writer

@@ -14,11 +14,12 @@ from pathlib import Path
 from p2pnode.errors import BadCheckpoint, DataDirError, NonCanonical
 from p2pnode.events.block import GENESIS, Block, is_block_signed
 from p2pnode.events.codec import Record, decode
-from p2pnode.events.database import Tables, as_condition, connect_reader
+from p2pnode.events.database import as_condition, connect_reader
 from p2pnode.events.folder import LOG_DIR, database_path, published_checkpoint
 from p2pnode.events.keys import is_binding_valid, verifiers_of
 from p2pnode.events.merkle import HASH_BYTES, TILE_WIDTH, Edge, leaf_hash, root_at, root_of
 from p2pnode.events.note import Verifier, is_signed, parse_checkpoint, parse_note
+from p2pnode.events.tables import Tables
 from p2pnode.events.types import KeysBound, UnknownEvent
 from p2pnode.units import EventIndex
 

@@ -7,13 +7,10 @@ from __future__ import annotations
 
 from typing import Final
 
-import msgspec
-
 from p2pnode import limits
 from p2pnode.errors import CorruptRecord
 from p2pnode.events import types as facts
 from p2pnode.events.codec import Record
-from p2pnode.events.receipt import Receipt, read
 from p2pnode.projections.accounts import (
     DAY_MS,
     DUE,
@@ -42,6 +39,7 @@ from p2pnode.projections.accounts import (
     postings_unit,
     quota_left,
 )
+from p2pnode.projections.channels import Read, agree, follow, read_all, require
 from p2pnode.projections.fold import Handlers, forget_oldest, plus
 
 __all__ = [
@@ -87,23 +85,18 @@ def _post(state: Billing, record: Record, postings: Postings) -> None:
             table[account] = balance
         else:
             table.pop(account, None)
-    _require(total == 0, record, "its postings do not sum to zero")
+    require(total == 0, record, "its postings do not sum to zero")
     for account, _ in postings:
         balance = table.get(account, 0)
         if balance < 0 and not account.startswith(MAY_BE_NEGATIVE):
             raise CorruptRecord(f"event {record.index} overdraws {account}", index=record.index)
-        _require(abs(balance) <= limits.BALANCE_MICROUNITS_MAX, record, "there is not that much credit")
-
-
-def _require(true: bool, record: Record, what: str) -> None:
-    if not true:
-        raise CorruptRecord(f"event {record.index} breaks the ledger: {what}", index=record.index)
+        require(abs(balance) <= limits.BALANCE_MICROUNITS_MAX, record, "there is not that much credit")
 
 
 def _account(state: Billing, record: Record, account: str) -> Account:
     entry = state.accounts.get(account)
     if entry is None:
-        _require(not is_system(account), record, f"{account} is not an account of anybody")
+        require(not is_system(account), record, f"{account} is not an account of anybody")
         entry = state.accounts[account] = Account(record.index, record.wall_ms)
     return entry
 
@@ -115,7 +108,7 @@ def _keys_bound(state: Billing, record: Record, event: facts.KeysBound) -> None:
 
 def _welcome_granted(state: Billing, record: Record, event: facts.WelcomeGranted) -> None:
     entry = _account(state, record, event.account)
-    _require(not entry.welcomed, record, f"{event.account} was welcomed before")
+    require(not entry.welcomed, record, f"{event.account} was welcomed before")
     entry.welcomed = True
     entry.granted = plus(entry.granted, event.amount_microunits)
     hour, day = record.wall_ms // HOUR_MS, record.wall_ms // DAY_MS
@@ -140,7 +133,7 @@ def _credit_topped_up(state: Billing, record: Record, event: facts.CreditToppedU
 
 def _credit_held(state: Billing, record: Record, event: facts.CreditHeld) -> None:
     hold_id = event.hold_id
-    _require(hold_id not in state.holds and hold_id not in state.resolved, record, "a hold is made once")
+    require(hold_id not in state.holds and hold_id not in state.resolved, record, "a hold is made once")
     entry = _account(state, record, event.payer)
     entry.holds_open += 1
     state.holds[hold_id] = Hold(
@@ -190,7 +183,7 @@ def _remember(state: Billing, hold_id: str, resolution: Resolution) -> None:
 def _credit_settled(state: Billing, record: Record, event: facts.CreditSettled) -> None:
     hold, entry = _resolve(state, record, event.hold_id, event.payer)
     amount = event.amount_microunits
-    _require(amount <= hold.amount, record, "it settles more than was held")
+    require(amount <= hold.amount, record, "it settles more than was held")
     entry.requests += 1
     entry.spent = plus(entry.spent, amount)
     _give_back_quota(entry, hold, event.quoted_microunits)
@@ -199,7 +192,7 @@ def _credit_settled(state: Billing, record: Record, event: facts.CreditSettled) 
             _earn(state, record, account, share)
         _post(state, record, postings_settled(event, hold.amount))
     else:
-        _require(not event.shares, record, "it shares out credit that nobody held")
+        require(not event.shares, record, "it shares out credit that nobody held")
     _remember(
         state,
         event.hold_id,
@@ -219,8 +212,8 @@ def _unit_settled(state: Billing, record: Record, event: facts.UnitSettled) -> N
     if hold is None or hold.payer != event.payer:
         raise CorruptRecord(f"event {record.index} settles a unit of no open hold", index=record.index)
     amount = event.amount_microunits
-    _require(event.unit == hold.units + 1, record, "its unit is out of order")
-    _require(0 < amount <= hold.amount, record, "it settles more than is held")
+    require(event.unit == hold.units + 1, record, "its unit is out of order")
+    require(0 < amount <= hold.amount, record, "it settles more than is held")
     entry = state.accounts[event.payer]
     entry.spent = plus(entry.spent, amount)
     for account, share in event.shares:
@@ -267,7 +260,7 @@ def _quota_set(state: Billing, record: Record, event: facts.QuotaSet) -> None:
     if event.unlimited:
         entry.quota, entry.quota_period_ms, entry.quota_window, entry.quota_used = None, 0, 0, 0
         return
-    _require(event.period_ms > 0, record, "a quota needs a period")
+    require(event.period_ms > 0, record, "a quota needs a period")
     if event.period_ms != entry.quota_period_ms:  # holds of another period must not count as this one's
         for hold in state.holds.values():
             if hold.payer == event.account:
@@ -278,8 +271,8 @@ def _quota_set(state: Billing, record: Record, event: facts.QuotaSet) -> None:
 
 def _receipt_given(state: Billing, record: Record, event: facts.ReceiptGiven) -> None:
     """Given, agreed to, or both at once; what was agreed to is earned."""
-    read = _read_all(record, event)
-    _require(all(r.consumer == event.peer for r, _, _, _ in read), record, "its receipts are another peer's")
+    read = read_all(record, event)
+    require(all(r.consumer == event.peer for r, _, _, _ in read), record, "its receipts are another peer's")
     postings = postings_earned(state, event)
     channel = state.given.get(event.peer)
     if channel is None:
@@ -287,13 +280,13 @@ def _receipt_given(state: Billing, record: Record, event: facts.ReceiptGiven) ->
     given = [one for one in read if one[0].sequence > channel.sequence]
     for receipt, raw, _, _ in read[: len(read) - len(given)]:
         known = channel.numbered(receipt.sequence)
-        _require(known is not None and known[0] == raw, record, "one sequence has two receipts")
+        require(known is not None and known[0] == raw, record, "one sequence has two receipts")
     if given:
-        _require(not channel.waiting, record, "the receipts before are not signed")
-        _next(channel, record, given)
+        require(not channel.waiting, record, "the receipts before are not signed")
+        follow(channel, record, given)
     for receipt, _, _, countersignature in read:
         if countersignature is not None:
-            _agree(channel, record, receipt)
+            agree(channel, record, receipt)
     if postings:
         own, earned = postings[1]
         _earn(state, record, own, earned)
@@ -301,49 +294,19 @@ def _receipt_given(state: Billing, record: Record, event: facts.ReceiptGiven) ->
 
 
 def _receipt_received(state: Billing, record: Record, event: facts.ReceiptReceived) -> None:
-    by_provider: dict[str, list[_Read]] = {}
-    for one in _read_all(record, event):
+    by_provider: dict[str, list[Read]] = {}
+    for one in read_all(record, event):
         by_provider.setdefault(one[0].provider, []).append(one)
     for provider, received in by_provider.items():
         channel = state.received.get(provider)
         if channel is None:
             channel = state.received[provider] = Channel(record.index, provider)
-        _next(channel, record, received)
+        follow(channel, record, received)
         for receipt, _, _, _ in received:
-            _agree(channel, record, receipt)
+            agree(channel, record, receipt)
     for provider, keys in event.keys:
-        _require(provider in by_provider, record, "it has keys of who gave no receipt")
+        require(provider in by_provider, record, "it has keys of who gave no receipt")
         state.received[provider].keys = keys
-
-
-_Read = tuple[Receipt, bytes, bytes, bytes | None]
-"""A receipt, its bytes, and both signatures."""
-
-
-def _read_all(record: Record, event: facts.ReceiptGiven | facts.ReceiptReceived) -> list[_Read]:
-    try:
-        return [(read(raw), raw, signature, other) for raw, signature, other in event.receipts]
-    except (msgspec.MsgspecError, UnicodeDecodeError):
-        raise CorruptRecord(f"event {record.index} has no receipt in it", index=record.index) from None
-
-
-def _next(channel: Channel, record: Record, new: list[_Read]) -> None:
-    """Receipts that follow those before, in order; they are the channel's newest now."""
-    for receipt, _, _, _ in new:
-        _require(receipt.sequence == channel.sequence + 1, record, "its receipt is out of order")
-        channel.sequence = receipt.sequence
-        channel.layer_tokens += receipt.layer_tokens
-        channel.microunits += receipt.microunits
-        sums = (receipt.cumulative_layer_tokens, receipt.cumulative_microunits)
-        _require(sums == (channel.layer_tokens, channel.microunits), record, "its sums are wrong")
-    channel.receipts = tuple((raw, signature) for _, raw, signature, _ in new)
-
-
-def _agree(channel: Channel, record: Record, receipt: Receipt) -> None:
-    _require(receipt.sequence == channel.agreed_sequence + 1, record, "it is signed out of order")
-    channel.agreed_sequence = receipt.sequence
-    channel.agreed_layer_tokens = receipt.cumulative_layer_tokens
-    channel.agreed_microunits = receipt.cumulative_microunits
 
 
 def _peer_equivocated(state: Billing, record: Record, event: facts.PeerEquivocated) -> None:

@@ -16,10 +16,11 @@ from p2pnode.bootstrap import RunningNode
 from p2pnode.config import JoinOptions
 from p2pnode.endpoint import NodeError, find_node
 from p2pnode.events import opening
-from p2pnode.events.database import Tables, connect_reader
+from p2pnode.events.database import connect_reader
 from p2pnode.events.folder import database_path
 from p2pnode.events.rebuild import Rebuild
 from p2pnode.events.replay import check_snapshot, replay
+from p2pnode.events.tables import Tables
 from p2pnode.identity import load_or_create
 from p2pnode.projections import MeshFold, snapshot
 from tests.kit.mesh import NodeProcess

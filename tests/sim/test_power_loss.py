@@ -21,10 +21,11 @@ import pytest
 
 from p2pnode.errors import CorruptRecord, LogFailed
 from p2pnode.events.committer import Committer
-from p2pnode.events.database import Tables, connect_writer, create_schema
+from p2pnode.events.database import connect_writer, create_schema
 from p2pnode.events.folder import DATABASE
 from p2pnode.events.log import NewEvent, NoFold
 from p2pnode.events.store import SqliteLog
+from p2pnode.events.tables import Tables
 from p2pnode.events.verify import verify_folder, verify_tables
 from tests.kit.faulty_disk import (
     Operation,

@@ -18,7 +18,7 @@ from p2pnode.events import verify as verifying
 from p2pnode.events.block import Block, parse_header, seal_block
 from p2pnode.events.codec import decode, encode
 from p2pnode.events.committer import Committer
-from p2pnode.events.database import Tables, connect_writer, create_schema
+from p2pnode.events.database import connect_writer, create_schema
 from p2pnode.events.folder import CHECKPOINT, DATABASE, LOG_DIR
 from p2pnode.events.keys import LogKeys
 from p2pnode.events.log import NewEvent, NoFold
@@ -26,6 +26,7 @@ from p2pnode.events.merkle import leaf_hash, verify_consistency, verify_inclusio
 from p2pnode.events.note import parse_checkpoint, parse_note
 from p2pnode.events.reader import LogReader
 from p2pnode.events.store import SqliteLog
+from p2pnode.events.tables import Tables
 from p2pnode.events.types import UnknownEvent
 from p2pnode.events.verify import Report, verify_folder
 from tests.kit.log_events import ManualClock, held, node_identity, seeded_bytes, started

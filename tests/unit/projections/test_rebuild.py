@@ -19,11 +19,12 @@ from p2pnode.errors import InsufficientCredit, LogFailed, StateRebuilding
 from p2pnode.events import committer as committer_module
 from p2pnode.events import opening
 from p2pnode.events import rebuild as rebuild_module
-from p2pnode.events.database import Tables, connect_reader, connect_writer
+from p2pnode.events.database import connect_reader, connect_writer
 from p2pnode.events.folder import DATABASE, LOG_DIR, database_path
 from p2pnode.events.log import NewEvent
 from p2pnode.events.replay import check_snapshot, replay
 from p2pnode.events.store import SqliteLog
+from p2pnode.events.tables import Tables
 from p2pnode.events.verify import verify_folder
 from p2pnode.node.ledger import Ledger
 from p2pnode.projections import MeshFold, MeshState, snapshot
