@@ -24,7 +24,7 @@ from p2pnode.errors import (
     TransportError,
 )
 from p2pnode.models import cid
-from p2pnode.models import manifest as manifests
+from p2pnode.models import manifest_codec as manifests
 from p2pnode.models.blob_client import BlobClient, Holder, connect
 from p2pnode.models.manifest import Manifest, Want
 from p2pnode.models.store import ModelStore

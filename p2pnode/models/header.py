@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from p2pnode import limits
@@ -249,3 +250,31 @@ def slim(header: bytes, found: Outline) -> bytes:
         result[hole.fix : hole.first] = struct.pack("<IQ", _UINT8, hole.end - hole.first)
         result[hole.first : hole.end] = bytes(hole.end - hole.first)
     return bytes(result)
+
+
+def kept(header: bytes, omissions: Sequence[Omission]) -> bytes:
+    """Header bytes outside the omitted arrays."""
+    parts, position = [], 0
+    for hole in omissions:
+        parts.append(header[position : hole.first])
+        position = hole.end
+    parts.append(header[position:])
+    return b"".join(parts)
+
+
+def spread(kept: bytes, omissions: Sequence[Omission], header_size: int) -> bytes:
+    """Header of full length, zeros where arrays were left out."""
+    header, position, taken = bytearray(), 0, 0
+    for hole in omissions:
+        if not position <= hole.fix < hole.first < hole.end <= header_size:
+            raise BadModelFile("manifest omissions overlap or lie outside the header")
+        step = hole.first - position
+        header += kept[taken : taken + step]
+        header += bytes(hole.end - hole.first)
+        taken, position = taken + step, hole.end
+        if len(header) != position:
+            raise BadModelFile("manifest header is shorter than it claims")
+    header += kept[taken:]
+    if len(header) != header_size:
+        raise BadModelFile("manifest header is not as long as it claims")
+    return bytes(header)

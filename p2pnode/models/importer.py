@@ -11,7 +11,8 @@ from p2pnode import limits
 from p2pnode.errors import BadModelFile
 from p2pnode.models import cid
 from p2pnode.models.header import HeaderTruncated, Outline, outline
-from p2pnode.models.manifest import Manifest, ManifestFile, build, chunk_extents, manifest_file
+from p2pnode.models.manifest import Manifest, ManifestFile, chunk_extents
+from p2pnode.models.manifest_codec import build, manifest_file
 
 _SPLIT = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 _HEADER_FIRST_BYTES = 256 * 1024

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from p2pnode.errors import BadModelFile, ModelUnknown
 from p2pnode.models import cid as content
-from p2pnode.models import manifest as manifests
+from p2pnode.models import manifest_codec as manifests
 from p2pnode.models.files import check_disk, data_errors, delete, write_atomic
 from p2pnode.models.manifest import Manifest
 from p2pnode.units import ContentId

@@ -20,7 +20,7 @@ from pathlib import Path
 from p2pnode.errors import BadModelFile, BlobMismatch, ModelIncomplete, ModelUnknown
 from p2pnode.models import cid as content
 from p2pnode.models import importer
-from p2pnode.models import manifest as manifests
+from p2pnode.models import manifest_codec as manifests
 from p2pnode.models.cache import ChunkCache
 from p2pnode.models.files import data_errors, delete
 from p2pnode.models.manifest import NO_LAYER, Manifest, Want

@@ -10,7 +10,8 @@ import pytest
 
 from p2pnode.errors import P2PNodeError
 from p2pnode.models import blob, cid, shard_table
-from p2pnode.models.manifest import Manifest, decode
+from p2pnode.models.manifest import Manifest
+from p2pnode.models.manifest_codec import decode
 
 CASES = json.loads((Path(__file__).parents[3] / "specs/vectors/blobs.json").read_text())
 

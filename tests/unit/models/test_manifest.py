@@ -15,7 +15,8 @@ from p2pnode import limits
 from p2pnode.errors import BadModelFile, ModelIncomplete
 from p2pnode.models import cid
 from p2pnode.models.importer import read_manifest
-from p2pnode.models.manifest import Manifest, Want, build, decode
+from p2pnode.models.manifest import Manifest, Want
+from p2pnode.models.manifest_codec import build, decode
 from tests.kit.gguf_files import gguf, write_split, write_toy
 
 

@@ -14,7 +14,8 @@ import pytest
 from p2pnode import limits
 from p2pnode.errors import BadModelFile, BlobMismatch, DataDirError, DiskFull, ModelIncomplete, ModelUnknown
 from p2pnode.models import cid, files, importer
-from p2pnode.models.manifest import Want, build
+from p2pnode.models.manifest import Want
+from p2pnode.models.manifest_codec import build
 from p2pnode.models.records import ImportedFile
 from p2pnode.models.store import DEMO_NAME, Holdings, ModelStore, StoredModel
 from tests.kit.gguf_files import gguf, toy, write_split, write_toy
