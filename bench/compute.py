@@ -133,11 +133,11 @@ def wish_of(way: Way, model: str) -> dict[str, Any]:
 class Raw:
     """The plain binding's loop, loaded in a process of its own that sleeps between measurements."""
 
-    def __init__(self, model: Path, threads: int) -> None:
+    def __init__(self, model: Path, threads: int, *, prompt: int = PROMPT, huge: bool = False) -> None:
         command = [sys.executable, str(Path(__file__).with_name("raw_loop.py")), str(model)]
-        numbers = (threads, PROMPT, COUNT, 0)
+        command += map(str, (threads, prompt, COUNT, 0))
         self._process = subprocess.Popen(
-            [*command, *map(str, numbers)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            command + ["huge"] * huge, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
     def measure(self) -> Row:

@@ -1,8 +1,9 @@
 """The limit: llama.cpp's decode loop with nothing around it, in a process of its own.
 
-    python bench/raw_loop.py MODEL.gguf THREADS PROMPT COUNT ROUNDS
+    python bench/raw_loop.py MODEL.gguf THREADS PROMPT COUNT ROUNDS [huge]
 
-With ROUNDS 0 it measures once for every line it reads, and stays loaded in between.
+With ROUNDS 0 it measures once for every line it reads, and stays loaded in between. With `huge` its weights lie in
+huge pages, as an engine's do; the binding by itself has small ones.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 class Loop:
     """The plain binding, loaded once."""
 
-    def __init__(self, path: str, threads: int, prompt: int, count: int) -> None:
+    def __init__(self, path: str, threads: int, prompt: int, count: int, *, huge: bool = False) -> None:
         import llama_cpp.llama_cpp as llama
 
         self._llama, self._prompt, self._count = llama, prompt, count
@@ -27,6 +28,12 @@ class Loop:
         options = llama.llama_model_default_params()
         options.n_gpu_layers = 0
         options.load_mode = 0
+        if huge:
+            from p2pnode.compute.huge_pages import filled_in_huge_pages
+
+            hear = filled_in_huge_pages(lambda _done: True)
+            self._hear = llama.llama_progress_callback(lambda done, _data: hear(done))
+            options.progress_callback = self._hear
         self._model = llama.llama_model_load_from_file(path.encode(), options)
         settings = llama.llama_context_default_params()
         settings.n_ctx, settings.n_batch, settings.n_ubatch = (
@@ -61,12 +68,12 @@ class Loop:
         return {"prefill": prefill, "steps_s": steps}
 
 
-def main(path: str, threads: int, prompt: int, count: int, rounds: int) -> None:
-    loop = Loop(path, threads, prompt, count)
+def main(path: str, threads: int, prompt: int, count: int, rounds: int, *, huge: bool) -> None:
+    loop = Loop(path, threads, prompt, count, huge=huge)
     for _ in range(rounds) if rounds else sys.stdin:
         print(json.dumps(loop.measure()), flush=True)
 
 
 if __name__ == "__main__":
-    path, *numbers = sys.argv[1:]
-    main(path, *map(int, numbers))
+    path, *numbers = [argument for argument in sys.argv[1:] if argument != "huge"]
+    main(path, *map(int, numbers), huge="huge" in sys.argv)
