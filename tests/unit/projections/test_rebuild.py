@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import asyncio
-import threading
+from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -35,13 +35,14 @@ from tests.kit.old_code import WRONG_REQUESTS, OldFold, billing_events, life, wr
 from tests.kit.story import NOW_MS, serve
 
 ALL = tuple(sorted(MeshFold.parts))
+SLICE_EVENTS = 7
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every log is long enough, and a slice is short."""
     monkeypatch.setattr(opening, "LOG_REBUILD_EVENTS_MIN", 1)
-    monkeypatch.setattr(rebuild_module, "LOG_REBUILD_SLICE_EVENTS", 7)
+    monkeypatch.setattr(rebuild_module, "LOG_REBUILD_SLICE_EVENTS", SLICE_EVENTS)
 
 
 def opened(folder: Path) -> SqliteLog[MeshState]:
@@ -49,20 +50,10 @@ def opened(folder: Path) -> SqliteLog[MeshState]:
     return SqliteLog.open(folder, node_identity(), fold=fold, beside=fold, now_ms=ManualClock(NOW_MS * 2))
 
 
-def hold_back(log: SqliteLog[MeshState]) -> threading.Event:
-    """The record seems to be longer than it is, until the answer is set: the last slice does not come."""
-    rebuild, gate = log.rebuild, threading.Event()
-    assert rebuild is not None
-    step = rebuild.step
-
-    def one_slice(tables: Tables, size: int) -> bool:
-        is_last = rebuild.folded + rebuild_module.LOG_REBUILD_SLICE_EVENTS >= size
-        if is_last and not gate.wait(0.001):
-            return False
-        return step(tables, size)
-
-    rebuild.step = one_slice  # type: ignore[method-assign]
-    return gate
+@pytest.fixture
+def slices(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """How many events one has from now on; with none a rebuild does not get on."""
+    return lambda count: monkeypatch.setattr(rebuild_module, "LOG_REBUILD_SLICE_EVENTS", count)
 
 
 async def through(log: SqliteLog[MeshState]) -> MeshState:
@@ -77,7 +68,9 @@ def replayed_hash(folder: Path) -> bytes:
     return replay(Tables(connect_reader(database_path(folder))), MeshFold()).state_hash
 
 
-async def test_a_changed_ledger_waits_and_everything_else_is_shown_as_it_was(tmp_path: Path) -> None:
+async def test_a_changed_ledger_waits_and_everything_else_is_shown_as_it_was(
+    tmp_path: Path, slices: Callable[[int], None]
+) -> None:
     """No credit moves on what old code folded: the reservation comes after the swap, the record grows meanwhile."""
     size = write_log(tmp_path, OldFold(["billing"]), billing_events(300))
     log = opened(tmp_path)
@@ -86,7 +79,7 @@ async def test_a_changed_ledger_waits_and_everything_else_is_shown_as_it_was(tmp
     assert not log.rebuild.may_decide
     assert log.rebuild.unreadable == frozenset()
     assert log.rebuild.shown.billing.balances["key1"] == 400_000
-    gate = hold_back(log)
+    slices(0)
     copy = asyncio.ensure_future(through(log))
     reserve = asyncio.ensure_future(
         log.submit(lambda state: deciding.decide(state, serve("late", "key1", max_tokens=9_000), NOW_MS))
@@ -94,7 +87,7 @@ async def test_a_changed_ledger_waits_and_everything_else_is_shown_as_it_was(tmp
     facts = [await log.append([started(str(n))]) for n in range(20)]
     assert [indexes[0] for indexes in facts] == list(range(size, size + 20)), "facts are not kept waiting"
     assert not reserve.done(), "nothing is reserved by what old code left"
-    gate.set()
+    slices(SLICE_EVENTS)
     state = await copy
     assert state.size == size + 20
     assert sha256(snapshot(state)).digest() == replayed_hash(tmp_path)
@@ -158,14 +151,16 @@ async def test_what_is_old_says_how_old_and_what_can_not_be_read_says_how_far(tm
     await ledger.close()
 
 
-async def test_a_decision_that_looks_at_what_is_rebuilt_does_not_happen(tmp_path: Path) -> None:
+async def test_a_decision_that_looks_at_what_is_rebuilt_does_not_happen(
+    tmp_path: Path, slices: Callable[[int], None]
+) -> None:
     """Beside the rule that decisions wait stands a wall: the old part is not there to be looked at."""
     write_log(tmp_path, OldFold(["usage"]), life(5))
     log = opened(tmp_path)
-    gate = hold_back(log)
+    slices(0)
     with pytest.raises(StateRebuilding, match="usage is being rebuilt"):
         await log.submit(lambda state: [NewEvent(started(str(state.usage.total)))])
-    gate.set()
+    slices(SLICE_EVENTS)
     await log.close()
 
 
@@ -190,11 +185,14 @@ def test_every_view_says_what_it_looks_at() -> None:
         assert show(state, NOW_MS)
 
 
-async def test_a_stop_in_the_middle_starts_over(tmp_path: Path) -> None:
+async def test_a_stop_in_the_middle_starts_over(tmp_path: Path, slices: Callable[[int], None]) -> None:
     """The old snapshot stays until the new state is whole; who waited is told."""
-    write_log(tmp_path, OldFold(["billing"]), billing_events(200))
+    size = write_log(tmp_path, OldFold(["billing"]), billing_events(200))
     log = opened(tmp_path)
-    hold_back(log)
+    assert log.rebuild is not None
+    assert not log.rebuild.step(Tables(connect_reader(database_path(tmp_path))), size)
+    assert log.rebuild.folded == SLICE_EVENTS
+    slices(0)
     waiting = asyncio.ensure_future(log.submit(lambda _: [NewEvent(started())]))
     await log.append([started()])
     await log.close()
@@ -203,6 +201,7 @@ async def test_a_stop_in_the_middle_starts_over(tmp_path: Path) -> None:
     kept = Tables(connect_reader(database_path(tmp_path))).snapshot()
     assert kept is not None
     assert kept.version == OldFold(["billing"]).version
+    slices(SLICE_EVENTS)
     again = opened(tmp_path)
     assert again.rebuild is not None
     await through(again)
