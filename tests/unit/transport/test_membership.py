@@ -16,8 +16,10 @@ from p2pnode.transport.membership import (
     Membership,
     decode_grant,
     decode_revocation,
+    key_of,
     make_grant,
     make_revocation,
+    peer_of,
 )
 
 
@@ -195,3 +197,12 @@ def test_a_longer_encoding_of_the_same_grant_is_refused() -> None:
     at = data.rindex(b"\x05\xc4\x40")
     with pytest.raises(RemoteProtocolError, match="shortest"):
         decode_revocation(data[:at] + b"\xcc\x05" + data[at + 1 :])
+
+
+def test_a_member_is_named_by_its_key() -> None:
+    """The id of a key that is too long to stand in it names no member."""
+    key = Device(1).key
+    assert key_of(peer_of(key)) == key
+    rsa = "QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhx5N"  # libp2p/specs, peer-ids.md
+    with pytest.raises(NotAdmitted, match="only holds a hash"):
+        key_of(rsa)
