@@ -158,15 +158,20 @@ def _rank(pair: Pair, told: Told) -> tuple[bool, int]:
     return told.told_by == pair[0], told.told_ms
 
 
-def passed_on(tellings: Mapping[Pair, Told], now_ms: int) -> dict[str, dict[str, Any]]:
-    """What this device tells of others: directions that fail, heard from who has them, not long ago."""
-    said: dict[str, dict[str, Any]] = {}
-    failing = [
-        (pair, told)
+def failing(tellings: Mapping[Pair, Told]) -> dict[Pair, Told]:
+    """Directions that fail, told by who has them."""
+    return {
+        pair: told
         for pair, told in tellings.items()
-        if told.state == "unreachable" and told.told_by == pair[0] and not _is_old(told, now_ms)
-    ]
-    for (origin, to), told in failing[: limits.DIRECTIONS_PASSED_ON_MAX]:
+        if told.state == "unreachable" and told.told_by == pair[0]
+    }
+
+
+def passed_on(failing: Iterable[tuple[Pair, Told]], now_ms: int) -> dict[str, dict[str, Any]]:
+    """What this device tells of others, of what fails there: as much as there is room for, if it was heard lately."""
+    said: dict[str, dict[str, Any]] = {}
+    fresh = [(pair, told) for pair, told in failing if not _is_old(told, now_ms)]
+    for (origin, to), told in fresh[: limits.DIRECTIONS_PASSED_ON_MAX]:
         way: dict[str, Any] = {
             "state": told.state, "tried": told.tried, "told_ms_ago": max(0, now_ms - told.told_ms)
         }  # fmt: skip

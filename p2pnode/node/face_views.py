@@ -44,7 +44,6 @@ def peers_view(node: Node) -> JsonObject:
     rows = {entry["peer"]: entry for entry in view["peers"]}
     view["peers"] = [entry for entry in view["peers"] if entry["peer"] not in asking] + waiting
     view["joining"] = node.joins.view(rows)
-    view["links"] = links_view(node)
     return view
 
 

@@ -20,7 +20,7 @@ from p2pnode.multiformats import DecodeError
 from p2pnode.node import wire_counts
 from p2pnode.node.adapter_commands import AdapterCommands
 from p2pnode.node.core import Node
-from p2pnode.node.face_views import models_view, peers_view, proposal_view
+from p2pnode.node.face_views import links_view, models_view, peers_view, proposal_view
 from p2pnode.node.hops import chrome_trace
 from p2pnode.node.lane_bytes import LaneBytes
 from p2pnode.node.memory_use import memory_use
@@ -78,7 +78,8 @@ class Faces:
                 "name": node.mesh.mesh_name,
                 "role": node.mesh.my_role,
                 "members": sum(
-                    peer["state"] != "pending" and peer["role"] != GUEST for peer in self.peers()["peers"]
+                    peer["state"] != "pending" and peer["role"] != GUEST
+                    for peer in peers_view(self._node)["peers"]
                 ),
             },
             "state": node.state,
@@ -118,7 +119,7 @@ class Faces:
         }
 
     def peers(self) -> JsonObject:
-        return peers_view(self._node)
+        return {**peers_view(self._node), "links": links_view(self._node)}
 
     def models(self) -> JsonObject:
         return models_view(self._node)
@@ -334,7 +335,7 @@ class Faces:
                         yield await queue.get()
                 except TimeoutError:
                     running = [r.view() for r in node.requests.running.values()]
-                    yield {"kind": "pulse", "data": {"peers": self.peers()["peers"], "running": running}}
+                    yield {"kind": "pulse", "data": {"peers": peers_view(node)["peers"], "running": running}}
         finally:
             stop()
             node.telemetry.remove(put)

@@ -45,10 +45,12 @@ class Link:
     """Members that said last that they are connected to it."""
     direction: directions.Direction = field(default_factory=directions.Direction)
     """From here to there."""
-    heard_ms: int = 0
-    """When it last said how it is."""
     moved: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when what a probe found holds no more: other addresses, another connection, a refusal that ended."""
+    told: dict[directions.Pair, directions.Told] = field(default_factory=dict)
+    """What its last status says of directions."""
+    failing: dict[directions.Pair, directions.Told] = field(default_factory=dict)
+    """Its own ones of them that fail: passed on with every status, so looked for once."""
     asked_ms: int = 0
     """When it last asked by itself, over a stream of its own."""
     dialing: bool = False
@@ -61,11 +63,6 @@ class Link:
     def is_opener(self) -> bool:
         """Whether this side opened the connection that stands."""
         return self.is_up and self.connection is not None and self.connection.is_outbound
-
-    def told(self) -> dict[directions.Pair, directions.Told]:
-        """What its last status says of directions."""
-        said = self.status.extra.get("directions", {}) if self.status is not None else {}
-        return directions.read(said, self.peer_id, self.heard_ms)
 
 
 class Links:
@@ -151,7 +148,7 @@ class Links:
 
     def told(self) -> dict[directions.Pair, directions.Told]:
         """The last word on each direction that others told, without what they say of this device's own."""
-        newest = directions.newest(link.told() for link in self.links.values())
+        newest = directions.newest(link.told for link in self.links.values())
         return {pair: told for pair, told in newest.items() if pair[0] != self._transport.peer_id}
 
     @property
@@ -324,7 +321,8 @@ class Links:
         if not isinstance(message, messages.Status):
             raise RemoteProtocolError(f"expected a status, got {type(message).__name__}")
         link.status = check_status(message)
-        link.heard_ms = self._now_ms()
+        link.told = directions.read(message.extra.get("directions", {}), link.peer_id, self._now_ms())
+        link.failing = directions.failing(link.told)
         link.name = message.name[: limits.NAME_CHARACTERS_MAX] or link.name
         known = list(link.addresses)
         self._on_status(link, message)

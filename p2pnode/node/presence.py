@@ -173,7 +173,8 @@ class Presence:
         now_ms = self._now_ms()
         links = self._links.links.values()
         own = {link.peer_id: link.direction.told(now_ms, is_opener=link.is_opener) for link in links}
-        return {self._me: own, **directions.passed_on(self._links.told(), now_ms)}
+        failing = (item for link in links for item in link.failing.items())
+        return {self._me: own, **directions.passed_on(failing, now_ms)}
 
     def _hosted_view(self, hosted: HostedStage) -> dict[str, Any]:
         return {

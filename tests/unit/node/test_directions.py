@@ -80,7 +80,7 @@ def test_what_fails_is_passed_on_from_who_has_it_while_it_is_fresh() -> None:
         ("a", "e"): told("unreachable", at_ms=old_ms),
         ("a", "f"): told("unreachable", at_ms=NOW_MS + 1),
     }
-    said = directions.passed_on(tellings, NOW_MS)
+    said = directions.passed_on(directions.failing(tellings).items(), NOW_MS)
     assert said == {
         "a": {
             "b": {"state": "unreachable", "tried": SILENT, "told_ms_ago": 4000, "good_ms_ago": 9000},
@@ -89,7 +89,7 @@ def test_what_fails_is_passed_on_from_who_has_it_while_it_is_fresh() -> None:
     }
     assert directions.is_form(said)
     many = {("a", f"p{n}"): told("unreachable") for n in range(200)}
-    assert len(directions.passed_on(many, NOW_MS)["a"]) == limits.DIRECTIONS_PASSED_ON_MAX
+    assert len(directions.passed_on(many.items(), NOW_MS)["a"]) == limits.DIRECTIONS_PASSED_ON_MAX
 
 
 @pytest.mark.parametrize(
