@@ -1,6 +1,6 @@
 """Random meshes: is what was chosen as fast as the best single device, and did its prediction hold?
 
-    python -m bench.meshes [--count 10] [--first 1] [--seed 1] [--out bench/results/meshes.json]
+    python -m bench.meshes [--count 10] [--first 1] [--seed 1] [--seconds 285] [--out bench/results/meshes.json]
 
 Each mesh is made by its seed: two or three real nodes with different numbers of threads, perhaps with little memory,
 a model of one of some shapes with random weights, and a delaying UDP relay before every node, so that all of them
@@ -14,7 +14,9 @@ at its own door stands beside that, and predictions are held against it: they ar
 All nodes share the cores of this machine, which devices of their own would not. One answer keeps one engine busy at
 a time, so what is shared is what nodes and relays need for themselves; threads of an engine that waits spin shortly
 (GOMP_SPINCOUNT as below). A mesh whose engines compute side by side would be measured too slow here, never too fast.
-Answers during which other programs had more than a tenth of a core are asked again, some times.
+Answers during which other programs had more than a tenth of a core are asked again, some times, while there is time for
+that. A mesh that cannot be made or asked in a slow minute is made once more, and stands in the result with its reason
+if that fails too. The result is written after every mesh.
 """
 
 from __future__ import annotations
@@ -40,13 +42,15 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from nodes import MODELS, ROOT, Answer, BenchError, Mesh, Node, ask, machine, model_of
-from others import undisturbed
+from others import TRIES_MAX, undisturbed
 
 from p2pnode.errors import P2PNodeError
 
 PROMPT_TOKENS, TOKENS, ANSWERS = 32, 64, 3
 RATIO_MIN, ERROR_MAX = 0.9, 0.2
 WAIT_S_MAX = 60.0
+RUN_S_MAX = 285.0
+"""A whole run, unless it is told otherwise: what is measured by then is stored, and says how many meshes that were."""
 SHAPES = (("smollm-135m", "q8_0"), ("smollm-135m", "f16"), ("tinyllama", "q4_k_m"))
 SPINS = "30000"
 """What engines choose on a machine that is otherwise free; a load left by other work must not decide it."""
@@ -82,6 +86,9 @@ class Result:
     """Of what was chosen to the best single device; None where none holds the model."""
     refused: str = ""
     """Why nothing was chosen."""
+    failed: str = ""
+    """Why it could not be measured, twice."""
+    seconds: float = 0.0
     others_share_max: float = 0.0
     """Of a core, what other programs had during the answer they disturbed most."""
 
@@ -157,10 +164,12 @@ def wait_for(what: str, holds: Any) -> None:
         time.sleep(0.1)
 
 
-def speed(node: Node, wish: dict[str, Any], result: Result) -> tuple[list[float], Answer]:
+def speed(
+    node: Node, wish: dict[str, Any], result: Result, tries: int = TRIES_MAX
+) -> tuple[list[float], Answer]:
     """Tokens a second from the first to the last of some answers; one before them warms up. And the last answer."""
     ask(node, {**wish, "max_tokens": 8})
-    found = [undisturbed(lambda: ask(node, wish)) for _ in range(ANSWERS)]
+    found = [undisturbed(lambda: ask(node, wish), tries) for _ in range(ANSWERS)]
     result.others_share_max = max(result.others_share_max, *(round(share, 3) for _, share in found))
     return [_speed(answer) for answer, _ in found], found[-1][0]
 
@@ -198,7 +207,7 @@ def expected(head: Node, model: str) -> dict[str, float]:
     return found
 
 
-def run(case: Case, model: Path) -> Result:
+def run(case: Case, model: Path, tries: int = TRIES_MAX) -> Result:
     result = Result(case)
     name = model.stem
     wish = {"model": name, "prompt": list(range(300, 300 + PROMPT_TOKENS)), "max_tokens": TOKENS}
@@ -206,7 +215,7 @@ def run(case: Case, model: Path) -> Result:
         mesh.head.api.post("/command/set", {"key": "serve.elsewhere", "value": "faster"})
         predictions = expected(mesh.head, name)
         try:
-            measured, answer = speed(mesh.head, wish, result)
+            measured, answer = speed(mesh.head, wish, result, tries)
         except P2PNodeError as error:
             result.refused = str(error)
             return result
@@ -214,13 +223,13 @@ def run(case: Case, model: Path) -> Result:
         result.stages = [[stage["name"], *stage["layers"]] for stage in answer.end["stages"]]
         for node in mesh.nodes:
             if fits(node, name):
-                alone, _ = speed(node, {**wish, "mode": "local"}, result)
+                alone, _ = speed(node, {**wish, "mode": "local"}, result, tries)
                 if node is mesh.head and result.mode == "local" and result.stages[0][0] == node.name:
                     measured += alone  # one plan, one figure
                 else:
                     result.singles_tokens_per_s[node.name] = round(statistics.median(alone), 2)
         # Once more after the others: the machine may have become quicker or slower meanwhile.
-        measured += speed(mesh.head, wish, result)[0]
+        measured += speed(mesh.head, wish, result, tries)[0]
     found = statistics.median(measured)
     chosen = str(result.stages[0][0]) if result.mode == "local" else ""
     if chosen:
@@ -242,6 +251,25 @@ def run(case: Case, model: Path) -> Result:
     return result
 
 
+def run_or_say(case: Case, model: Path, left_s: float) -> Result:
+    """Once more when it could not be made or asked; never an end of the whole run."""
+    started_s, failed = time.perf_counter(), ""
+    tries = (
+        TRIES_MAX if left_s > 0.5 * RUN_S_MAX else 2
+    )  # a loud hour must not eat the time of the last meshes
+    for _ in range(2):
+        try:
+            found = run(case, model, tries)
+        except (BenchError, P2PNodeError, OSError, subprocess.SubprocessError) as error:
+            failed = f"{type(error).__name__}: {error}"
+            if time.perf_counter() - started_s > left_s:
+                break
+            continue
+        found.seconds = round(time.perf_counter() - started_s, 1)
+        return found
+    return Result(case, failed=failed, seconds=round(time.perf_counter() - started_s, 1))
+
+
 def where(plan: dict[str, Any]) -> list[list[Any]]:
     """Devices and layers of each stage."""
     return [[*stage["devices"], *stage["layers"]] for stage in plan["stages"]]
@@ -252,7 +280,8 @@ def summary(results: list[Result]) -> dict[str, Any]:
     rated = [r.ratio for r in planned if r.ratio is not None]
     return {
         "meshes": len(results),
-        "refused": len(results) - len(planned),
+        "refused": sum(bool(r.refused) for r in results),
+        "failed": sum(bool(r.failed) for r in results),
         "with_a_single_device_that_fits": len(rated),
         "not_slower_than_0.9_of_it": sum(ratio >= RATIO_MIN for ratio in rated),
         "within_20_percent": sum(abs(r.error) <= ERROR_MAX for r in planned),
@@ -267,35 +296,60 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=10)
     parser.add_argument("--first", type=int, default=1)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=RUN_S_MAX)
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results" / "meshes.json")
     args = parser.parse_args()
     os.environ["GOMP_SPINCOUNT"] = SPINS
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # its nodes end with it
     MODELS.mkdir(parents=True, exist_ok=True)
-    about, started_s = machine(), time.perf_counter()
-    results = []
-    for number in range(args.first, args.first + args.count):
-        case = case_of(number, args.seed)
-        result = run(case, model_of(case.shape, case.weights))
+    numbers = range(args.first, args.first + args.count)
+    cases = [case_of(number, args.seed) for number in numbers]
+    for case in cases:  # made once, before the time of the run begins
+        model_of(case.shape, case.weights)
+    about, started_s, results = machine(), time.perf_counter(), []
+    for case in cases:
+        left_s = args.seconds - (time.perf_counter() - started_s)
+        longest_s = max((result.seconds for result in results), default=0.0)
+        if results and left_s < longest_s:
+            print(f"{len(cases) - len(results)} meshes were not begun: {left_s:.0f} s are left", flush=True)
+            break
+        result = run_or_say(case, model_of(case.shape, case.weights), left_s)
         results.append(result)
-        print(f"{number:3} {case.shape} {case.weights}, {case.rtt_ms:g} ms, threads {case.threads}, "
-              f"memory {case.memory_share}: {result.mode} {result.stages}, {result.measured_tokens_per_s} of "
-              f"{result.predicted_tokens_per_s} tokens/s expected ({result.error:+.0%}), "
-              f"at its door {result.door_tokens_per_s}, alone "
-              f"{result.singles_tokens_per_s}, ratio {result.ratio} {result.refused}", flush=True)  # fmt: skip
+        print(line(result), flush=True)
+        store(args.out, about, results, time.perf_counter() - started_s)
     found = summary(results)
     print(json.dumps(found, indent=1))
+    is_good = found["not_slower_than_0.9_of_it"] == found["with_a_single_device_that_fits"]
+    is_whole = len(results) == len(cases) and not found["failed"]
+    return 0 if is_good and is_whole and found["within_20_percent"] >= 0.8 * len(results) else 1
+
+
+def line(result: Result) -> str:
+    case = result.case
+    what = f"{case.number:3} {case.shape} {case.weights}, {case.rtt_ms:g} ms, threads {case.threads}, memory "
+    what += f"{case.memory_share}: "
+    if result.failed or result.refused:
+        return f"{what}{result.failed or result.refused}"
+    return (
+        f"{what}{result.mode} {result.stages}, {result.measured_tokens_per_s} of "
+        f"{result.predicted_tokens_per_s} tokens/s expected ({result.error:+.0%}), at its door "
+        f"{result.door_tokens_per_s}, alone {result.singles_tokens_per_s}, ratio {result.ratio}, {result.seconds} s"
+    )
+
+
+def store(out: Path, about: dict[str, Any], results: list[Result], seconds: float) -> None:
+    """After every mesh: what is measured stays, whatever comes next."""
     document = {
         "command": " ".join(["python -m bench.meshes", *sys.argv[1:]]),
         "environment": {"GOMP_SPINCOUNT": SPINS},
         "machine": about,
-        "seconds": round(time.perf_counter() - started_s, 1),
-        "summary": found,
+        "seconds": round(seconds, 1),
+        "summary": summary(results),
         "meshes": [asdict(result) for result in results],
     }
-    args.out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    is_good = found["not_slower_than_0.9_of_it"] == found["with_a_single_device_that_fits"]
-    return 0 if is_good and found["within_20_percent"] >= 0.8 * len(results) else 1
+    part = out.with_suffix(".part")
+    part.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    part.replace(out)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from p2pnode.cli.output import (
 from p2pnode.cli.plan_wish import names_of, parse_blocks, parse_caps, parse_engine, parse_pins, read_blocks
 from p2pnode.cli.progress import watch
 from p2pnode.cli.run import MODES
-from p2pnode.errors import RequestError
+from p2pnode.errors import P2PNodeError, RequestError
 
 _RANGE = re.compile(r"\[(\d+), (\d+)\)")
 
@@ -129,7 +129,7 @@ def peer_state(peer: Mapping[str, Any]) -> str:
     words = ["this device" if peer.get("self") else str(peer.get("state", "-"))]
     if peer.get("state") in ("suspect", "offline") and peer.get("lost_reason"):
         words.append(str(peer["lost_reason"]))
-    if peer.get("device_state", "active") != "active":
+    elif peer.get("device_state", "active") != "active":
         words.append(str(peer["device_state"]))
         words += [str(peer["lending"])] * bool(peer.get("lending"))
     return one_line(", ".join(words))
@@ -338,11 +338,16 @@ def plan(
     if "model" in wanted:
         wanted["model"] = local_model(wanted["model"])
     node = connect(data, api)
-    answer = (
-        watch(node.stream("/plan", {**wanted, "stream": True}), "plan")
-        if apply
-        else node.post("/plan", wanted)
-    )
+    try:
+        answer = (
+            watch(node.stream("/plan", {**wanted, "stream": True}), "plan")
+            if apply
+            else node.post("/plan", wanted)
+        )
+    except P2PNodeError as error:
+        if not as_json:
+            error.message, error.hint = reason_text(error.message), reason_text(error.hint)
+        raise
     if as_json:
         print_json(answer)
     else:
@@ -367,6 +372,8 @@ def _show_plan(answer: Mapping[str, Any], model: str, mode: str, *, why: bool) -
     print_table(title, ("STAGE", "DEVICE", "LAYERS", "WEIGHTS", "MEMORY"), rows)
     for reason in answer.get("reasons", []):
         click.echo(f"  {reason_text(reason)}")
+    if measured := answer.get("measured"):
+        click.echo(f"  {measured_text(measured)}")
     if why:
         for rejection in answer.get("rejections", []):
             click.echo(f"  not: {rejection_text(rejection)}")
@@ -378,6 +385,16 @@ def reason_text(reason: object) -> str:
     if isinstance(reason, dict):
         words = reason.get("reason") or reason.get("message") or reason.get("text") or reason
     return _RANGE.sub(lambda match: f"layers {layers_text([match[1], match[2]])}", str(words))
+
+
+def measured_text(measured: Mapping[str, Any]) -> str:
+    """The last answer on a plan beside what was expected of it."""
+    error = measured.get("error")
+    off = f" ({error:+.0%})" if isinstance(error, int | float) else ""
+    return (
+        f"the last answer on it had {measured['measured_tokens_per_s']:.1f} tokens/s, "
+        f"{measured['predicted_tokens_per_s']:.1f} were expected{off}"
+    )
 
 
 def rejection_text(rejection: object) -> str:

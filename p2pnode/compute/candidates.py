@@ -222,7 +222,7 @@ def _too_far(wish: Wish, mesh: Mesh, peer: str, rtt_s: float, is_measured: bool)
         return Rejection(f"tensor with {name}", "the link to it has not been timed yet")
     return Rejection(
         f"tensor with {name}",
-        f"{1000 * rtt_s:.1f} ms round trip; two exchanges a layer pay off up to {1000 * wish.tensor_rtt_max_s:.1f} ms",
+        f"{1000 * rtt_s:.1f} ms round trip; two exchanges a layer pay off up to {1000 * wish.tensor_rtt_max_s:.3g} ms",
         {"rtt_s": rtt_s, "rtt_max_s": wish.tensor_rtt_max_s},
     )
 

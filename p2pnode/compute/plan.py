@@ -177,16 +177,24 @@ def check_layers(ranges: Sequence[tuple[int, int]], layer_count: int) -> None:
     expected = 0
     for first, end in ranges:
         if first != expected or end <= first:
+            if end <= first:
+                wrong = f"a part begins with layer {first} and ends before layer {end}: it has none"
+            elif first > expected:
+                wrong = f"layers [{expected}, {first}) are on no device"
+            else:
+                wrong = f"layers [{first}, {min(end, expected)}) are given twice"
             raise LayerGap(
-                f"layers [{first}, {end}) follow layer {expected}: every layer must be computed once, in order",
-                hint=f"the model has layers [0, {layer_count})",
+                f"{wrong}; every layer must be computed once, in order",
+                hint=f"the model has layers [0, {layer_count}); in a map file layers = [first, end] ends before `end`",
                 layers=[expected, first],
             )
         expected = end
     if expected != layer_count:
+        is_short = expected < layer_count
+        first, end = sorted((expected, layer_count))
         raise LayerGap(
-            f"layers [{expected}, {layer_count}) are on no device",
-            hint="give them to the last device of the map",
+            f"layers [{first}, {end}) are {'on no device' if is_short else 'not in this model'}",
+            hint="give them to the last device of the map" if is_short else f"it has {layer_count} layers",
             layers=[expected, layer_count],
         )
 

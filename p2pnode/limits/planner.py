@@ -57,6 +57,9 @@ MEASURE_PAUSE_S = 0.25
 MEASURE_DECODE_STEPS = 12
 """In each round without context, and as many with."""
 
+MEASURE_YIELD_S = 0.1
+"""So soon a timing gives way to a request."""
+
 MEASURE_CONTEXT_CHUNKS = 2
 """Of MEASURE_PREFILL_ROWS rows each: what a decoded row is compared with in the second half of a round."""
 

@@ -39,7 +39,12 @@ class AutoMode:
                 async with asyncio.timeout(limits.AUTO_INTERVAL_S):
                     await self._change_of(seen)
             if self.is_on and self._node.state == "active":
-                await self.evaluate()
+                try:
+                    await self.evaluate()
+                except (
+                    P2PNodeError
+                ) as error:  # a device went while its part was prepared: there is a next look
+                    self._node.say({"kind": "auto", "data": {"action": "failed", "reason": error.message}})
 
     async def _change_of(self, seen: object) -> None:
         while self._mesh_now() == seen:

@@ -240,6 +240,7 @@ class Faces:
         model = await node.catalog.resolve_or_add(asked.model)
         planned = await node.planning.make(asked, model)
         answer = proposal_view(planned, model.name, node.links.name_of, anyway=asked.anyway)
+        answer["measured"] = node.learning.of(planned.plan.plan_id)
         if asked.apply:
             over = functools.partial(engine_over, request=asked)
             asked = msgspec.structs.replace(asked, engine=None)  # from now on it is the model's own

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +33,13 @@ from p2pnode.node.units import UnitOptions, unit_spec
 from p2pnode.units import ContentId, PeerId
 
 Tell = Callable[[Mapping[str, Any]], None]
-TimeModel = Callable[[ContentId], Awaitable[LayerTiming | None]]
+TimeModel = Callable[[ContentId], Coroutine[Any, Any, LayerTiming | None]]
 RATES_DOUBT = "rates.doubt"
 """A head asks: a request went much quicker or slower than this device's speed let expect."""
+
+
+class _Interrupted(Exception):  # noqa: N818 - no condition for anybody, only a way out
+    """A request came while layers were timed."""
 
 
 class LayerRates:
@@ -92,7 +96,9 @@ class LayerRates:
             return False
         before = self._entries.get(content_id)
         try:
-            timing = await self._time_model(content_id)
+            timing = await self._while_idle(self._time_model(content_id))
+        except _Interrupted:
+            return False
         except P2PNodeError:
             timing = None  # it cannot be cut, or there is no memory for it now: the guess has to do
         if timing is None:
@@ -104,6 +110,19 @@ class LayerRates:
         await self._keep(content_id, found)
         self._changed()
         return True
+
+    async def _while_idle(self, work: Coroutine[Any, Any, LayerTiming | None]) -> LayerTiming | None:
+        """Given up as soon as a request comes: neither is to disturb the other."""
+        task = asyncio.create_task(work)
+        try:
+            while not (await asyncio.wait({task}, timeout=limits.MEASURE_YIELD_S))[0]:
+                if self._is_busy():
+                    raise _Interrupted
+            return task.result()
+        finally:
+            if not task.done():
+                task.cancel()
+                await asyncio.wait({task})
 
     async def doubt(self, content_id: ContentId) -> None:
         """Its speed shall be timed again, when nothing runs here."""

@@ -34,6 +34,12 @@ class Learning:
         self._planning = planning
         self._carrying_out = carrying_out
         self._say = say
+        self._last: dict[str, dict[str, Any]] = {}
+        """By plan: the last request's prediction beside its measurement."""
+
+    def of(self, plan_id: str) -> dict[str, Any] | None:
+        """Of the last request on a plan; None where there was none."""
+        return self._last.get(plan_id)
 
     async def learn(self, running: Running) -> None:
         """Prediction beside measurement, for whoever watches: the next plan believes what this request showed."""
@@ -45,7 +51,12 @@ class Learning:
             made, running.active.model, measured, len(session.prompt) + count // 2
         )
         data = {"request_id": running.request_id, "plan_id": running.active.plan_id}
-        self._say({"kind": "prediction", "data": {**data, **comparison(made, measured, now)}})
+        found = comparison(made, measured, now)
+        self._last.pop(made.plan_id, None)
+        self._last[made.plan_id] = found
+        while len(self._last) > limits.PLANS_KEPT_MAX:
+            del self._last[next(iter(self._last))]
+        self._say({"kind": "prediction", "data": {**data, **found}})
         if count >= limits.CALIBRATION_TOKENS_MIN and rates.differs(now.decode_s, measured.decode_s):
             await self._doubt(made)
 

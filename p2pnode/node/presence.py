@@ -234,6 +234,8 @@ class Presence:
 
     def link_changed(self, link: Link, is_up: bool) -> None:
         if not is_up and not self._stopping.is_set():
-            lost = c.RecordPeerLost(peer=link.peer_id, reason=self._why_lost(link.peer_id))
+            has_left = link.status is not None and link.status.state == "leaving"
+            reason = self._why_lost(link.peer_id)
+            lost = c.RecordPeerLost(peer=link.peer_id, reason="it was stopped" if has_left else reason)
             self._tasks.spawn("peer lost", self._ledger.do(lost))
         self._say({"kind": "link", "data": {"peer": link.peer_id, "name": link.name, "up": is_up}})

@@ -13,7 +13,7 @@ import pytest
 
 from p2pnode.cli.link_text import link_text
 from p2pnode.cli.main import COMMANDS, every_command, run_command
-from p2pnode.cli.mesh_commands import reason_text, rejection_text
+from p2pnode.cli.mesh_commands import measured_text, peer_state, reason_text, rejection_text
 from p2pnode.cli.output import layers_text, one_line, short, size_text, units_text
 from p2pnode.cli.plan_wish import parse_blocks, parse_caps, parse_pins, read_blocks
 from p2pnode.cli.top import layer_bar
@@ -401,3 +401,22 @@ def test_a_rejection_says_what_was_rejected() -> None:
     assert rejection_text({"candidate": "three", "reason": "5 ms of network"}) == "three: 5 ms of network"
     assert rejection_text({"reason": "nothing else is there"}) == "nothing else is there"
     assert reason_text("local one [0, 8)") == "local one layers 0-7"
+
+
+def test_the_last_answer_on_a_plan_stands_beside_what_was_expected() -> None:
+    measured = {"measured_tokens_per_s": 12.5, "predicted_tokens_per_s": 10.0, "error": 0.25}
+    assert measured_text(measured) == ("the last answer on it had 12.5 tokens/s, 10.0 were expected (+25%)")
+    assert measured_text({**measured, "error": None}).endswith("10.0 were expected")
+
+
+def test_a_device_that_is_not_there_says_why() -> None:
+    for peer, words in (
+        ({"state": "suspect", "lost_reason": "silent for 4 s"}, "suspect, silent for 4 s"),
+        (
+            {"state": "offline", "lost_reason": "it was stopped", "device_state": "leaving"},
+            "offline, it was stopped",
+        ),
+        ({"state": "offline", "lost_reason": ""}, "offline"),
+        ({"state": "online", "lost_reason": "", "device_state": "paused", "lending": ""}, "online, paused"),
+    ):
+        assert peer_state(peer) == words

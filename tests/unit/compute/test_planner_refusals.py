@@ -37,17 +37,17 @@ def test_a_map_is_obeyed_whatever_becomes_of_devices_outside_it() -> None:
 
 
 @pytest.mark.parametrize(
-    "blocks",
+    ("blocks", "why"),
     [
-        (("n0", 0, 3), ("n1", 4, 8)),
-        (("n0", 0, 5), ("n1", 4, 8)),
-        (("n0", 0, 7),),
-        (("n0", 0, 9),),
-        (("n0", 3, 3),),
+        ((("n0", 0, 3), ("n1", 4, 8)), r"layers \[3, 4\) are on no device"),
+        ((("n0", 0, 5), ("n1", 4, 8)), r"layers \[4, 5\) are given twice"),
+        ((("n0", 0, 7),), r"layers \[7, 8\) are on no device"),
+        ((("n0", 0, 9),), r"layers \[8, 9\) are not in this model"),
+        ((("n0", 3, 3),), "begins with layer 3 and ends before layer 3: it has none"),
     ],
 )
-def test_a_map_with_a_gap_is_refused(blocks: tuple[tuple[str, int, int], ...]) -> None:
-    with pytest.raises(LayerGap):
+def test_a_map_with_a_gap_is_refused(blocks: tuple[tuple[str, int, int], ...], why: str) -> None:
+    with pytest.raises(LayerGap, match=why):
         plan(Wish(HEAD, blocks=blocks), shape(), mesh(device("n0"), device("n1")))
 
 

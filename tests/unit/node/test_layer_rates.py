@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -103,6 +104,31 @@ async def test_a_request_makes_a_wrong_speed_be_measured_again(tmp_path: Path, w
     assert not await machine.after(1)
     machine.load = 0.0
     assert await machine.after(1)
+    assert machine.told == pytest.approx(1e9)
+
+
+async def test_a_timing_gives_way_to_a_request_and_is_made_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "MEASURE_YIELD_S", 0.0)
+    machine, ended = Machine(tmp_path / "rates.json"), []
+    quick = machine.time_model
+
+    async def until_ended(content_id: ContentId) -> LayerTiming | None:
+        machine.is_busy = True
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append(content_id)
+        return None
+
+    machine.rates._time_model = until_ended
+    assert not await machine.after(0)
+    assert ended == ["new"]
+    machine.rates._time_model = quick
+    assert not await machine.after(0)
+    machine.is_busy = False
+    assert await machine.after(0)
     assert machine.told == pytest.approx(1e9)
 
 
