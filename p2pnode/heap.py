@@ -8,6 +8,7 @@ engine copies the keys and values of prefixes at every request.
 from __future__ import annotations
 
 import ctypes
+import mmap
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +30,12 @@ def keep_small(block_bytes: int) -> None:
             libc.mallopt(_M_MMAP_THRESHOLD, block_bytes)
             libc.mallopt(_M_TRIM_THRESHOLD, block_bytes)
             libc.mallopt(_M_ARENA_MAX, 2)
+
+
+def own_pages(size: int) -> memoryview:
+    """Room for megabytes that go as a whole: smaller blocks are cut from the heap and leave holes there."""
+    flags = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if sys.platform != "win32" else {}
+    return memoryview(mmap.mmap(-1, size, **flags))
 
 
 def give_back() -> None:

@@ -54,6 +54,7 @@ class EngineClient(EngineProcess):
 
     async def unload(self, unit_id: int) -> None:
         """Free a unit; its waiting steps are answered as cancelled."""
+        self._relayed.pop(unit_id, None)
         await self._call({"op": "unload", "unit": unit_id})
 
     async def set_adapters(self, unit_id: int, adapters: Sequence[Adapter]) -> None:
@@ -174,9 +175,12 @@ class EngineClient(EngineProcess):
                 await self.free_session(unit_id, session)
 
     # tensor groups
-    async def open_lanes(self, host: str, count: int) -> list[int]:
-        """Bind datagram sockets for lanes on an address of this machine; their ports."""
-        header, _ = await self._call({"op": "lane_open", "host": host, "count": count})
+    async def open_lanes(self, host: str, count: int, unit_id: int = 0) -> list[int]:
+        """Bind datagram sockets for lanes on an address of this machine; their ports.
+
+        Those that were opened for the same unit and not linked are closed.
+        """
+        header, _ = await self._call({"op": "lane_open", "host": host, "count": count, "unit": unit_id})
         return list(header["ports"])
 
     async def link(self, unit_id: int, links: Sequence[RankLink], *, half: bool = False) -> None:

@@ -27,17 +27,18 @@ class GroupLinks:
     def __init__(self, side: socket.socket) -> None:
         side.setblocking(False)
         self._side = side
-        self._lanes: dict[int, socket.socket] = {}
+        self._opened: dict[int, tuple[int, socket.socket]] = {}
+        """By port: sockets that wait for their lane, and the unit it will be of."""
+        self._linked: dict[int, socket.socket] = {}
         self.moved = [0, 0]
         """Bytes received and sent by all lanes there were."""
 
-    def open_lanes(self, host: str, count: int) -> list[int]:
-        """Bind `count` datagram sockets; their ports go to the other ranks."""
+    def open_lanes(self, host: str, count: int, unit_id: int) -> list[int]:
+        """Bind `count` datagram sockets for a unit; their ports go to the other ranks."""
         if not 0 < count <= RANKS_MAX + 2:
             raise RequestError(f"{count} lanes, at most {RANKS_MAX}")
-        for lane in self._lanes.values():
-            lane.close()
-        self._lanes.clear()
+        self.close_unlinked(unit_id)
+        ports = []
         for _ in range(count):
             try:
                 family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -45,8 +46,16 @@ class GroupLinks:
                 lane.bind((host, 0))
             except OSError as exc:
                 raise ComputeError(f"cannot open a lane at {host}: {exc.strerror}") from exc
-            self._lanes[lane.getsockname()[1]] = lane
-        return list(self._lanes)
+            ports.append(lane.getsockname()[1])
+            self._opened[ports[-1]] = unit_id, lane
+        return ports
+
+    def close_unlinked(self, unit_id: int) -> None:
+        """Sockets that were opened for lanes of a unit and wait for them still."""
+        for port, (of_unit, lane) in list(self._opened.items()):
+            if of_unit == unit_id:
+                lane.close()
+                del self._opened[port]
 
     def make(self, rank: int, links: Sequence[Sequence[Any]], secrets: bytes, *, half: bool) -> AllReduce:
         """`links`: [peer, "stream"] or [peer, "lane", our port, host, port, datagram bytes], a secret each."""
@@ -97,8 +106,9 @@ class GroupLinks:
                 me, peer = (0, 1) if out else (1, 0)
                 way = self._connected(ours, host, port)
                 lanes.append(FrameLane(way, LaneEnd(secret, me, peer, datagram_bytes), self.moved))
-            for lane in lanes:
-                lane.greet()
+            for lane, (_, _, host, port, _) in zip(lanes, ends, strict=True):
+                if not self._is_here(host, port):
+                    lane.greet()
         except P2PNodeError:
             for lane in lanes:
                 lane.close()
@@ -106,15 +116,22 @@ class GroupLinks:
         return lanes
 
     def _connected(self, ours: int, host: str, port: int) -> socket.socket:
-        lane = self._lanes.pop(ours, None)
+        _, lane = self._opened.pop(ours, (0, None))
         if lane is None:
             raise RequestError(f"no lane was opened on port {ours}")
+        self._linked = {at: other for at, other in self._linked.items() if other.fileno() >= 0}
+        self._linked[ours] = lane
         try:
             lane.connect((host, port))
         except OSError as exc:
             lane.close()
             raise ComputeError(f"no lane to {host}: {exc.strerror}") from exc
         return lane
+
+    def _is_here(self, host: str, port: int) -> bool:
+        """Whether the other end is in this process too: it could not answer a greeting while this one waits."""
+        linked = self._linked.get(port)
+        return host == "127.0.0.1" and (port in self._opened or (linked is not None and linked.fileno() >= 0))
 
     def _descriptors(self) -> list[int]:
         """Descriptors sent for this group; earlier wishes to give up are over with it."""

@@ -207,6 +207,7 @@ class Engine:
     def _unload(self, message: Message, _payload: memoryview) -> Answer:
         unit = self._unit(message)
         self._rings.drop(unit.unit_id)
+        self._groups.close_unlinked(unit.unit_id)
         del self._units[unit.unit_id]
         self._answer(unit.cancel_all())
         unit.close()
@@ -290,7 +291,8 @@ class Engine:
         return {}, b""
 
     def _lane_open(self, message: Message, _payload: memoryview) -> Answer:
-        return {"ports": self._groups.open_lanes(str(message["host"]), int(message["count"]))}, b""
+        host, count, unit_id = str(message["host"]), int(message["count"]), int(message.get("unit", 0))
+        return {"ports": self._groups.open_lanes(host, count, unit_id)}, b""
 
     def _link(self, message: Message, payload: memoryview) -> Answer:
         unit = self._unit(message)

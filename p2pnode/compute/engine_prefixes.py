@@ -13,11 +13,12 @@ from p2pnode.compute.engine_step import Session
 from p2pnode.compute.llama_context import Context
 from p2pnode.compute.llama_model import Model
 from p2pnode.errors import ContextFull, P2PNodeError, SessionLost, ShapeMismatch
+from p2pnode.heap import own_pages
 
 
 @dataclass(frozen=True, slots=True)
 class _Kept:
-    blob: bytearray
+    blob: memoryview
     positions: int
     """In the blob; a frame that was under way may have added one that nobody confirmed."""
     count: int
@@ -81,11 +82,16 @@ class Prefixes:
         self._bytes = 0
 
 
-def _shortened(kept: _Kept, count: int) -> bytearray:
+def _shortened(kept: _Kept, count: int) -> memoryview:
     """Only what is wanted where the layout is known, so that no more cells are needed on the way; else all of it."""
     if count == kept.positions:
         return kept.blob
     try:
-        return kv_state.take_apart(kept.blob).positions(count).build()
+        pieces = list(kv_state.take_apart(kept.blob).positions(count).pieces())
     except ShapeMismatch:
         return kept.blob
+    shorter, at = own_pages(sum(map(len, pieces))), 0
+    for piece in pieces:
+        shorter[at : at + len(piece)] = piece
+        at += len(piece)
+    return shorter

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from p2pnode.errors import RemoteProtocolError, ShapeMismatch
@@ -20,7 +20,7 @@ _HEAD = struct.Struct("<4sBBHIIQ")
 FINGERPRINT_BYTES_MAX = 1024
 
 
-def pack(fingerprint: str, positions: int, blob: bytes | bytearray) -> bytearray:
+def pack(fingerprint: str, positions: int, blob: bytes | bytearray | memoryview) -> bytearray:
     """Header, fingerprint and blob in one buffer."""
     name = fingerprint.encode()
     assert len(name) <= FINGERPRINT_BYTES_MAX
@@ -108,14 +108,19 @@ class Blob:
         return Blob(self.head, self.cells, tuple(keys), tuple(values))
 
     def build(self) -> bytearray:
-        out = bytearray(_BLOB_HEAD.pack(*self.head, len(self.cells)))
-        for cell in self.cells:
-            out += _CELL.pack(*cell)
-        out += _LAYERS.pack(0, len(self.keys))
-        for rows in (*self.keys, *self.values):
-            out += _LAYER.pack(rows.kind, rows.row_bytes)
-            out += rows.data
+        out = bytearray()
+        for piece in self.pieces():
+            out += piece
         return out
+
+    def pieces(self) -> Iterator[bytes | memoryview]:
+        """What `build` joins: one after the other where megabytes twice would be too much."""
+        yield _BLOB_HEAD.pack(*self.head, len(self.cells))
+        yield b"".join(_CELL.pack(*cell) for cell in self.cells)
+        yield _LAYERS.pack(0, len(self.keys))
+        for rows in (*self.keys, *self.values):
+            yield _LAYER.pack(rows.kind, rows.row_bytes)
+            yield rows.data
 
 
 class _Cursor:

@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from p2pnode.compute.engine_protocol import UnitSpec
+from p2pnode.compute.engine_protocol import Buffer, UnitSpec
 from p2pnode.compute.llama_abi import L
 from p2pnode.compute.llama_model import Model
 from p2pnode.compute.llama_spec import FLASH, KV_TYPES, POOLING, ROPE_SCALING
 from p2pnode.compute.watch import EvalCallback
 from p2pnode.errors import ComputeError, ContextFull, OutOfMemory
+from p2pnode.heap import own_pages
 
 
 def _pointer(values: NDArray[Any], kind: type[Any]) -> Any:
@@ -143,20 +144,21 @@ class Context:
     def length(self, sequence: int) -> int:
         return int(L.llama_memory_seq_pos_max(self.memory, sequence)) + 1
 
-    def state(self, sequence: int) -> bytearray:
+    def state(self, sequence: int) -> memoryview:
         """The key-value state of one sequence."""
         size = L.llama_state_seq_get_size(self.pointer, sequence)
-        blob = bytearray(size)
+        blob = own_pages(size)
         target = (ctypes.c_uint8 * size).from_buffer(blob)
         if L.llama_state_seq_get_data(self.pointer, target, size, sequence) != size:
             raise ComputeError("llama.cpp gave a key-value state of another size than it said")
         return blob
 
-    def set_state(self, sequence: int, blob: bytes | bytearray | memoryview) -> None:
+    def set_state(self, sequence: int, blob: Buffer) -> None:
         """Take a state that `kv_state.check` found to belong here."""
-        source = (ctypes.c_uint8 * len(blob)).from_buffer_copy(blob)
+        size = len(blob)
+        source = np.frombuffer(blob, np.uint8).ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
         self.drop(sequence)
-        if L.llama_state_seq_set_data(self.pointer, source, len(blob), sequence) != len(blob):
+        if L.llama_state_seq_set_data(self.pointer, source, size, sequence) != size:
             self.drop(sequence)
             raise ContextFull("the key-value state does not fit into this context")
 

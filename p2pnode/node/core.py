@@ -31,7 +31,7 @@ from p2pnode.node.choosing import Choosing
 from p2pnode.node.duplicates import Duplicates
 from p2pnode.node.embedding import Embedding
 from p2pnode.node.engine_settings import EngineSettings
-from p2pnode.node.engines import EngineHost
+from p2pnode.node.engines import EngineHost, EnginePool
 from p2pnode.node.failover import Failover
 from p2pnode.node.federation import Federation
 from p2pnode.node.forwarding import Forwarding
@@ -215,6 +215,7 @@ class Node:
         self.is_started = False
         self.stopping = asyncio.Event()
         self.engine_hosts: WeakSet[EngineHost] = WeakSet()
+        self.engines = EnginePool(self.new_engine)
         self.tasks = Tasks(self.report)
         self.processes = Processes()
         self.recording = Recording(ledger, self.tasks, self.say)

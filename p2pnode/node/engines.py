@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import replace
@@ -108,10 +109,11 @@ class EngineHost:
                 if before is not None and replace(before, adapters=spec.adapters) == spec:
                     return await self._change_adapters(self._client, name, spec)
                 await self._unload(self._client, self.infos.pop(name))
-            info = await self._client.load(spec, progress=on_progress)
+            info = await self._load(self._client, spec, on_progress)
             self._specs[name] = spec
             self.infos[name] = info
             heap.let_files_go()
+            heap.give_back()
             return info
 
     async def _start(self, *, streams: bool) -> EngineClient:
@@ -122,6 +124,19 @@ class EngineHost:
         )
         self._said(client.hello)
         return client
+
+    async def _load(self, client: EngineClient, spec: UnitSpec, on_progress: LoadProgress | None) -> UnitInfo:
+        """Who gives up meanwhile leaves nothing loaded that no name leads to."""
+        loading = asyncio.ensure_future(client.load(spec, progress=on_progress))
+        try:
+            return await asyncio.shield(loading)
+        except asyncio.CancelledError:
+            self._tasks.spawn(f"unload from engine {self.purpose}", self._unload_late(client, loading))
+            raise
+
+    async def _unload_late(self, client: EngineClient, loading: asyncio.Future[UnitInfo]) -> None:
+        with contextlib.suppress(P2PNodeError):
+            await client.unload((await loading).unit_id)
 
     async def _change_adapters(self, client: EngineClient, name: str, spec: UnitSpec) -> UnitInfo:
         """Whoever computes with the old ones is told as if the unit went.
@@ -213,9 +228,12 @@ class EnginePool:
         self._engines: dict[tuple[ContentId, str], EngineHost] = {}
 
     def of(self, model: KnownModel, purpose: str) -> EngineHost:
-        key = (model.content_id, purpose)
+        return self.named(model.content_id, model.name, purpose)
+
+    def named(self, content_id: ContentId, name: str, purpose: str) -> EngineHost:
+        key = (content_id, purpose)
         if key not in self._engines:
-            self._engines[key] = self._new_engine(f"{model.name} ({purpose})")
+            self._engines[key] = self._new_engine(f"{name} ({purpose})")
         return self._engines[key]
 
     def has(self, engine: EngineHost, content_id: ContentId, purpose: str) -> bool:

@@ -11,7 +11,7 @@ from p2pnode.compute.engine_options import EngineOptions
 from p2pnode.compute.row_tally import TalliedStage
 from p2pnode.compute.stage import StageServer
 from p2pnode.errors import StageLost
-from p2pnode.node.engines import EngineHost
+from p2pnode.node.engine_share import StageEngine
 from p2pnode.node.orders import StageOrder
 
 UNIT = "stage"
@@ -22,7 +22,7 @@ class HostedStage:
     """A stage as it stands on this device."""
 
     order: StageOrder
-    engine: EngineHost
+    engine: StageEngine
     bytes_fetched: int
     bytes_wanted: int
     servers: int = 0

@@ -14,7 +14,7 @@ from p2pnode.compute.engine_options import EngineOptions
 from p2pnode.compute.engine_version import engine_version
 from p2pnode.compute.row_tally import RowTallies, TalliedStage
 from p2pnode.errors import NotFound, RemoteProtocolError, RequestError
-from p2pnode.node.engines import EngineHost
+from p2pnode.node.engine_share import StageEngine
 from p2pnode.node.hosted_stage import UNIT, HostedStage
 from p2pnode.node.keyed_locks import KeyedLocks
 from p2pnode.node.links import Links, ProgressCallback
@@ -30,10 +30,10 @@ class Loader(Protocol):
         self,
         order: StageOrder,
         progress: ProgressCallback,
-        take_loaded: Callable[[StageOrder], Awaitable[EngineHost | None]],
+        take_loaded: Callable[[StageOrder], Awaitable[StageEngine | None]],
     ) -> HostedStage: ...
     async def fetch_only(self, order: HoldOrder, head: PeerId, progress: ProgressCallback) -> int: ...
-    async def open_lanes(self, order: StageOrder, engine: EngineHost) -> tuple[list[int], list[int]]: ...
+    async def open_lanes(self, order: StageOrder, engine: StageEngine) -> tuple[list[int], list[int]]: ...
 
 
 class Hosting:
@@ -163,7 +163,7 @@ class Hosting:
                 await self._drop(key)
         return {"released": len(keys)}
 
-    async def _take_kept(self, order: StageOrder) -> EngineHost | None:
+    async def _take_kept(self, order: StageOrder) -> StageEngine | None:
         """The engine that has the weights of this order; what waits with the same layers otherwise cut makes room."""
         for at, (hosted, _) in enumerate(self._kept):
             if hosted.engine.is_up and _has_weights_of(hosted.order, order):

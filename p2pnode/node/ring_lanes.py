@@ -67,7 +67,7 @@ class RingLanes:
             return None
         opened: asyncio.Task[int] | None = None
         try:
-            mine = await self._lanes.open(client, 2)
+            mine = await self._lanes.open(client, output, 2)
             (into, out), *others = hops_of([self._links.me, *(peer for peer, _ in orders)], [mine, *ports])
             onward, back = self._lanes.hop(out), self._lanes.hop(into)
             async with (

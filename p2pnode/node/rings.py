@@ -54,17 +54,21 @@ OUTPUT, FIRST = "output", "first"
 
 @dataclass(frozen=True, slots=True)
 class _Own:
-    """The head's own layers, at one end of the ring."""
+    """The head's own layers, at the ends of the ring."""
 
-    part: StagePart | None
-    is_last: bool = False
+    first: StagePart | None
+    last: StagePart | None
+    """In the unit that samples; only where other devices come between."""
 
     @classmethod
     def of(cls, me: PeerId, parts: Sequence[StagePart]) -> _Own:
-        for part, is_last in ((parts[0], False), (parts[-1], True)):
-            if part.peer == me and not part.followers:
-                return cls(part, is_last and len(parts) > 1)
-        return cls(None)
+        ends = (parts[0], parts[-1])
+        first, last = (part if part.peer == me and not part.followers else None for part in ends)
+        return cls(first, last if len(parts) > (1 if first is None else 2) else None)
+
+    @property
+    def parts(self) -> list[StagePart]:
+        return [part for part in (self.first, self.last) if part is not None]
 
 
 class Rings:
@@ -101,7 +105,7 @@ class Rings:
             raise PlanError("the stages do not cover every layer exactly once")
         # A group is led where stages are hosted, also when this head leads it: there is one way to do that.
         mine = _Own.of(self._me, parts)
-        remote = [part for part in parts if part is not mine.part]
+        remote = [part for part in parts if part not in (mine.first, mine.last)]
         options = self._bringing.options(model, index)
         table = await self._shard_table(model, remote)
         orders = self._orders(plan_id, model, remote, mine, options=options, table=table)
@@ -139,15 +143,15 @@ class Rings:
         engine, first, output = head.result()
         await self._lanes.link_groups(plan_id, orders, views)
         stages = [views[number] for number in sorted(views)]
-        if mine.part is not None:
-            held = [engine.infos[name].model_bytes for name in (FIRST, OUTPUT) if name in engine.infos]
-            view = self._view(
-                self._me, mine.part.layer_first, mine.part.layer_end, {"model_bytes": sum(held)}
-            )
-            stages.insert(len(stages) if mine.is_last else 0, view)
+        for part, at in ((mine.first, 0), (mine.last, len(stages) + 1)):
+            if part is not None:
+                # What samples is counted with its own layers, or with the first ones where it has none.
+                units = [OUTPUT] if part is mine.last else [FIRST] if mine.last else [FIRST, OUTPUT]
+                extra = {"model_bytes": sum(engine.infos[name].model_bytes for name in units)}
+                stages.insert(at, self._view(self._me, part.layer_first, part.layer_end, extra))
         client = engine.client
         peers = {peer for peer, _ in orders}
-        stage_count = len(remote) + (mine.part is not None)
+        stage_count = len(remote) + len(mine.parts)
         ring: RingEnds | None = None
         if remote:
             first_stage = orders[0][1].stage
@@ -159,14 +163,14 @@ class Rings:
             output_unit=output,
             send=OutboundFrames(ring.forward).send if ring else None,
             stages=stage_count,
-            output_has_layers=mine.is_last,
+            output_has_layers=mine.last is not None,
             ask=lambda: self._calls.ask_all(peers),
             ring=ring_number,
         )
         active = Active(
             plan_id=plan_id,
             model=model,
-            mode=mode_of(remote, has_own=mine.part is not None),
+            mode=mode_of(remote, has_own=bool(mine.parts)),
             stages=stages,
             route=route,
             units=(output,) if first is None else (first, output),
@@ -207,7 +211,7 @@ class Rings:
         table: str,
     ) -> Orders:
         orders: Orders = []
-        first_stage = 1 if mine.part is not None and not mine.is_last else 0
+        first_stage = 0 if mine.first is None else 1
         for number, part in enumerate(remote):
             is_last = number == len(remote) - 1
             following = self._me if is_last else remote[number + 1].peer
@@ -222,7 +226,7 @@ class Rings:
                     model_name=model.name,
                     layer_first=part.layer_first,
                     layer_end=part.layer_end,
-                    is_last=is_last and not mine.is_last,
+                    is_last=is_last and mine.last is None,
                     context_tokens=options.context_tokens,
                     sessions=options.sessions,
                     prefix_bytes=options.prefix_bytes,
@@ -267,11 +271,12 @@ class Rings:
         index, model_id = await bringing.full_index(model), bringing.model_id(model)
         engine, paths = self._engines.of(model, "head"), bringing.paths(model)
         own, part = output_part(index), None
-        if mine.part is not None:
-            part = part_of_stage(index, mine.part.layer_first, mine.part.layer_end)
-            if mine.is_last:
-                own, part = Part(part.layer_first, part.layer_end, output=True), None
-            await bringing.bring(model, lambda _: part or own, say)
+        if mine.last is not None:
+            own = Part(mine.last.layer_first, mine.last.layer_end, output=True)
+            await bringing.bring(model, lambda _: own, say)
+        if mine.first is not None:
+            part = part_of_stage(index, mine.first.layer_first, mine.first.layer_end)
+            await bringing.bring(model, lambda _: part, say)
         spec = unit_spec(index, paths, own, options, model_id=model_id, is_last=True)
 
         def progress(fraction: float) -> None:

@@ -11,7 +11,7 @@ from p2pnode.compute.engine_protocol import UnitSpec
 from p2pnode.compute.gguf import ModelIndex
 from p2pnode.compute.part import Part, real_layer_count
 from p2pnode.node.catalog import Catalog
-from p2pnode.node.engines import EngineHost
+from p2pnode.node.engine_share import StageEngine
 from p2pnode.node.hosted_stage import UNIT, HostedStage
 from p2pnode.node.links import ProgressCallback
 from p2pnode.node.orders import HoldOrder, StageOrder
@@ -42,7 +42,7 @@ class StageLoader:
         catalog: Catalog,
         lanes: Lanes,
         threads: int,
-        new_engine: Callable[[str], EngineHost],
+        new_engine: Callable[[StageOrder], StageEngine],
         device: Callable[[], DeviceOptions],
         adapters: Fitting,
     ) -> None:
@@ -57,7 +57,7 @@ class StageLoader:
         self,
         order: StageOrder,
         progress: ProgressCallback,
-        take_loaded: Callable[[StageOrder], Awaitable[EngineHost | None]],
+        take_loaded: Callable[[StageOrder], Awaitable[StageEngine | None]],
     ) -> HostedStage:
         """A stage ready to be attached to; in an engine that `take_loaded` finds with its weights, or in a new one."""
         content_id = ContentId(order.model)
@@ -100,7 +100,7 @@ class StageLoader:
         )
         engine = await take_loaded(order)
         if engine is None:
-            engine = self._new_engine(f"{order.model_name} layers {order.layer_first}–{order.layer_end - 1}")
+            engine = self._new_engine(order)
         in_chunks = [want for want in wants if want.tensor not in strips] if strips else wants
         wanted = manifest.bytes_of(manifest.chunks_for(in_chunks)) + sum(s.size for s in strips.values())
         try:
@@ -122,11 +122,11 @@ class StageLoader:
             layers_total=layers_total,
         )
 
-    async def open_lanes(self, order: StageOrder, engine: EngineHost) -> tuple[list[int], list[int]]:
+    async def open_lanes(self, order: StageOrder, engine: StageEngine) -> tuple[list[int], list[int]]:
         """Ports for the other ranks, and for both neighbours in the ring where this rank leads."""
         ranks = max(0, len(order.shares) - 1)
         neighbours = 2 if order.rank == 0 and self._lanes.are_for_rings else 0
-        ports = await self._lanes.open(engine.client, ranks + neighbours)
+        ports = await self._lanes.open(engine.client, engine.unit(UNIT), ranks + neighbours)
         return ports[:ranks], ports[ranks:]
 
     async def fetch_only(self, order: HoldOrder, head: PeerId, progress: ProgressCallback) -> int:

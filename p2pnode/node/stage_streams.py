@@ -27,7 +27,7 @@ from p2pnode.errors import (
 )
 from p2pnode.frame import Frame, Kind
 from p2pnode.node.active import first_condition
-from p2pnode.node.engines import EngineHost
+from p2pnode.node.engine_share import StageEngine
 from p2pnode.node.grants import Grants, StageGate
 from p2pnode.node.hosted_stage import UNIT, HostedStage
 from p2pnode.node.hosting import Hosting
@@ -276,7 +276,7 @@ class StageStreams:
 
     @asynccontextmanager
     async def group(
-        self, plan_id: str, stage: int, followers: Sequence[str], engine: EngineHost
+        self, plan_id: str, stage: int, followers: Sequence[str], engine: StageEngine
     ) -> AsyncIterator[EngineClient | GroupEngine]:
         """The engine itself, or the group it leads, attached to its followers for as long as this lasts."""
         if not followers:

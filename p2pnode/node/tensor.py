@@ -119,10 +119,11 @@ class Lanes:
         """Whether neighbours could reach ports beside the one this device announces; else their rows take streams."""
         return not self._links.is_forwarded
 
-    async def open(self, client: EngineClient, count: int) -> list[int]:
+    async def open(self, client: EngineClient, unit_id: int, count: int) -> list[int]:
         if not count:
             return []
-        return await client.open_lanes("0.0.0.0", count)  # noqa: S104 - sealed, and connected to one peer each
+        anywhere = "0.0.0.0"  # noqa: S104 - sealed, and connected to one peer each
+        return await client.open_lanes(anywhere, count, unit_id)
 
     async def link(
         self, client: EngineClient, unit_id: int, ends: Sequence[Mapping[str, Any]], *, half: bool

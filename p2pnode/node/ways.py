@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from p2pnode.node.engines import EnginePool
 from p2pnode.node.memory_use import held_by
 from p2pnode.node.rings import Rings
 from p2pnode.node.room import Room
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 
 def routing_of(node: Node) -> Routing:
     """All of them share one pool of engines: an engine that one way leaves, another finds warm."""
-    engines = EnginePool(node.new_engine)
+    engines = node.engines
     rings = Rings(
         me=node.me,
         my_addresses=node.addresses,

@@ -43,7 +43,9 @@ class RingOfEngines:
         self.seen: list[list[tuple[Frame, Frame]]] = []
 
     @classmethod
-    async def make(cls, model: Path, *, stages: int, head_has_layers: bool) -> RingOfEngines:
+    async def make(
+        cls, model: Path, *, stages: int, head_has_layers: bool, last_in_head: bool = False
+    ) -> RingOfEngines:
         index, _ = open_model(model)
         shares = stages + head_has_layers
         edges = [index.layer_count * n // shares for n in range(shares + 1)]
@@ -55,7 +57,8 @@ class RingOfEngines:
             first = (await head.load(cut_spec(cut(index, parts.pop(0)), model))).unit_id
         ring = cls(head, first, output.unit_id)
         for part in parts:
-            engine = await EngineClient.start()
+            is_in_head = last_in_head and part.layer_end == index.layer_count
+            engine = head if is_in_head else await EngineClient.start()
             rows_out = "wanted" if part.layer_end == index.layer_count else "all"
             unit = await engine.load(cut_spec(cut(index, part), model, rows_out=rows_out))
             ring.stages.append((engine, unit.unit_id))
@@ -65,7 +68,10 @@ class RingOfEngines:
     async def link(self) -> None:
         """One lane from each engine to the next."""
         engines = [self.head, *(engine for engine, _ in self.stages)]
-        ports = [await engine.open_lanes("127.0.0.1", 2) for engine in engines]
+        units = [self.output, *(unit for _, unit in self.stages)]
+        ports = [
+            await engine.open_lanes("127.0.0.1", 2, unit) for engine, unit in zip(engines, units, strict=True)
+        ]
         secrets = [os.urandom(32) for _ in engines]
         count = len(engines)
 
@@ -146,6 +152,24 @@ async def test_a_ring_gives_the_tokens_of_the_whole(
         await made.link()
         assert await made.generate(COUNT) == expected
         assert await made.generate(COUNT, session=2, ahead=False) == expected
+    finally:
+        await made.close()
+
+
+async def test_a_stage_in_the_engine_that_samples(model: Path, expected: Sequence[int]) -> None:
+    """Both ends of the last lane are in one process, which cannot answer its own greeting."""
+    made = await RingOfEngines.make(model, stages=2, head_has_layers=True, last_in_head=True)
+    try:
+        assert made.stages[-1][0] is made.head
+        async with asyncio.timeout(5):
+            await made.link()
+        assert await made.generate(COUNT) == expected
+        assert await made.generate(COUNT, session=2, ahead=False) == expected
+        unused = await made.head.open_lanes("127.0.0.1", 1, made.stages[-1][1])
+        await made.head.unload(made.stages[-1][1])
+        lane = LaneToRank(0, unused[0], "127.0.0.1", 9, os.urandom(32), 33000)
+        with pytest.raises(P2PNodeError, match="no lane was opened"):
+            await made.head.open_ring(made.output, made.first, lane, lane)
     finally:
         await made.close()
 

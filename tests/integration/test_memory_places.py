@@ -17,6 +17,8 @@ MARGIN_BYTES = 4_000_000
 """Left of the 200 MB after a conversation of 736 tokens, whose keys and values are kept and counted."""
 
 Blocks = list[tuple[str, int, int]]
+BOTH_ENDS: Blocks = [("alpha", 0, 8), ("beta", 8, 16), ("alpha", 16, LAYERS)]
+"""A device that is head and a later stage of one plan."""
 
 
 @pytest.fixture(scope="module")
@@ -47,10 +49,16 @@ def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MeshOfProcesses]:
             [("alpha", 0, 1), ("beta", 1, LAYERS - 1), ("gamma", LAYERS - 1, LAYERS)],
             id="middle with nearly all layers",
         ),
+        pytest.param(BOTH_ENDS, id="head with the first and the last layers"),
+        pytest.param([("alpha", 0, 12), ("beta", 12, LAYERS)], id="head with the first half"),
+        pytest.param(BOTH_ENDS, id="head with the first and the last layers, planned again"),
     ],
 )
 def test_every_place_keeps_the_bound(mesh: MeshOfProcesses, blocks: Blocks) -> None:
-    """Asked three times, one plan after the other: what one request needs is used again, and nothing grows."""
+    """Asked three times, one plan after the other: what one request needs is used again, and nothing grows.
+
+    A head that comes back to places it had before finds the memory of the plans between given back.
+    """
     alpha = mesh.nodes[0]
     alpha.api.post("/plan", {"model": "half", "blocks": blocks, "apply": True})
     seen = []

@@ -66,8 +66,8 @@ class FakeEngine:
         if self.failure is not None:
             raise self.failure
 
-    async def open_lanes(self, host: str, count: int) -> list[int]:
-        self.calls.append(("lanes", host, count))
+    async def open_lanes(self, host: str, count: int, unit_id: int = 0) -> list[int]:
+        self.calls.append(("lanes", host, count, unit_id))
         return list(range(40_000, 40_000 + count))
 
     async def keep_prefix(self, unit_id: int, session: int, count: int) -> None:

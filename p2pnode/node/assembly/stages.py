@@ -7,16 +7,19 @@ from typing import TYPE_CHECKING
 from p2pnode.node.adapters import Adapters
 from p2pnode.node.bringing import PREFIXES, Bringing, prefix_bytes_of
 from p2pnode.node.engine_settings import EngineSettings
+from p2pnode.node.engine_share import EngineShare, StageEngine
 from p2pnode.node.grants import Grants
 from p2pnode.node.hosting import Hosting
 from p2pnode.node.kv_transfers import KvTransfers
 from p2pnode.node.omni import OmniStages
+from p2pnode.node.orders import StageOrder
 from p2pnode.node.reduce_streams import ReduceStreams
 from p2pnode.node.rpc_tunnel import RpcTunnel
 from p2pnode.node.stage_loading import StageLoader
 from p2pnode.node.stage_streams import StageStreams
 from p2pnode.node.tensor import Lanes
 from p2pnode.projections.settings import value_of
+from p2pnode.units import ContentId
 
 if TYPE_CHECKING:
     from p2pnode.node.core import Node
@@ -33,7 +36,7 @@ def assemble_stages(node: Node) -> None:
             catalog=node.catalog,
             lanes=lanes,
             threads=node.threads,
-            new_engine=node.new_engine,
+            new_engine=lambda order: _stage_engine(node, order),
             device=node.engine_options.of_device,
             adapters=node.adapters,
         ),
@@ -78,3 +81,11 @@ def assemble_stages(node: Node) -> None:
         adapters=node.adapters,
     )
     node.kv_transfers = KvTransfers(hosting=node.hosting, links=node.links, transport=transport)
+
+
+def _stage_engine(node: Node, order: StageOrder) -> StageEngine:
+    """A head's own stages are in the engine that samples for them; a rank of a group waits for the others."""
+    if order.head == node.me and not order.shares:
+        engine = node.engines.named(ContentId(order.model), order.model_name, "head")
+        return EngineShare(engine, f"{order.plan_id} {order.stage} ")
+    return node.new_engine(f"{order.model_name} layers {order.layer_first}–{order.layer_end - 1}")
