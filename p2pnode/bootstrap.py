@@ -22,15 +22,9 @@ from p2pnode.api.oidc import oidc_verifier
 from p2pnode.api.security import ApiSecurity
 from p2pnode.api.server import ApiServer
 from p2pnode.commands import StopNode
-from p2pnode.compute.architectures import ARCHITECTURES, REFUSED
-from p2pnode.compute.engine_client import EngineClient
-from p2pnode.compute.engine_protocol import UnitSpec
-from p2pnode.compute.gguf import open_model
 from p2pnode.config import JoinOptions
 from p2pnode.errors import (
     AdmissionError,
-    ArchitectureUnsupported,
-    BadModelFile,
     ConfigError,
     FolderInUse,
     P2PNodeError,
@@ -48,6 +42,7 @@ from p2pnode.node.data_folder import DataFolder
 from p2pnode.node.faces import Faces
 from p2pnode.node.ledger import Ledger
 from p2pnode.node.mesh import Mesh
+from p2pnode.node.model_check import check_model
 from p2pnode.node.rebuilding import Door, RebuildingFaces, exact_or_failed
 from p2pnode.tracing import OFF, Tracing
 from p2pnode.transport.invite import decode_ticket
@@ -216,31 +211,6 @@ def check_peer(text: str) -> None:
         ) from None
 
 
-async def check_model(path: Path) -> None:
-    """A GGUF file that is whole and of an architecture llama.cpp knows; BadModelFile or ArchitectureUnsupported."""
-    if not await asyncio.to_thread(path.is_file):
-        raise BadModelFile(f"there is no file {path}", hint="check the path of the model file")
-    if (await asyncio.to_thread(path.stat)).st_size == 0:
-        raise BadModelFile(f"{path.name} is empty, so it is not a GGUF file", hint="fetch the model again")
-    try:
-        index, paths = await asyncio.to_thread(open_model, path)
-    except BadModelFile as error:
-        raise BadModelFile(f"{path.name}: {error.message}", hint=error.hint) from None
-    if index.architecture in ARCHITECTURES or index.architecture in REFUSED:
-        return
-    engine = await EngineClient.start()
-    try:
-        await engine.load(UnitSpec(model_path=str(paths[0]), vocab_only=True))
-    except P2PNodeError as error:
-        raise ArchitectureUnsupported(
-            f"{path.name}: llama.cpp cannot load the architecture {index.architecture!r}",
-            hint="choose another model, or a newer p2pnode",
-            reason=error.message,
-        ) from None
-    finally:
-        await engine.close()
-
-
 async def undo_all(steps: list[Callable[[], Any]]) -> None:
     """Take back what a failed start did, last first; a step that fails too does not keep the others from it."""
     for step in reversed(steps):
@@ -346,6 +316,8 @@ async def _run(options: JoinOptions) -> int:
     waiting.cancel()
     await running.stop(reasons[0] if reasons else "asked")
     failed = running.node.ledger.log.failure  # also while the last block was sealed
+    if failed is not None:
+        print(f"error: {failed.message}\nhint:  {failed.hint}", file=sys.stderr, flush=True)
     return 0 if failed is None else 1
 
 

@@ -23,6 +23,7 @@ from p2pnode.errors import P2PNodeError
 MODEL = "p2pnode-demo"
 QUESTION = "Tell me a story about three small computers."
 NAMES = ("kitchen", "study", "attic")
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 START_S_MAX = 60.0
 STOP_S_MAX = 20.0
 
@@ -252,6 +253,13 @@ def demo_folder(parent: Path) -> Path:
     return root
 
 
+def _interrupt_once(_number: int, _frame: object) -> None:
+    """A second Ctrl-C would leave devices behind that the first one is stopping; that takes a bounded time."""
+    for number in _ENDING:
+        signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
 def run_demo(*, keep: bool, as_json: bool) -> int:
     """0 when everything was shown; else says which step failed and why."""
     try:
@@ -259,8 +267,8 @@ def run_demo(*, keep: bool, as_json: bool) -> int:
     except OSError as error:
         print(f"demo failed at making its folder: {error}", file=sys.stderr)
         return 1
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)
+    for number in _ENDING:
+        signal.signal(number, _interrupt_once)
     demo = Demo(root, quiet=as_json)
     code = _show(demo, keep=keep)
     if code == 0:

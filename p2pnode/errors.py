@@ -260,6 +260,7 @@ class BadModelFile(ModelError):
     """Not a GGUF, truncated, or with values that cannot be."""
 
     code = "bad_model_file"
+    hint_default = "fetch the file again, or choose another .gguf file"
 
 
 class ArchitectureUnsupported(ModelError):

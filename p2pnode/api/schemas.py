@@ -21,6 +21,7 @@ from p2pnode.limits import (
     API_STOP_CHARS_MAX,
     API_STOP_SEQUENCES_MAX,
     API_TOOLS_MAX,
+    INVITE_S_MAX,
 )
 
 S = TypeVar("S", bound=Struct)
@@ -304,7 +305,7 @@ class PlanRequest(Struct, forbid_unknown_fields=True, kw_only=True):
 
 class InviteRequest(Struct, forbid_unknown_fields=True, kw_only=True):
     uses: Annotated[int, Meta(ge=1, le=10_000)] = 1
-    expires_s: Annotated[int, Meta(ge=30, le=30 * 86_400)] = 3600
+    expires_s: Annotated[int, Meta(ge=1, le=INVITE_S_MAX)] = 3600
     role: Literal["worker", "client", "guest"] = "worker"
     label: Annotated[str, Meta(max_length=64)] = ""
 

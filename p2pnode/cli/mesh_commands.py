@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from p2pnode import limits
 from p2pnode.cli import complete
 from p2pnode.cli.link_text import link_of, link_text, reasons_text, state_text
 from p2pnode.cli.output import (
@@ -29,7 +30,7 @@ from p2pnode.cli.output import (
 from p2pnode.cli.plan_wish import names_of, parse_blocks, parse_caps, parse_engine, parse_pins, read_blocks
 from p2pnode.cli.progress import watch
 from p2pnode.cli.run import MODES
-from p2pnode.errors import P2PNodeError, RequestError
+from p2pnode.errors import ConfigError, P2PNodeError, RequestError
 
 _RANGE = re.compile(r"\[(\d+), (\d+)\)")
 
@@ -71,7 +72,13 @@ def invite(
     """Make a ticket; the other device runs `p2pnode join TICKET`."""
     from p2pnode.config import parse_duration_s
 
-    wanted = {"uses": uses, "expires_s": parse_duration_s(expires), "role": role, "label": label}
+    expires_s = parse_duration_s(expires)
+    if expires_s > limits.INVITE_S_MAX:
+        days = limits.INVITE_S_MAX // 86_400
+        raise ConfigError(
+            f"a ticket is valid for at most {days}d, not {expires}", hint="write for example 15m, 1h or 7d"
+        )
+    wanted = {"uses": uses, "expires_s": expires_s, "role": role, "label": label}
     made = connect(data, api).post("/invites?link=1" if link else "/invites", wanted)
     if as_json:
         print_json(made)

@@ -89,6 +89,8 @@ LOG_FIND_EVENTS_MAX = 4000
 REQUESTS_KEPT_MAX = 1000
 PLANS_KEPT_MAX = 256
 INVITES_KEPT_MAX = 1000
+INVITE_S_MAX = 30 * 86_400
+"""A ticket that lies about for longer is forgotten, and whoever finds it is let in."""
 PEERS_KEPT_MAX = 4096
 MODELS_KEPT_MAX = 1024
 SHARDS_PER_MODEL_KEPT_MAX = 1024

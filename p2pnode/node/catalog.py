@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from p2pnode.models.source import FileSource, PeerSource
 from p2pnode.models.store import DEMO_NAME, ModelStore
 from p2pnode.models.strips import Strip
 from p2pnode.node.links import Link, Links
+from p2pnode.node.model_check import check_model
 from p2pnode.units import ContentId, PeerId
 
 BLOB = "/p2pnode/blob/1"
@@ -64,11 +65,13 @@ class Catalog:
         *,
         report: Callable[[str, P2PNodeError], None],
         default_name: Callable[[], str],
+        check_file: Callable[[Path], Awaitable[None]] = check_model,
     ) -> None:
         self.store = store
         self._links = links
         self._report = report
         self._default_name = default_name
+        self._check_file = check_file
         self._indexes: dict[ContentId, ModelIndex] = {}
         """Without vocabularies: those take megabytes, and are read again when an engine needs one."""
         self._texts: dict[ContentId, dict[str, Any]] = {}
@@ -149,6 +152,7 @@ class Catalog:
         if name is not None and (name.endswith(".gguf") or "/" in name):
             path = await asyncio.to_thread(_existing_file, name)
             if path is not None:
+                await self._check_file(path)
                 added = await FileSource(path).whole(self.store)
                 self._links.status_changed()
                 return self.resolve(added.name)

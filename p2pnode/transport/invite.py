@@ -79,8 +79,10 @@ def decode_ticket(text: str, *, now_ms: UnixMs | None = None) -> Ticket:
         raise TicketInvalid("the ticket's checksum does not match: a part is missing or mistyped")
     ticket = _from_body(body)
     if now_ms is not None and now_ms > ticket.expires_ms:
-        minutes = max(1, (now_ms - ticket.expires_ms) // 60_000)
-        raise InviteExpired(f"this ticket expired {minutes} min ago")
+        late_s = max(1, (now_ms - ticket.expires_ms) // 1000)
+        raise InviteExpired(
+            f"this ticket expired {f'{late_s} s' if late_s < 120 else f'{late_s // 60} min'} ago"
+        )
     return ticket
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from p2pnode.errors import InviteExpired
 from p2pnode.events.folder import FolderLock
 from p2pnode.identity import Identity
 from p2pnode.node.life import demo_model_path
@@ -68,6 +69,36 @@ def test_model_files(tmp_path: Path, name: str) -> None:
     )
     refused(found, word, path.name)
     assert not (tmp_path / "d").exists()
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NodeProcess]:
+    node = NodeProcess(tmp_path_factory.mktemp("running"), "n")
+    yield node
+    assert node.stop() == 0
+
+
+@pytest.mark.parametrize("command", [["pull"], ["run"], ["plan"]])
+@pytest.mark.parametrize("name", MODELS)
+def test_model_files_given_to_a_running_node(
+    running: NodeProcess, tmp_path: Path, name: str, command: list[str]
+) -> None:
+    """Refused as at the start, whatever brings them; nothing of them is in the store."""
+    make, word = MODELS[name]
+    path = tmp_path / f"{name}.gguf"
+    if (data := make()) is not None:
+        path.write_bytes(data)
+    wanted = [*command, str(path), *(["hello"] if command == ["run"] else [])]
+    refused(p2pnode(*wanted, "--data", str(running.data)), word, path.name)
+    assert [model["name"] for model in running.cli("models")["models"]] == ["p2pnode-demo"]
+
+
+def test_a_ticket_of_a_second(running: NodeProcess, tmp_path: Path) -> None:
+    made = running.cli("invite", "--expires", "1s")
+    with pytest.raises(InviteExpired):
+        decode_ticket(made["ticket"], now_ms=UnixMs(made["expires_ms"] + 1))
+    too_long = p2pnode("invite", "--expires", "31d", "--data", str(running.data))
+    refused(too_long, "at most 30d, not 31d")
 
 
 def ticket(expires_ms: int, address: str = "/ip4/127.0.0.1/udp/9/quic-v1") -> str:

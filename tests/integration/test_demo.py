@@ -56,6 +56,20 @@ def test_interrupting_leaves_no_process(tmp_path: Path) -> None:
     assert nodes_of(tmp_path) == []
 
 
+def test_a_second_interruption_does_not_keep_the_first_from_ending_everything(tmp_path: Path) -> None:
+    environment = {**os.environ, "P2PNODE_DEMO_DIR": str(tmp_path / "demo")}
+    with subprocess.Popen(COMMAND, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if "attic   joined" in line:
+                process.send_signal(signal.SIGINT)
+            if "Interrupted" in line:  # it has begun to stop the devices
+                process.send_signal(signal.SIGINT)
+                process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 130
+    assert nodes_of(tmp_path) == []
+
+
 def test_a_failing_step_is_named(tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("")

@@ -8,6 +8,7 @@ import secrets
 from random import Random
 from typing import TYPE_CHECKING
 
+from p2pnode.compute.engine_client import EngineClient
 from p2pnode.machine import host_name, now_ms
 from p2pnode.node.address_book import AddressBook
 from p2pnode.node.admission import Admission
@@ -19,6 +20,7 @@ from p2pnode.node.instances import Instance
 from p2pnode.node.joining import Joins
 from p2pnode.node.links import Links
 from p2pnode.node.mesh import Mesh
+from p2pnode.node.model_check import check_model
 from p2pnode.node.reach import Reach
 from p2pnode.projections.views import default_model
 
@@ -85,4 +87,5 @@ def assemble_devices(node: Node) -> None:
         node.links,
         report=node.recording.blob_refused,
         default_name=lambda: default_model(ledger.state),
+        check_file=lambda path: check_model(path, lambda: node.processes.start(EngineClient.start)),
     )

@@ -222,7 +222,7 @@ async def test_a_head_without_credit_gets_no_stage(world: World) -> None:
 async def test_what_a_stage_is_counted_under_is_its_order(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def no_lanes(client: object, ranks: int) -> list[int]:
+    async def no_lanes(client: object, unit_id: int, ranks: int) -> list[int]:
         return [1] * (ranks - 1)
 
     monkeypatch.setattr(world.lanes, "open", no_lanes)
