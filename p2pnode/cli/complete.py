@@ -50,6 +50,11 @@ def meshes(context: click.Context, parameter: click.Parameter, incomplete: str) 
     return _named(context, incomplete, "status", "name", rows="meshes")
 
 
+def invites(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    del parameter
+    return _named(context, incomplete, "log/invites", "invite_id", rows="invites")
+
+
 def _files(context: click.Context, incomplete: str) -> list[CompletionItem]:
     """The shell lists files itself."""
     from click.shell_completion import CompletionItem

@@ -15,7 +15,8 @@ from p2pnode.errors import P2PNodeError
 
 COMMANDS: dict[str, tuple[str, str, str]] = {
     "join": ("join", "join", "Start this device's node; with a ticket, join a mesh."),
-    "invite": ("mesh_commands", "invite", "Make a ticket for another device."),
+    "invite": ("invite_commands", "invite", "Make a ticket for another device."),
+    "invites": ("invite_commands", "invites", "Invites so far; end one."),
     "approve": ("admission", "approve", "Let in a device that asks, by its match code."),
     "refuse": ("admission", "refuse", "Say no to a device that asks."),
     "revoke": ("admission", "revoke", "End a device's membership."),

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Mapping
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import click
 
-from p2pnode import limits
 from p2pnode.cli import complete
 from p2pnode.cli.link_text import link_of, link_text, reasons_text, state_text
 from p2pnode.cli.output import (
@@ -30,69 +27,9 @@ from p2pnode.cli.output import (
 from p2pnode.cli.plan_wish import names_of, parse_blocks, parse_caps, parse_engine, parse_pins, read_blocks
 from p2pnode.cli.progress import watch
 from p2pnode.cli.run import MODES
-from p2pnode.errors import ConfigError, P2PNodeError, RequestError
+from p2pnode.errors import P2PNodeError, RequestError
 
 _RANGE = re.compile(r"\[(\d+), (\d+)\)")
-
-
-@click.command()
-@click.option(
-    "--uses",
-    type=click.IntRange(1, 10_000),
-    default=1,
-    show_default=True,
-    metavar="N",
-    help="How many devices may use it.",
-)
-@click.option(
-    "--expires", default="1h", show_default=True, metavar="TIME", help="How long it is valid: 15m, 1h, 7d."
-)
-@click.option(
-    "--role",
-    type=click.Choice(["worker", "client", "guest"]),
-    default="worker",
-    show_default=True,
-    help="A client asks but does not compute. A guest is another mesh: it gets whole answers and nothing else.",
-)
-@click.option("--label", default="", metavar="TEXT", help="Note for yourself.")
-@click.option("--link", is_flag=True, help="As the link of a page that shows how to install and join.")
-@click.option("--qr", is_flag=True, help="Show it as a QR code too.")
-@node_options
-def invite(
-    uses: int,
-    expires: str,
-    role: str,
-    label: str,
-    link: bool,
-    qr: bool,
-    data: Path | None,
-    api: str | None,
-    as_json: bool,
-) -> None:
-    """Make a ticket; the other device runs `p2pnode join TICKET`."""
-    from p2pnode.config import parse_duration_s
-
-    expires_s = parse_duration_s(expires)
-    if expires_s > limits.INVITE_S_MAX:
-        days = limits.INVITE_S_MAX // 86_400
-        raise ConfigError(
-            f"a ticket is valid for at most {days}d, not {expires}", hint="write for example 15m, 1h or 7d"
-        )
-    wanted = {"uses": uses, "expires_s": expires_s, "role": role, "label": label}
-    made = connect(data, api).post("/invites?link=1" if link else "/invites", wanted)
-    if as_json:
-        print_json(made)
-        return
-    shown = made.get("link") or made["ticket"]
-    click.echo(shown)
-    if qr:
-        import segno
-
-        segno.make(shown, error="l").terminal(compact=True)
-    if sys.stderr.isatty():
-        until = datetime.fromtimestamp(made["expires_ms"] / 1000).astimezone()
-        how = "p2pnode federation add TICKET" if role == "guest" else "p2pnode join TICKET"
-        click.echo(f"valid until {until:%H:%M on %d %B} for {uses} device(s): {how}", err=True)
 
 
 @click.command()

@@ -172,7 +172,7 @@ def create_invite(state: MeshState, command: CreateInvite, now_ms: int) -> Decis
 def revoke_invite(state: MeshState, command: RevokeInvite, now_ms: int) -> Decision:
     invite = state.invites.invites.get(command.invite_id)
     if invite is None:
-        raise NotFound(f"there is no invite {command.invite_id}")
+        raise NotFound(f"there is no invite {command.invite_id}", hint="p2pnode invites lists them")
     if invite.revoked:
         return nothing()
     return decision(facts.InviteRevoked(invite_id=command.invite_id))

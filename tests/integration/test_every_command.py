@@ -17,6 +17,7 @@ DEMO = "p2pnode-demo"
 
 DONE: dict[str, tuple[str, ...]] = {
     "invite": ("--uses", "2", "--expires", "15m"),
+    "invites": (),
     "peers": (),
     "federation list": (),
     "plan": (DEMO, "--mode", "pipeline", "--devices", "alpha,beta", "--why", "--apply"),

@@ -404,6 +404,10 @@ class FakeNode:
             row = {"peer": PEER_TWO, "direction": "given", "model": MODEL, "layers": [4, 8], "receipts": 3,
                    "layer_tokens": 40, "microunits": 1_500_000}  # fmt: skip
             return {"earnings": [row]}
+        if name == "invites":
+            row = {"invite_id": "i1", "label": "kitchen", "role": "worker", "uses": 2, "uses_left": 1,
+                   "created_ms": 1_000, "expires_ms": 3_601_000, "state": "open", "peers": [PEER_TWO]}  # fmt: skip
+            return {"invites": [row]}
         if name == "entries":
             return {"entries": [{"index": 0, "type": "NodeStarted"}], "arguments": dict(arguments)}
         raise NotFound(f"there is no view {name!r} of the log")

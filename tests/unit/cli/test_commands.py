@@ -45,6 +45,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
     "command",
     [
         ["peers"], ["models"], ["top"], ["ps"], ["ps", "--all"], ["status"], ["balance"], ["topup", "0.25"], ["invite"],
+        ["invites"], ["invites", "revoke", "i1"],
         ["quota", "local"], ["balance", "--earnings"],
         ["plan", MODEL, "--mode", "pipeline", "--stages", "2", "--devices", "studio,kitchen", "--why", "--apply"],
         ["plan", "--exclude", "attic", "--blocks", "studio:0-3,kitchen:4-7", "--what-if", "-kitchen", "--anyway"],
