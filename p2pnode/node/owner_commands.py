@@ -7,24 +7,17 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from p2pnode import commands as c
-from p2pnode.compute import care, elsewhere, other_meshes
 from p2pnode.compute.engine_options import DeviceOptions, EngineOptions
 from p2pnode.errors import NotFound, RequestError
 from p2pnode.events.types import ConsoleCommandRun
 from p2pnode.facade import JsonObject
-from p2pnode.node.bringing import PREFIXES, prefix_bytes_of
+from p2pnode.node import settings
 from p2pnode.node.core import Node
 from p2pnode.node.engine_settings import DEVICE, MODEL
 from p2pnode.node.lending import SETTING as SCHEDULE
 from p2pnode.projections.settings import value_of
 from p2pnode.units import PeerId
 
-_WORDS: dict[str, tuple[str, ...]] = {
-    **care.WORDS,
-    elsewhere.SETTING: elsewhere.WORDS,
-    other_meshes.SETTING: other_meshes.WORDS,
-}
-"""Settings that are one of some words."""
 Command = Callable[[Mapping[str, Any]], Awaitable[JsonObject]]
 
 
@@ -128,10 +121,7 @@ class OwnerCommands:
 
     async def _set(self, a: Mapping[str, Any]) -> JsonObject:
         key, value = str(a["key"]), str(a["value"])
-        if key == PREFIXES:
-            prefix_bytes_of(value)  # says what is wrong with it
-        if value not in _WORDS.get(key, (value,)):
-            raise RequestError(f"{key} is one of {', '.join(_WORDS[key])}, not {value!r}", param="value")
+        settings.check(key, value)
         if key == SCHEDULE:
             await self._node.lending.set_text(value)
             return {"key": key, "value": value_of(self._node.ledger.state.settings, key)}

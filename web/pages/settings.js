@@ -21,7 +21,7 @@ export function Settings({ state }) {
         <tbody>${rows.map((item) => html`<tr key=${item.key}><td>${item.key}</td><td>${String(item.value)}</td><td>${String(item.previous ?? "–")}</td><td>${shortPeer(item.changed_by)}</td><td>${time(item.changed_ms)}</td><td><${EventLink} index=${item.index} /></td></tr>`)}</tbody></table></div>`}
       <form class="row" onSubmit=${save}>
         <label>Setting <input value=${row.key} onInput=${(event) => setRow({ ...row, key: event.target.value })} placeholder="model.default" list="setting-keys" /></label>
-        <datalist id="setting-keys">${["model.default", "auto.load", "plan.battery", "plan.metered", "plan.versions", "serve.elsewhere", "serve.meshes", "cache.prefix", "device.engine", "keep_texts"].map((key) => html`<option key=${key} value=${key} />`)}</datalist>
+        <datalist id="setting-keys">${["model.default", "auto.load", "plan.battery", "plan.metered", "plan.versions", "serve.elsewhere", "serve.meshes", "cache.prefix", "backends.discover", "device.engine", "device.schedule", "keep_texts"].map((key) => html`<option key=${key} value=${key} />`)}</datalist>
         <label>Value <input value=${row.value} onInput=${(event) => setRow({ ...row, value: event.target.value })} /></label>
         <button disabled=${!row.key || act.busy}>Change</button>
       </form><${Failure} error=${act.error} />
