@@ -40,19 +40,14 @@ def refused(browser: BrowserContext, url: str) -> Iterator[Page]:
 
 def opened(node: RecordedNode, state: str = "open") -> None:
     """The node's record has this invite."""
-    asked = node.log_query
-
-    def log_query(name: str, arguments: object) -> object:
-        row = {
-            "invite_id": INVITE,
-            "state": state,
-            "role": "worker",
-            "uses_left": 1,
-            "expires_ms": 2_000_000_000_000,
-        }
-        return {"invites": [row]} if name == "invites" else asked(name, arguments)  # type: ignore[arg-type]
-
-    node.log_query = log_query  # type: ignore[method-assign, assignment]
+    row = {
+        "invite_id": INVITE,
+        "state": state,
+        "role": "worker",
+        "uses_left": 1,
+        "expires_ms": 2_000_000_000_000,
+    }
+    node.forge = lambda name, arguments, answer: {"invites": [row]} if name == "invites" else answer
 
 
 def test_an_invite_is_opened(page: Page, url: str, node: RecordedNode) -> None:
