@@ -81,6 +81,7 @@ class RemoteProtocolError(ProtocolError):
 # --- transport -------------------------------------------------------------------------------------
 class TransportError(P2PNodeError):
     code, http_status, retryable = "transport", 502, True
+    hint_default = "ask again; p2pnode doctor shows every device and each address tried"
 
 
 class PeerUnreachable(TransportError):
@@ -94,6 +95,7 @@ class PeerUnreachable(TransportError):
 
 class HandshakeRefused(TransportError):
     code, http_status, retryable = "handshake_refused", 502, False
+    hint_default = "it may be another version, or no p2pnode: compare p2pnode version on both devices"
 
 
 class StreamReset(TransportError):
@@ -130,6 +132,7 @@ class InviteUsed(AdmissionError):
 
 class InviteRevoked(AdmissionError):
     code = "invite_revoked"
+    hint_default = "ask who gave it; a new one is made on a member device with: p2pnode invite"
 
 
 class NotAdmitted(AdmissionError):
@@ -139,6 +142,7 @@ class NotAdmitted(AdmissionError):
 
 class IdentityMismatch(AdmissionError):
     code = "identity_mismatch"
+    hint_default = "another device answers at this address: ask for a new ticket, made where the mesh is now"
 
 
 class DuplicateIdentity(AdmissionError):
@@ -154,6 +158,7 @@ class WrongMesh(AdmissionError):
 
 class ApprovalPending(AdmissionError):
     code, http_status, retryable = "approval_pending", 202, True
+    hint_default = "on a member device: p2pnode approve CODE, or the panel's Devices page"
 
 
 # --- log -------------------------------------------------------------------------------------------
@@ -169,6 +174,9 @@ class CorruptRecord(LogError):
     """Details: `index`, the first event that cannot be what was sealed."""
 
     code = "corrupt_record"
+    hint_default = (
+        "keep the folder as it is; p2pnode log verify names the first event that is not what was sealed"
+    )
 
 
 class BadCheckpoint(LogError):
@@ -200,6 +208,7 @@ class LogFailed(LogError):
 
 class LogBusy(LogError):
     code, http_status, retryable = "log_busy", 503, True
+    hint_default = "ask again in a moment"
 
 
 class StateRebuilding(LogError):
@@ -216,10 +225,12 @@ class BillingError(P2PNodeError):
 
 class InsufficientCredit(BillingError):
     code, http_status = "insufficient_quota", 429
+    hint_default = "p2pnode topup adds credit, p2pnode statement shows where it went"
 
 
 class QuotaExceeded(BillingError):
     code, http_status = "quota_exceeded", 429
+    hint_default = "p2pnode quota shows what is left and when it begins anew"
 
 
 class CreditEnded(BillingError):
@@ -265,10 +276,14 @@ class BadModelFile(ModelError):
 
 class ArchitectureUnsupported(ModelError):
     code = "architecture_unsupported"
+    hint_default = "specs/10-surgery.md lists what can be run, and how it can be cut"
 
 
 class ModelIncomplete(ModelError):
     code, http_status = "model_incomplete", 409
+    hint_default = (
+        "p2pnode show MODEL says what is missing: start the device that has it, or p2pnode pull it whole"
+    )
 
 
 class BlobMismatch(ModelError):
@@ -299,6 +314,7 @@ class ComputeError(P2PNodeError):
 
 class EngineUnavailable(ComputeError):
     code, http_status, retryable = "engine_unavailable", 503, True
+    hint_default = "ask again; p2pnode log tail shows why the engine ended"
 
 
 class EngineIncompatible(ComputeError):
@@ -315,18 +331,21 @@ class OutOfMemory(ComputeError):
     """Details: `needed_bytes`, `free_bytes`."""
 
     code, http_status = "out_of_memory", 507
+    hint_default = "choose a smaller model or context, or more devices: p2pnode plan MODEL --why"
 
 
 class StageLost(ComputeError):
     """Details: `peer`, `layers`."""
 
     code, http_status, retryable = "stage_lost", 503, True
+    hint_default = "ask again: what is left of the mesh is planned with"
 
 
 class SessionLost(ComputeError):
     """This engine does not hold the session up to the position asked for: replay it from the start."""
 
     code, http_status, retryable = "session_lost", 503, True
+    hint_default = "ask again from the start"
 
 
 class StaleEpoch(ComputeError):
@@ -337,16 +356,21 @@ class StaleEpoch(ComputeError):
 
 class ContextFull(ComputeError):
     code, http_status = "context_length_exceeded", 400
+    hint_default = (
+        "shorten the conversation, or give the model a longer context: p2pnode set engine.MODEL context=N"
+    )
 
 
 class ModelLoading(ComputeError):
     """The model is not in memory yet; `loading` in the details says how far it is."""
 
     code, http_status, retryable = "model_loading", 503, True
+    hint_default = "ask again in as many seconds as Retry-After says"
 
 
 class Busy(ComputeError):
     code, http_status, retryable = "busy", 503, True
+    hint_default = "ask again in a moment"
 
 
 # --- api -------------------------------------------------------------------------------------------
@@ -356,6 +380,7 @@ class RequestError(P2PNodeError):
 
 class Unauthorized(P2PNodeError):
     code, http_status = "unauthorized", 401
+    hint_default = "p2pnode keys create makes a key; send it as Authorization: Bearer KEY"
 
 
 class Forbidden(P2PNodeError):
@@ -364,6 +389,7 @@ class Forbidden(P2PNodeError):
 
 class RateLimited(P2PNodeError):
     code, http_status, retryable = "rate_limited", 429, True
+    hint_default = "wait as many seconds as Retry-After says"
 
 
 class NotFound(P2PNodeError):
@@ -376,16 +402,19 @@ class MethodNotAllowed(P2PNodeError):
 
 class BodyTooLarge(P2PNodeError):
     code, http_status = "body_too_large", 413
+    hint_default = "send less at once"
 
 
 class ToolFailed(P2PNodeError):
     """A tool server of the operator did not do what was asked of it."""
 
     code, http_status, retryable = "tool_failed", 502, True
+    hint_default = "look at the tool server's own output"
 
 
 class BodyTimeout(P2PNodeError):
     code, http_status = "body_timeout", 408
+    hint_default = "send the body without long pauses"
 
 
 class TemplateError(RequestError):
