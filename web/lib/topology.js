@@ -80,7 +80,7 @@ export function Topology({ peers, links = [], plan, hop, hops = null, busy = fal
     })}
     ${ordered.slice(1).map((peer, index) => {
       const [from, to] = [at[0], at[index + 1]];
-      return html`<text class="link-text" x=${(from.x + to.x) / 2} y=${(from.y + to.y) / 2 - 5}>${rtt(peer.rtt_ms)}</text>`; // over the lines, also over those that move
+      return html`<text class="link-text" x=${(from.x + to.x) / 2} y=${(from.y + to.y) / 2 + 4}>${rtt(peer.rtt_ms)}</text>`; // over the lines, also over those that move
     })}
     ${oneWay.map(({ from, to }) => html`<g key=${`${from}-${to}`}><polygon class="arrow" points=${arrow(at[from], at[to])} />
       <text class="link-text one-way" x=${(at[from].x + at[to].x) / 2} y=${(at[from].y + at[to].y) / 2 + 18}>one way</text></g>`)}
