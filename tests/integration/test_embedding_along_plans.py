@@ -121,7 +121,7 @@ def test_the_vectors_of_the_whole_model(
     for place in (0, 1, 4):  # in one chunk: in the batches of the whole model
         assert np.array_equal(alone[place], wholes[model][place])
     assert like(embed(alpha, model, TEXTS), wholes[model], BATCHED[model])
-    assert children_of(alpha.process.pid) == engines, "another engine was started here"
+    assert set(children_of(alpha.process.pid)) <= set(engines), "another engine was started here"
     with pytest.raises(NodeError, match=f"at most {LONGEST}"):
         embed(alpha, model, [[1] * (LONGEST + 1)])
     release(alpha, plan)
@@ -150,7 +150,7 @@ def test_tensor_groups_pool_too(mesh: MeshOfProcesses, wholes: dict[str, NDArray
     assert plan["mode"] == "tensor"
     engines = children_of(alpha.process.pid)
     assert like(embed(alpha, model, TEXTS), wholes[model], 0.9999)
-    assert children_of(alpha.process.pid) == engines
+    assert set(children_of(alpha.process.pid)) <= set(engines)
     release(alpha, plan)
 
 
@@ -169,7 +169,7 @@ def test_a_pipeline_of_groups_pools_too(
     assert plan["mode"] == "hybrid"
     engines = children_of(alpha.process.pid)
     assert like(embed(alpha, model, TEXTS), wholes[model], 0.9999)
-    assert children_of(alpha.process.pid) == engines
+    assert set(children_of(alpha.process.pid)) <= set(engines)
     release(alpha, plan)
 
 
