@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -115,15 +116,16 @@ def test_nobody_is_asked_where_the_operator_says_never(mesh: MeshOfProcesses) ->
 async def test_prediction_stands_beside_measurement_after_a_request(tmp_path: Path) -> None:
     """For a model that this device computes alone, too: the live feed has both, and the next plan has learned."""
     async with node_here(tmp_path / "alone") as node:
-        heard: list[dict[str, Any]] = []
-        node.telemetry.append(heard.append)
+        heard: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        node.telemetry.append(lambda item: heard.put_nowait(item) if item["kind"] == "prediction" else None)
         request = GenerateRequest(
             model=DEMO, prompt="Once upon a time", max_tokens=20, sampling=SamplingParams(temperature=0.0)
         )
         before = node.planning.calibration
         (*_, last) = [event async for event in node.generate(request)]
         assert isinstance(last, Finished)
-        (item,) = [item["data"] for item in heard if item["kind"] == "prediction"]
+        async with asyncio.timeout(30):  # who learns plans first, after the answer
+            item = (await heard.get())["data"]
         assert item["request_id"] == last.request_id
         assert item["token_count"] == 20
         assert item["predicted_tokens_per_s"] > 0
