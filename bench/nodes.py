@@ -183,6 +183,7 @@ def mesh_of(
             mesh.add(name, *arguments, threads=threads)
         for node in mesh.nodes:
             node.online(len(names))
+        mesh.rest()
         yield mesh
     finally:
         mesh.close()

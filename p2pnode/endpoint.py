@@ -72,22 +72,33 @@ class Endpoint:
             try:
                 return self._document(response, raw)
             except NodeError as error:
-                pause_s = _retry_after_s(response)
-                if error.node_code != "model_loading" or time.monotonic() + pause_s > until_s:
-                    raise
-            time.sleep(pause_s)
+                self._pause(response, error, until_s)
 
     def stream(self, path: str, document: Mapping[str, Any] | None = None) -> Generator[dict[str, Any]]:
-        """Events of an SSE answer; closing the iterator stops the work at the node."""
-        with closing(self._connect()) as connection:
-            method = "GET" if document is None else "POST"
-            response = self._send(connection, method, path, document)
-            if response.status != 200:
-                self._document(response, response.read())
-            for event in _events(response, says_done=method == "POST"):
-                if "error" in event and isinstance(event["error"], dict):
-                    raise NodeError(200, event["error"])
-                yield event
+        """Events of an SSE answer; closing the iterator stops the work at the node. A model that loads is waited for."""
+        method = "GET" if document is None else "POST"
+        until_s = time.monotonic() + self.answer_timeout_s
+        while True:
+            with closing(self._connect()) as connection:
+                response = self._send(connection, method, path, document)
+                if response.status == 200:
+                    for event in _events(response, says_done=method == "POST"):
+                        if "error" in event and isinstance(event["error"], dict):
+                            raise NodeError(200, event["error"])
+                        yield event
+                    return
+                try:
+                    self._document(response, response.read())
+                except NodeError as error:
+                    self._pause(response, error, until_s)
+
+    @staticmethod
+    def _pause(response: http.client.HTTPResponse, error: NodeError, until_s: float) -> None:
+        """Until it may be asked again; raises the error when that does not help, or takes too long."""
+        pause_s = _retry_after_s(response)
+        if error.node_code != "model_loading" or time.monotonic() + pause_s > until_s:
+            raise error
+        time.sleep(pause_s)
 
     def _connect(self) -> http.client.HTTPConnection:
         connection = http.client.HTTPConnection(
