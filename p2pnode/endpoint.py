@@ -75,13 +75,13 @@ class Endpoint:
                 self._pause(response, error, until_s)
 
     def stream(self, path: str, document: Mapping[str, Any] | None = None) -> Generator[dict[str, Any]]:
-        """Events of an SSE answer; closing the iterator stops the work at the node. A model that loads is waited for."""
+        """Events of an SSE answer; closing the iterator stops the work at the node. A loading model is waited for."""
         method = "GET" if document is None else "POST"
         until_s = time.monotonic() + self.answer_timeout_s
         while True:
             with closing(self._connect()) as connection:
                 response = self._send(connection, method, path, document)
-                if response.status == 200:
+                if response.status < 400:
                     for event in _events(response, says_done=method == "POST"):
                         if "error" in event and isinstance(event["error"], dict):
                             raise NodeError(200, event["error"])

@@ -90,7 +90,8 @@ def is_due(entry: RateEntry, now_ms: int, load: float) -> bool:
     """Whether to time now: not before it is due, and a while longer not beside other programs."""
     if now_ms < entry.due_ms:
         return False
-    return load <= limits.MEASURE_OTHERS_MAX or now_ms >= entry.due_ms + pause_ms(entry.tries)
+    wait_ms = limits.MEASURE_DOUBTED_WAIT_MS if entry.is_doubted else limits.MEASURE_WAIT_MS
+    return load <= limits.MEASURE_OTHERS_MAX or now_ms >= entry.due_ms + wait_ms
 
 
 def differs(predicted_s: float, measured_s: float) -> bool:

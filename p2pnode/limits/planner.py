@@ -80,6 +80,11 @@ MEASURE_AGAIN_GROWTH = 4
 MEASURE_AGAIN_MS_MAX = 6 * 3600 * 1000
 """Pauses of 10 s, 40 s, 160 s … six hours: at most a dozen timings a day of a machine that is never quiet."""
 
+MEASURE_WAIT_MS = 15 * 60 * 1000
+"""So long a timing that is due waits for other programs to be quiet: beside them it would bring little."""
+MEASURE_DOUBTED_WAIT_MS = 60_000
+"""The same where a request showed that what is known is wrong: any timing is better."""
+
 CONTEXT_ASSUMED_TOKENS = 128
 """What a decoded token is compared with in a prediction: a question, and half of an answer to it."""
 

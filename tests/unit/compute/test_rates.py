@@ -90,9 +90,15 @@ def test_doubts_that_bring_nothing_wait_longer_each_time_and_less_the_next_day()
 
 
 def test_it_waits_a_while_for_a_quiet_moment_and_not_for_ever() -> None:
+    entry = first(DISTURBED)
+    assert not rates.is_due(entry, entry.due_ms + limits.MEASURE_WAIT_MS - 1, 0.9)
+    assert rates.is_due(entry, entry.due_ms + limits.MEASURE_WAIT_MS, 0.9)
+
+
+def test_what_is_known_to_be_wrong_waits_less() -> None:
     entry = rates.doubted(first(QUIET), NOW + 60_000)
-    assert not rates.is_due(entry, NOW + 60_000, 0.9)
-    assert rates.is_due(entry, NOW + 60_000 + limits.MEASURE_AGAIN_MS_MIN, 0.9)
+    assert not rates.is_due(entry, entry.due_ms + limits.MEASURE_DOUBTED_WAIT_MS - 1, 0.9)
+    assert rates.is_due(entry, entry.due_ms + limits.MEASURE_DOUBTED_WAIT_MS, 0.9)
 
 
 @pytest.mark.parametrize(
