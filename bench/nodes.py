@@ -24,7 +24,8 @@ from p2pnode.endpoint import Endpoint, find_node
 
 START_S_MAX = 90.0
 STOP_S_MAX = 20.0
-REST_S_MAX, REST_EVERY_S, REST_SHARE = 30.0, 0.5, 0.2
+REST_S_MAX, REST_EVERY_S, REST_SHARE, REST_WINDOWS = 60.0, 0.5, 0.2, 5
+"""A device looks every two seconds whether it has something to time."""
 ROOT = Path(__file__).resolve().parents[1]
 MODELS = Path(tempfile.gettempdir()) / "p2pnode-bench"
 
@@ -142,12 +143,11 @@ class Mesh:
     def rest(self) -> None:
         """Wait until nothing is computed: devices time layers they just got, once, beside what they are asked for."""
         deadline_s = time.monotonic() + REST_S_MAX
-        before = self._processor_s()
-        while time.monotonic() < deadline_s:
+        before, quiet = self._processor_s(), 0
+        while time.monotonic() < deadline_s and quiet < REST_WINDOWS:
             time.sleep(REST_EVERY_S)
             now = self._processor_s()
-            if now - before < REST_SHARE * REST_EVERY_S:
-                return
+            quiet = quiet + 1 if now - before < REST_SHARE * REST_EVERY_S else 0
             before = now
 
     def _processor_s(self) -> float:
@@ -180,10 +180,10 @@ def mesh_of(
     try:
         for name in names:
             arguments = ["--model", str(model)] if model is not None and not mesh.nodes else []
-            mesh.add(name, *arguments, threads=threads)
+            mesh.add(name, *arguments, threads=threads).online(len(mesh.nodes))
+            mesh.rest()  # one after the other: timed beside each other they would all seem slow
         for node in mesh.nodes:
             node.online(len(names))
-        mesh.rest()
         yield mesh
     finally:
         mesh.close()

@@ -50,11 +50,11 @@ CALIBRATION_STEP_MAX = 2.0
 CALIBRATION_FACTOR_MIN = 0.1
 CALIBRATION_FACTOR_MAX = 10.0
 
-MEASURE_ROUNDS = 4
+MEASURE_ROUNDS = 3
 MEASURE_PAUSE_S = 0.25
 """Rounds a moment apart: other work that comes and goes disturbs some of them and not all."""
 
-MEASURE_DECODE_STEPS = 12
+MEASURE_DECODE_STEPS = 8
 """In each round without context, and as many with."""
 
 MEASURE_YIELD_S = 0.1
