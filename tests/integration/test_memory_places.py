@@ -15,6 +15,8 @@ from tests.kit.toy_models import TOYS, write_model
 LAYERS = 24
 MARGIN_BYTES = 4_000_000
 """Left of the 200 MB after a conversation of 736 tokens, whose keys and values are kept and counted."""
+MARGIN_OF_TWO_PLACES_BYTES = 1_000_000
+"""The same of a head with two units, whose contexts and buffers are there twice."""
 
 Blocks = list[tuple[str, int, int]]
 BOTH_ENDS: Blocks = [("alpha", 0, 8), ("beta", 8, 16), ("alpha", 16, LAYERS)]
@@ -60,6 +62,7 @@ def test_every_place_keeps_the_bound(mesh: MeshOfProcesses, blocks: Blocks) -> N
     A head that comes back to places it had before finds the memory of the plans between given back.
     """
     alpha = mesh.nodes[0]
+    margin = MARGIN_OF_TWO_PLACES_BYTES if blocks is BOTH_ENDS else MARGIN_BYTES
     alpha.api.post("/plan", {"model": "half", "blocks": blocks, "apply": True})
     seen = []
     for _ in range(3):
@@ -68,7 +71,7 @@ def test_every_place_keeps_the_bound(mesh: MeshOfProcesses, blocks: Blocks) -> N
         memories = [memory_of(node) for node in mesh.nodes]
         for memory in memories:
             spare = memory["allowed_bytes"] - memory["node_and_engines_bytes"]
-            assert spare >= MARGIN_BYTES, (memory, seen)
+            assert spare >= margin, (memory, seen)
         seen.append([memory["node_and_engines_bytes"] for memory in memories])
     assert max(memory["share_bytes"] for memory in memories) > 300_000_000
     for first, *_, last in zip(*seen, strict=True):
