@@ -32,7 +32,9 @@ def test_a_killed_device_is_suspect_and_then_offline(tmp_path: Path) -> None:
             for r in alpha.api.post("/plan", {"model": "p2pnode-demo", "why": True})["rejections"]
         }
         assert reasons["beta"].startswith("it may be gone: silent for ")
-        gone = until_state(alpha, "beta", "offline")
+        told = alpha.until("beta to be offline, and why", "/peers", lambda v: (
+            entry_of(v, "beta")["state"] == "offline" and entry_of(v, "beta")["lost_reason"]))  # fmt: skip
+        gone = entry_of(told, "beta")  # the fact is recorded a moment after the link went
         assert gone["lost_reason"].startswith("silent for ")
         (fact,) = [e for e in alpha.events("PeerLost") if e["data"]["peer"] == beta.peer_id]
         assert fact["data"]["reason"] == gone["lost_reason"]
