@@ -82,7 +82,8 @@ def doubted(entry: RateEntry, now_ms: int) -> RateEntry:
     """After a request that went much quicker or slower than predicted: soon, unless that brought nothing lately."""
     if now_ms - entry.at_ms > limits.MEASURE_FRESH_MS:
         entry = replace(entry, tries=0)
-    due_ms = max(now_ms, entry.at_ms + pause_ms(entry.tries))
+    since_ms = pause_ms(entry.tries) if entry.tries else limits.MEASURE_DOUBT_MS_MIN
+    due_ms = max(now_ms, entry.at_ms + since_ms)
     return replace(entry, is_doubted=True, due_ms=min(entry.due_ms, due_ms))
 
 

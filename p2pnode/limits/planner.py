@@ -75,15 +75,18 @@ MEASURE_DOUBT_RATIO = 1.3
 MEASURE_LIKE_RATIO = 1.15
 """Two timings of one machine on two days."""
 
-MEASURE_AGAIN_MS_MIN = 10_000
+MEASURE_AGAIN_MS_MIN = 5 * 60 * 1000
 MEASURE_AGAIN_GROWTH = 4
 MEASURE_AGAIN_MS_MAX = 6 * 3600 * 1000
-"""Pauses of 10 s, 40 s, 160 s … six hours: at most a dozen timings a day of a machine that is never quiet."""
+"""Pauses of 5 min, 20 min, 80 min … six hours: at most eight timings a day of a machine that is never quiet."""
 
 MEASURE_WAIT_MS = 15 * 60 * 1000
 """So long a timing that is due waits for other programs to be quiet: beside them it would bring little."""
 MEASURE_DOUBTED_WAIT_MS = 60_000
 """The same where a request showed that what is known is wrong: any timing is better."""
+
+MEASURE_DOUBT_MS_MIN = 60_000
+"""What was timed a moment ago is not doubted at once: plans would change while they are tried."""
 
 CONTEXT_ASSUMED_TOKENS = 128
 """What a decoded token is compared with in a prediction: a question, and half of an answer to it."""

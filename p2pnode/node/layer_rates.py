@@ -103,7 +103,7 @@ class LayerRates:
             timing = None  # it cannot be cut, or there is no memory for it now: the guess has to do
         if timing is None:
             tries = self._failed.get(content_id, (0, 0))[0]
-            self._failed[content_id] = (tries + 1, self._now_ms() + rates.pause_ms(tries + 1))
+            self._failed[content_id] = (tries + 1, self._now_ms() + rates.pause_ms(tries))
             return True
         self._failed.pop(content_id, None)
         found = rates.timed(before, timing, threads=self._threads, load=load, now_ms=self._now_ms())

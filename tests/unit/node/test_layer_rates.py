@@ -84,7 +84,7 @@ async def test_a_speed_measured_in_a_busy_moment_is_corrected_when_it_is_quiet(t
     assert machine.told == pytest.approx(5e7)
     machine.row_s, machine.spread = 0.010, 1.0
     assert not await machine.after(1)
-    assert await machine.after(10)
+    assert await machine.after(limits.MEASURE_AGAIN_MS_MIN // 1000)
     assert (machine.told, machine.changes) == (pytest.approx(1e9), 2)
     assert not await machine.after(3600)
 
@@ -152,7 +152,7 @@ async def test_a_model_that_cannot_be_timed_is_tried_again_with_pauses(tmp_path:
     machine = Machine(tmp_path / "rates.json")
     machine.row_s = None
     assert await machine.after(0)
-    assert not await machine.after(39)
+    assert not await machine.after(limits.MEASURE_AGAIN_MS_MIN // 1000 - 1)
     machine.row_s = 0.010
     assert await machine.after(1)
     assert machine.told == pytest.approx(1e9)
