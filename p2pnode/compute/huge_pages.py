@@ -1,7 +1,7 @@
 """Weights in huge pages: the system is asked for them after llama.cpp has taken the memory and before it fills it.
 
 Every token reads all weights once, and at every end of a page the processor looks up an address and begins to read
-ahead anew: with pages of megabytes instead of 4 KiB decoding is a tenth faster (docs/performance.md). Keys and values
+ahead anew; `bench/pages.py` measures what pages of megabytes instead of 4 KiB are worth. Keys and values
 stay in small pages, since few of them are ever written (`untouched`).
 """
 
