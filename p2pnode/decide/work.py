@@ -63,9 +63,13 @@ def _is_member(state: MeshState, peer: str) -> bool:
 
 # --- plans -----------------------------------------------------------------------------------------
 def propose_plan(state: MeshState, command: ProposePlan, now_ms: int) -> Decision:
-    """PlanProposed. Raises: PlanError (its id is taken), NoPlan (a stage on a device that is no member)."""
+    """PlanProposed, also of one that ended and shall stand again.
+
+    Raises: PlanError (it is proposed or active), NoPlan (a stage on a device that is no member).
+    """
     plan = command.plan
-    if label(plan.plan_id, "plan_id") in state.plans.plans:
+    known = state.plans.plans.get(label(plan.plan_id, "plan_id"))
+    if known is not None and not known.has_ended:
         raise PlanError(f"plan {plan.plan_id} exists already")
     strangers = [peer for peer, _, _ in plan.stages if not _is_member(state, peer)]
     if strangers:
@@ -97,7 +101,7 @@ def reject_plan(state: MeshState, command: RejectPlan, now_ms: int) -> Decision:
 
 
 def abandon_plan(state: MeshState, command: AbandonPlan, now_ms: int) -> Decision:
-    if _plan(state, command.plan_id).state in ("abandoned", "rejected"):
+    if _plan(state, command.plan_id).has_ended:
         return nothing()
     return decision(facts.PlanAbandoned(plan_id=command.plan_id, reason=reason(command.reason)))
 

@@ -24,8 +24,9 @@ from p2pnode.compute.part import Part, whole
 from p2pnode.errors import BadModelFile, NotFound, RemoteProtocolError
 from p2pnode.models import cid
 from p2pnode.models.files import data_errors, delete, write_atomic
+from p2pnode.node.calls import ProgressCallback
 from p2pnode.node.keyed_locks import KeyedLocks
-from p2pnode.node.links import Links, ProgressCallback
+from p2pnode.node.links import Links
 from p2pnode.units import ContentId, PeerId
 
 READ = "adapter.read"

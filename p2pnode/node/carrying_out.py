@@ -16,6 +16,7 @@ from p2pnode import limits
 from p2pnode.compute.plan import Plan, Spare
 from p2pnode.errors import P2PNodeError
 from p2pnode.events import types as facts
+from p2pnode.facade import JsonObject
 from p2pnode.node.active import Active
 from p2pnode.node.catalog import KnownModel
 from p2pnode.node.keyed_locks import KeyedLocks
@@ -137,9 +138,10 @@ class CarryingOut:
         return min(self._memory_max_bytes or half, half)
 
     async def _propose(self, made: Plan, model: KnownModel) -> None:
-        """Once, whoever carries it out at the same time."""
+        """Once, whoever carries it out at the same time; again when it had ended."""
         async with self._proposing.hold(made.plan_id):
-            if made.plan_id in self._ledger.state.plans.plans:
+            known = self._ledger.state.plans.plans.get(made.plan_id)
+            if known is not None and not known.has_ended:
                 return
             await self._ledger.do(
                 c.ProposePlan(
@@ -155,6 +157,13 @@ class CarryingOut:
                     )
                 )
             )
+
+    async def end(self, plan_id: str, reason: str) -> JsonObject:
+        """For good, with a record of it; the fact, or the id alone of a plan that needs no record."""
+        await self._routing.release(plan_id, reason=reason)
+        if plan_id not in self._ledger.state.plans.plans:
+            return {"plan_id": plan_id}
+        return await self._ledger.do(c.AbandonPlan(plan_id=plan_id, reason=reason))
 
     def predicted(self, plan_id: str) -> Plan | None:
         """A plan with its prediction, if it is one of the newest."""

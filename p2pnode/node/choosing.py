@@ -48,6 +48,15 @@ class Choosing:
         self.applied: dict[ContentId, tuple[Plan, PlanRequest]] = {}
         """Plans somebody applied: carried out again after a loss, on the same devices while they are there."""
 
+    def standing(self, model: KnownModel, mode: str = "auto") -> Active | None:
+        """The plan applied for a model where it stands, else the newest that does; of that mode, unless it is auto."""
+        wanted = None if mode == "auto" else mode
+        if (applied := self.applied.get(model.content_id)) is not None:
+            active = self._routing.active.get(applied[0].plan_id)
+            if active is not None and active.is_usable and wanted in (None, active.mode):
+                return active
+        return self._routing.of_model(model.content_id, wanted)
+
     def stands(self, model: KnownModel) -> bool:
         """Whether a plan of this device for a model stands, or shall stand."""
         return self._routing.of_model(model.content_id) is not None or model.content_id in self.applied
@@ -64,34 +73,47 @@ class Choosing:
         if request.mode == "local":
             return await self._carrying_out.locally(model)
         applied = self.applied.get(model.content_id)
-        active = self._routing.of_model(model.content_id, None if request.mode == "auto" else request.mode)
+        if applied is not None and request.mode not in ("auto", applied[0].mode):
+            applied = None  # who names another mode wants that one, once
+        active = self.standing(model, request.mode)
         if active is not None and (active.mode != "local" or applied is None):
             return active
         if applied is not None:
-            try:
-                return await self.carry_out_again(model, *applied)
-            except P2PNodeError as error:
-                if not model.is_complete_here:
-                    raise StageLost(
-                        f"the plan for {model.name} cannot be carried out: {error.message}"
-                    ) from error
-                self._say({"kind": "fallback", "data": {"model": model.name, "reason": error.message}})
-                return await self._carrying_out.locally(model)
-        adapted = self._adapted.get(model.content_id)
-        if adapted is not None and request.mode in ("auto", adapted[0].mode):
-            try:
-                if time.monotonic() < adapted[1] + limits.ADAPTED_KEPT_S:
-                    return await self.carry_out_again(model, adapted[0], PlanRequest(model=model.name))
-            except P2PNodeError:
-                pass  # then a new plan
-            finally:
-                if self._adapted.get(model.content_id) is adapted:
-                    del self._adapted[model.content_id]
+            return await self._applied_or_local(model, *applied)
+        if (active := await self._as_before(model, request.mode)) is not None:
+            return active
         if request.mode == "auto" and model.is_complete_here:
             if self._routing.keeps(model.content_id):
                 return await self._carrying_out.locally(model)  # it fits: it is loaded
             return await self._locally_if_it_fits(model)
         return await self.activate(model, PlanRequest(model=model.name, mode=request.mode))
+
+    async def _applied_or_local(self, model: KnownModel, made: Plan, request: PlanRequest) -> Active:
+        """The applied plan, once more; this device alone where that cannot be and it has the model."""
+        try:
+            return await self.carry_out_again(model, made, request)
+        except P2PNodeError as error:
+            if not model.is_complete_here:
+                raise StageLost(
+                    f"the plan for {model.name} cannot be carried out: {error.message}"
+                ) from error
+            self._say({"kind": "fallback", "data": {"model": model.name, "reason": error.message}})
+            return await self._carrying_out.locally(model)
+
+    async def _as_before(self, model: KnownModel, mode: str) -> Active | None:
+        """The plan that ended a moment ago since adapters changed: its devices still have the weights."""
+        adapted = self._adapted.get(model.content_id)
+        if adapted is None or mode not in ("auto", adapted[0].mode):
+            return None
+        try:
+            if time.monotonic() < adapted[1] + limits.ADAPTED_KEPT_S:
+                return await self.carry_out_again(model, adapted[0], PlanRequest(model=model.name))
+        except P2PNodeError:
+            pass  # then a new plan
+        finally:
+            if self._adapted.get(model.content_id) is adapted:
+                del self._adapted[model.content_id]
+        return None
 
     async def with_vocabulary(self, model: str, work: Callable[[EngineClient, int], Awaitable[T]]) -> T:
         """What an engine does with the vocabulary of a model; once more when it died since the last request."""
@@ -159,7 +181,8 @@ class Choosing:
         """Plan and carry out."""
         made = (await self._planning.make(request, model)).plan
         active = await self._carrying_out.carry_out(model, made)
-        if model.content_id in self.applied:
+        applied = self.applied.get(model.content_id)
+        if applied is not None and applied[1] == request:
             self.applied[model.content_id] = (made, request)
         return active
 
@@ -168,10 +191,13 @@ class Choosing:
         before = self.applied.get(model.content_id)
         self.applied[model.content_id] = (made, request)
         try:
-            return await self._carrying_out.carry_out(model, made)
+            active = await self._carrying_out.carry_out(model, made)
         except BaseException:
             if self.applied.get(model.content_id) == (made, request):
                 del self.applied[model.content_id]
                 if before is not None:
                     self.applied[model.content_id] = before
             raise
+        if before is not None and before[0].plan_id != active.plan_id:
+            await self._carrying_out.end(before[0].plan_id, "another plan was applied in its place")
+        return active

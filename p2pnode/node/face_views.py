@@ -104,6 +104,7 @@ def _show_link(node: Node, entry: JsonObject, link: Link) -> None:
         entry["last_seen_ms"] = now_ms() - silent_ms
     elif entry["state"] in ("online", "unadmitted") and node.mesh.is_member(PeerId(entry["peer"])):
         entry["state"] = "offline"  # the founder holds no grant: it is what grants lead back to
+        entry["lost_reason"] = link.lost_reason or entry["lost_reason"]  # recorded a moment later
     if link.status is not None:
         entry["name"] = link.name or entry["name"]
         entry["capability"] = link.status.capability

@@ -79,7 +79,7 @@ class Failover:
         if before.plan_id.startswith("local-"):
             return await self._carrying_out.locally(model)
         await self._routing.settled(model.content_id)
-        other = self._routing.of_model(model.content_id)
+        other = self._choosing.standing(model)
         if other is not None and other.mode != "local" and not {s["peer"] for s in other.stages} & set(gone):
             return other  # it stands already, and building another could take its layers
         if model.content_id in self._choosing.applied and not {s["peer"] for s in before.stages} & set(gone):

@@ -20,8 +20,9 @@ from p2pnode.events.keys import decode_binding, encode_binding, verifiers_of
 from p2pnode.events.merkle import TileReader, consistency_proof, root_at, verify_consistency
 from p2pnode.events.note import is_signed, parse_checkpoint, parse_note
 from p2pnode.events.types import KeysBound, PeerEquivocated
+from p2pnode.node.calls import ProgressCallback
 from p2pnode.node.ledger import Ledger
-from p2pnode.node.links import Links, ProgressCallback
+from p2pnode.node.links import Links
 from p2pnode.transport.port import Connection
 from p2pnode.units import PeerId
 

@@ -16,9 +16,10 @@ from typing import Any
 from p2pnode import limits
 from p2pnode.errors import P2PNodeError
 from p2pnode.node.active import Active
+from p2pnode.node.calls import ProgressCallback
 from p2pnode.node.hosted_stage import UNIT
 from p2pnode.node.hosting import Hosting
-from p2pnode.node.links import Links, ProgressCallback
+from p2pnode.node.links import Links
 from p2pnode.node.rings import FIRST, OUTPUT
 from p2pnode.node.running import Running
 from p2pnode.node.whole import WHOLE

@@ -14,10 +14,11 @@ from p2pnode.compute.engine_options import EngineOptions
 from p2pnode.compute.engine_version import engine_version
 from p2pnode.compute.row_tally import RowTallies, TalliedStage
 from p2pnode.errors import NotFound, RemoteProtocolError, RequestError
+from p2pnode.node.calls import ProgressCallback
 from p2pnode.node.engine_share import StageEngine
 from p2pnode.node.hosted_stage import UNIT, HostedStage
 from p2pnode.node.keyed_locks import KeyedLocks
-from p2pnode.node.links import Links, ProgressCallback
+from p2pnode.node.links import Links
 from p2pnode.node.orders import RETURN, HoldOrder, StageOrder, check_versions, slot
 from p2pnode.node.tensor import Lanes
 from p2pnode.units import PeerId

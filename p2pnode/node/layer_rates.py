@@ -26,8 +26,8 @@ from p2pnode.compute.shape import shape_of
 from p2pnode.errors import P2PNodeError
 from p2pnode.frame import DType, Frame, Kind
 from p2pnode.models.files import write_atomic
+from p2pnode.node.calls import ProgressCallback
 from p2pnode.node.catalog import Catalog
-from p2pnode.node.links import ProgressCallback
 from p2pnode.node.processes import Processes
 from p2pnode.node.units import UnitOptions, unit_spec
 from p2pnode.units import ContentId, PeerId

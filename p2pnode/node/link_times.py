@@ -10,7 +10,8 @@ from typing import Any
 
 from p2pnode import limits
 from p2pnode.errors import P2PNodeError, RemoteProtocolError
-from p2pnode.node.links import Link, Links, ProgressCallback
+from p2pnode.node.calls import ProgressCallback
+from p2pnode.node.links import Link, Links
 from p2pnode.units import PeerId
 
 ECHO = "link.echo"

@@ -1,4 +1,4 @@
-"""Links to the other members: who is reachable, what they last said, and asking them things.
+"""Links to the other members: who is reachable, what they last said, and the way to ask them things.
 
 Every member keeps one status stream to every other, so each side of a link shows what it sees itself.
 """
@@ -6,7 +6,7 @@ Every member keeps one status stream to every other, so each side of a link show
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
@@ -16,6 +16,7 @@ from p2pnode.errors import P2PNodeError, PeerTimeout, PeerUnreachable, RemotePro
 from p2pnode.machine import now_ms as machine_now_ms
 from p2pnode.network import Path, path_of
 from p2pnode.node import directions
+from p2pnode.node.calls import CONTROL, Calls, Method, ProgressCallback, ask
 from p2pnode.node.heard import check_status
 from p2pnode.node.redial import Redial, Wait, wait_for_event
 from p2pnode.node.tasks import Tasks, describe
@@ -24,10 +25,6 @@ from p2pnode.transport.port import Connection, Stream, Transport
 from p2pnode.units import PeerId
 
 STATUS = "/p2pnode/status/1"
-CONTROL = "/p2pnode/control/1"
-
-ProgressCallback = Callable[[dict[str, Any]], None]
-Method = Callable[[PeerId, dict[str, Any], ProgressCallback], Awaitable[dict[str, Any]]]
 
 
 @dataclass(slots=True)
@@ -41,6 +38,8 @@ class Link:
     connection: Connection | None = None
     status: messages.Status | None = None
     tried: list[list[str]] = field(default_factory=list)
+    lost_reason: str = ""
+    """Why its last connection ended; empty while one stands."""
     reached_by: set[PeerId] = field(default_factory=set)
     """Members that said last that they are connected to it."""
     direction: directions.Direction = field(default_factory=directions.Direction)
@@ -94,13 +93,13 @@ class Links:
         self._on_link = on_link
         self._is_member = is_member
         self._closed = False
-        self._methods: dict[str, Method] = {}
+        self._calls = Calls(tasks)
         self._changed = asyncio.Event()
         self._news = asyncio.Event()
         self.links: dict[PeerId, Link] = {}
         transport.observe(self._on_connection)
         transport.handle(STATUS, self._serve_status)
-        transport.handle(CONTROL, self._serve_control)
+        transport.handle(CONTROL, self._calls.answer)
 
     # --- members and their addresses -----------------------------------------------------------------
     def know(
@@ -244,6 +243,7 @@ class Links:
 
     def _attach(self, link: Link, connection: Connection) -> None:
         link.connection, link.tried, link.redial.failures = connection, [], 0
+        link.lost_reason = ""
         link.reached_by.clear()
         self._something_new()
         if self._closed:
@@ -332,7 +332,7 @@ class Links:
 
     # --- control -------------------------------------------------------------------------------------
     def serve(self, method: str, handler: Method) -> None:
-        self._methods[method] = handler
+        self._calls.serve(method, handler)
 
     def connection_to(self, peer_id: PeerId) -> Connection | None:
         """The one that stands now."""
@@ -350,81 +350,12 @@ class Links:
     ) -> dict[str, Any]:
         """Ask a member; the silence between two progress messages is at most `timeout_s`."""
         if peer_id == self._transport.peer_id:
-            return await self._methods[method](peer_id, dict(arguments), on_progress or (lambda _: None))
-        link = self.links.get(peer_id)
-        if link is None or not link.is_up or link.connection is None:
-            name = (link.name if link else "") or peer_id[-6:]
+            return await self._calls.here(peer_id, method, arguments, on_progress)
+        link, connection = self.links.get(peer_id), self.connection_to(peer_id)
+        name = (link.name if link else "") or peer_id[-6:]
+        if connection is None:
             raise PeerUnreachable(f"{name} is not reachable now", tried=link.tried if link else [])
         try:
-            async with asyncio.timeout(timeout_s):
-                stream = await link.connection.open_stream(CONTROL)
-                await messages.send_message(stream, messages.Call(method=method, arguments=dict(arguments)))
-            try:
-                return await self._answer(stream, on_progress, timeout_s)
-            finally:
-                stream.reset()
+            return await ask(connection, method, arguments, on_progress, timeout_s)
         except TimeoutError:
-            raise PeerTimeout(
-                f"{link.name or peer_id[-6:]} did not answer {method} within {timeout_s:g} s"
-            ) from None
-
-    async def _answer(
-        self, stream: Stream, on_progress: ProgressCallback | None, timeout_s: float
-    ) -> dict[str, Any]:
-        while True:
-            async with asyncio.timeout(timeout_s):
-                message = await messages.receive_message(stream)
-            if isinstance(message, messages.Progress):
-                if on_progress is not None and message.data:  # empty ones only break the silence
-                    on_progress(message.data)
-            elif isinstance(message, messages.Answer):
-                return message.data
-            elif isinstance(message, messages.Refused):
-                raise messages.refusal_error(message)
-            else:
-                raise RemoteProtocolError(f"unexpected answer {type(message).__name__}")
-
-    async def _serve_control(self, stream: Stream) -> None:
-        async with asyncio.timeout(limits.CONTROL_TIMEOUT_S):
-            call = await messages.receive_message(stream)
-        if not isinstance(call, messages.Call) or call.method not in self._methods:
-            name = call.method if isinstance(call, messages.Call) else type(call).__name__
-            refused = messages.Refused(
-                code="protocol_remote", message=f"this device has no method {name[:40]!r}"
-            )
-            await messages.send_message(stream, refused)
-            await stream.close_write()
-            return
-        news: asyncio.Queue[dict[str, Any]] = asyncio.Queue(limits.PROGRESS_MESSAGES_WAITING_MAX)
-
-        def progress(data: dict[str, Any]) -> None:
-            if not news.full():  # progress is a courtesy: a slow listener misses some
-                news.put_nowait(data)
-
-        work = self._tasks.spawn(f"serve {call.method}", self._outcome(call, stream.peer_id, progress))
-        try:
-            while not work.done():
-                getter = asyncio.ensure_future(news.get())
-                try:
-                    await asyncio.wait(
-                        (work, getter),
-                        return_when=asyncio.FIRST_COMPLETED,
-                        timeout=limits.CONTROL_TIMEOUT_S / 3,
-                    )
-                    data = getter.result() if getter.done() else {}
-                finally:
-                    getter.cancel()
-                if not work.done():
-                    await messages.send_message(stream, messages.Progress(data=data))
-            await messages.send_message(stream, work.result())
-            await stream.close_write()
-        finally:
-            work.cancel()
-
-    async def _outcome(
-        self, call: messages.Call, peer_id: PeerId, progress: ProgressCallback
-    ) -> messages.Answer | messages.Refused:
-        try:
-            return messages.Answer(data=await self._methods[call.method](peer_id, call.arguments, progress))
-        except P2PNodeError as error:
-            return messages.refusal(error)
+            raise PeerTimeout(f"{name} did not answer {method} within {timeout_s:g} s") from None

@@ -179,10 +179,7 @@ class OwnerCommands:
         plan_id = str(a["plan_id"])
         node = self._node
         node.choosing.applied = {k: v for k, v in node.choosing.applied.items() if v[0].plan_id != plan_id}
-        await node.routing.release(plan_id, reason="released by its owner")
-        if plan_id not in node.ledger.state.plans.plans:
-            return {"plan_id": plan_id}  # one that needs no record: this device alone
-        return await node.ledger.do(c.AbandonPlan(plan_id=plan_id, reason="released by its owner"))
+        return await node.carrying_out.end(plan_id, "released by its owner")
 
     async def _add_model(self, a: Mapping[str, Any]) -> JsonObject:
         model = await self._node.catalog.resolve_or_add(str(a["model"]))

@@ -236,6 +236,7 @@ class Presence:
         if not is_up and not self._stopping.is_set():
             has_left = link.status is not None and link.status.state == "leaving"
             reason = self._why_lost(link.peer_id)
-            lost = c.RecordPeerLost(peer=link.peer_id, reason="it was stopped" if has_left else reason)
+            link.lost_reason = "it was stopped" if has_left else reason
+            lost = c.RecordPeerLost(peer=link.peer_id, reason=link.lost_reason)
             self._tasks.spawn("peer lost", self._ledger.do(lost))
         self._say({"kind": "link", "data": {"peer": link.peer_id, "name": link.name, "up": is_up}})

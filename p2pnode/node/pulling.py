@@ -14,9 +14,10 @@ from p2pnode.models.hub_ref import is_reference, parse
 from p2pnode.models.manifest import Want
 from p2pnode.models.source import HubSource
 from p2pnode.models.store import StoredModel
+from p2pnode.node.calls import ProgressCallback
 from p2pnode.node.catalog import Catalog
 from p2pnode.node.keyed_locks import KeyedLocks
-from p2pnode.node.links import Links, ProgressCallback
+from p2pnode.node.links import Links
 from p2pnode.node.loading import Loads, Say
 from p2pnode.node.mesh import Mesh
 from p2pnode.units import ContentId, PeerId

@@ -16,9 +16,10 @@ from typing import Any
 from p2pnode import limits
 from p2pnode.compute.engine_protocol import StreamToRank
 from p2pnode.errors import NotFound, PeerUnreachable, RemoteProtocolError
+from p2pnode.node.calls import ProgressCallback
 from p2pnode.node.hosted_stage import UNIT, HostedStage
 from p2pnode.node.hosting import Hosting
-from p2pnode.node.links import Links, ProgressCallback
+from p2pnode.node.links import Links
 from p2pnode.node.orders import RETURN
 from p2pnode.node.rpc_tunnel import pump
 from p2pnode.node.tasks import Tasks

@@ -68,6 +68,7 @@ class Routing:
         self._left: dict[str, Active] = {}
         """Given up after a loss; their other devices keep what they loaded until the plan is released."""
         self.active: dict[str, Active] = {}
+        """By plan, in the order in which they came to stand."""
 
     def of_model(self, content_id: ContentId, mode: str | None = None) -> Active | None:
         """The newest live plan of a model, plans over several devices before local ones."""
@@ -76,7 +77,8 @@ class Routing:
             for a in self.active.values()
             if a.model.content_id == content_id and a.is_usable and (mode is None or a.mode == mode)
         ]
-        return max(found, key=lambda a: (a.mode != "local", a.plan_id), default=None)
+        spread = [a for a in found if a.mode != "local"]
+        return next(reversed(spread or found), None)
 
     async def settled(self, content_id: ContentId) -> None:
         """Until no ring of this model is being built: then it is known which plan has its layers."""
@@ -180,6 +182,7 @@ class Routing:
                     return active
                 active.end(StageLost("what this plan had loaded here is gone"))
             active = await self._built(model.content_id, build)
+            self.active.pop(plan_id, None)
             self.active[plan_id] = active
             self._kept.pop(active.engine, None)
             self._left.pop(plan_id, None)  # the same devices: what they kept serves again

@@ -16,7 +16,8 @@ from typing import Any
 from p2pnode import limits
 from p2pnode.compute.rpc import LOOPBACK, RpcServer, build_id
 from p2pnode.errors import EngineIncompatible, NotFound, P2PNodeError, RemoteProtocolError, RequestError
-from p2pnode.node.links import Links, ProgressCallback
+from p2pnode.node.calls import ProgressCallback
+from p2pnode.node.links import Links
 from p2pnode.node.processes import Processes
 from p2pnode.transport import messages
 from p2pnode.transport.port import Stream, Transport

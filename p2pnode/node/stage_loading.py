@@ -10,10 +10,10 @@ from p2pnode.compute.engine_options import DeviceOptions, EngineOptions
 from p2pnode.compute.engine_protocol import UnitSpec
 from p2pnode.compute.gguf import ModelIndex
 from p2pnode.compute.part import Part, real_layer_count
+from p2pnode.node.calls import ProgressCallback
 from p2pnode.node.catalog import Catalog
 from p2pnode.node.engine_share import StageEngine
 from p2pnode.node.hosted_stage import UNIT, HostedStage
-from p2pnode.node.links import ProgressCallback
 from p2pnode.node.orders import HoldOrder, StageOrder
 from p2pnode.node.tensor import Lanes
 from p2pnode.node.units import UnitOptions, part_of_stage, unit_spec, wants_of

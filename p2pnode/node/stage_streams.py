@@ -27,11 +27,12 @@ from p2pnode.errors import (
 )
 from p2pnode.frame import Frame, Kind
 from p2pnode.node.active import first_condition
+from p2pnode.node.calls import ProgressCallback
 from p2pnode.node.engine_share import StageEngine
 from p2pnode.node.grants import Grants, StageGate
 from p2pnode.node.hosted_stage import UNIT, HostedStage
 from p2pnode.node.hosting import Hosting
-from p2pnode.node.links import Links, ProgressCallback
+from p2pnode.node.links import Links
 from p2pnode.node.loopback import LoopbackStream
 from p2pnode.node.orders import RETURN, STAGE, OutboundFrames, slot
 from p2pnode.node.tasks import Tasks

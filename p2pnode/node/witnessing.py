@@ -14,8 +14,9 @@ from p2pnode.events.policy import Policy
 from p2pnode.events.types import KeysBound
 from p2pnode.events.witness import UNPROCESSABLE, parse_add_checkpoint
 from p2pnode.events.witnessing import gather_cosignature
+from p2pnode.node.calls import ProgressCallback
 from p2pnode.node.ledger import Ledger
-from p2pnode.node.links import Links, ProgressCallback
+from p2pnode.node.links import Links
 from p2pnode.units import PeerId
 
 

@@ -33,6 +33,11 @@ class Plan(msgspec.Struct, array_like=True):
     decode_ms: int = 0
     stages_lost: int = 0
 
+    @property
+    def has_ended(self) -> bool:
+        """For good, unless it is proposed again."""
+        return self.state in ("rejected", "abandoned")
+
 
 class Run(msgspec.Struct, array_like=True):
     index: int

@@ -24,9 +24,10 @@ from p2pnode.errors import (
 from p2pnode.events.types import CreditSettled, ForwardedRequestEnded, RequestAccepted
 from p2pnode.facade import Finished, GenerateRequest, SamplingParams
 from p2pnode.machine import now_ms
+from p2pnode.node.calls import CONTROL
 from p2pnode.node.catalog import BLOB
 from p2pnode.node.core import Node
-from p2pnode.node.links import CONTROL, STATUS
+from p2pnode.node.links import STATUS
 from p2pnode.node.orders import STAGE
 from p2pnode.node.roles import INFER
 from p2pnode.projections import billing

@@ -1,13 +1,14 @@
-"""Plans applied one right after another while answers run: none of these fails, and all are the same text."""
+"""Plans applied one right after another: answers that run go on with the same text, and the last one serves."""
 
 from __future__ import annotations
 
 import asyncio
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from p2pnode.facade import GenerateRequest, SamplingParams, TextDelta
+from p2pnode.facade import Finished, GenerateRequest, SamplingParams, TextDelta
 from p2pnode.node.core import Node
 from p2pnode.node.faces import Faces
 from tests.kit.net import until
@@ -36,15 +37,21 @@ async def ask(faces: Faces, texts: list[str], over: asyncio.Event) -> None:
         texts.append("".join(event.text for event in events if isinstance(event, TextDelta)))
 
 
-async def test_answers_outlive_plans_in_a_row(tmp_path: Path) -> None:
+@asynccontextmanager
+async def three(folder: Path) -> AsyncIterator[list[Node]]:
     async with AsyncExitStack() as stack:
-        nodes = [await stack.enter_async_context(node_here(tmp_path / "alpha", "alpha"))]
+        nodes = [await stack.enter_async_context(node_here(folder / "alpha", "alpha"))]
         for name in ("beta", "gamma"):
             made = await nodes[0].mesh.invite(uses=1, expires_s=600, role="worker", label="")
             nodes.append(
-                await stack.enter_async_context(node_here(tmp_path / name, name, ticket=made["ticket"]))
+                await stack.enter_async_context(node_here(folder / name, name, ticket=made["ticket"]))
             )
         await until(lambda: all(online(node) == 2 for node in nodes))
+        yield nodes
+
+
+async def test_answers_outlive_plans_in_a_row(tmp_path: Path) -> None:
+    async with three(tmp_path) as nodes:
         faces, texts, over = Faces(nodes[0]), list[str](), asyncio.Event()
         async with asyncio.TaskGroup() as group:
             for _ in range(2):
@@ -54,3 +61,43 @@ async def test_answers_outlive_plans_in_a_row(tmp_path: Path) -> None:
             over.set()
         assert texts
         assert set(texts) == {texts[0]}
+
+
+async def who(faces: Faces, mode: str) -> tuple[str, set[str]]:
+    wish = GenerateRequest(
+        "p2pnode-demo", "Once upon a time", max_tokens=3, mode=mode, sampling=SamplingParams(0.0)
+    )
+    (done,) = [event async for event in faces.generate(wish) if isinstance(event, Finished)]
+    return done.mode, {str(stage["name"]) for stage in done.stages}
+
+
+async def test_the_plan_applied_last_serves_and_the_one_before_ends(tmp_path: Path) -> None:
+    """Whatever their ids are: each of two plans once after the other."""
+    async with three(tmp_path) as (alpha, *_):
+        faces = Faces(alpha)
+        plans = alpha.ledger.state.plans.plans
+        before = ""
+        for devices in (["alpha", "beta", "gamma"], ["alpha", "beta"], ["alpha", "beta", "gamma"]):
+            made = await faces.plan(
+                {"model": "p2pnode-demo", "mode": "tensor", "devices": devices, "apply": True}
+            )
+            assert await who(faces, "auto") == ("tensor", set(devices))
+            assert plans[made["plan_id"]].state == "active"
+            assert [a.plan_id for a in alpha.routing.active.values() if a.mode != "local"] == [
+                made["plan_id"]
+            ]
+            if before:
+                assert (plans[before].state, plans[before].reason) == (
+                    "abandoned", "another plan was applied in its place")  # fmt: skip
+            before = made["plan_id"]
+
+
+async def test_who_names_a_mode_gets_it_and_the_applied_plan_stays(tmp_path: Path) -> None:
+    async with three(tmp_path) as (alpha, *_):
+        faces = Faces(alpha)
+        await faces.plan(
+            {"model": "p2pnode-demo", "mode": "tensor", "devices": ["alpha", "beta"], "apply": True}
+        )
+        assert (await who(faces, "pipeline"))[0] == "pipeline"
+        assert await who(faces, "auto") == ("tensor", {"alpha", "beta"})
+        assert await who(faces, "tensor") == ("tensor", {"alpha", "beta"})

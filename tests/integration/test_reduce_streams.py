@@ -14,7 +14,7 @@ import pytest
 from p2pnode import limits
 from p2pnode.compute.engine_protocol import LaneToRank
 from p2pnode.errors import NotFound, RemoteProtocolError, StreamReset
-from p2pnode.facade import GenerateRequest, TextDelta
+from p2pnode.facade import GenerateRequest, SamplingParams, TextDelta
 from p2pnode.node.core import Node
 from p2pnode.node.faces import Faces
 from p2pnode.node.reduce_streams import REDUCE
@@ -46,8 +46,13 @@ async def mesh(folder: Path, count: int) -> AsyncIterator[list[Node]]:
 
 
 async def text(node: Node, mode: str) -> str:
-    request = GenerateRequest(model=DEMO, prompt="What is a mesh?", mode=mode, max_tokens=24)
-    return "".join([event.text async for event in node.generate(request) if isinstance(event, TextDelta)])
+    """What greedy decoding writes; never empty, so that two answers can differ."""
+    request = GenerateRequest(
+        DEMO, "Once upon a time", mode=mode, max_tokens=24, sampling=SamplingParams(temperature=0.0)
+    )
+    said = "".join([event.text async for event in node.generate(request) if isinstance(event, TextDelta)])
+    assert len(said) > 20
+    return said
 
 
 @pytest.fixture

@@ -19,6 +19,10 @@ def until_state(node: NodeProcess, name: str, state: str) -> dict[str, Any]:
     return entry_of(view, name)
 
 
+def lost(log: dict[str, Any], node: NodeProcess) -> list[dict[str, Any]]:
+    return [e for e in log["entries"] if e["type"] == "PeerLost" and e["data"]["peer"] == node.peer_id]
+
+
 def test_a_killed_device_is_suspect_and_then_offline(tmp_path: Path) -> None:
     with mesh_of(tmp_path, "alpha", "beta", "gamma") as mesh:
         alpha, beta, gamma = mesh.nodes
@@ -32,11 +36,10 @@ def test_a_killed_device_is_suspect_and_then_offline(tmp_path: Path) -> None:
             for r in alpha.api.post("/plan", {"model": "p2pnode-demo", "why": True})["rejections"]
         }
         assert reasons["beta"].startswith("it may be gone: silent for ")
-        told = alpha.until("beta to be offline, and why", "/peers", lambda v: (
-            entry_of(v, "beta")["state"] == "offline" and entry_of(v, "beta")["lost_reason"]))  # fmt: skip
-        gone = entry_of(told, "beta")  # the fact is recorded a moment after the link went
+        gone = until_state(alpha, "beta", "offline")
         assert gone["lost_reason"].startswith("silent for ")
-        (fact,) = [e for e in alpha.events("PeerLost") if e["data"]["peer"] == beta.peer_id]
+        told = alpha.until("the loss in the record", "/log/entries?limit=1000", lambda v: lost(v, beta))
+        (fact,) = lost(told, beta)  # shown a moment before it is recorded
         assert fact["data"]["reason"] == gone["lost_reason"]
         assert entry_of(alpha.api.get("/peers"), "gamma")["state"] == "online"
         assert gamma.process.poll() is None

@@ -105,6 +105,9 @@ def test_a_plan_is_proposed_then_active_rejected_or_abandoned() -> None:
     assert story.events_of(AbandonPlan(plan_id="p1", reason="")) == []
     with pytest.raises(PlanError, match="better one"):
         story.do(ActivatePlan(plan_id="p1"))
+    assert names_of(story, plan()) == ["PlanProposed"], "what ended may stand again"
+    story.do(plan())
+    story.do(ActivatePlan(plan_id="p1"))
     story.do(plan("p3"))
     story.do(RejectPlan(plan_id="p3", peer=SELF, reason="no memory"))
     assert story.events_of(RejectPlan(plan_id="p3", peer=SELF, reason="")) == []
