@@ -276,7 +276,7 @@ class BadModelFile(ModelError):
 
 class ArchitectureUnsupported(ModelError):
     code = "architecture_unsupported"
-    hint_default = "specs/10-surgery.md lists what can be run, and how it can be cut"
+    hint_default = "specs/21-surgery.md lists what can be run, and how it can be cut"
 
 
 class ModelIncomplete(ModelError):
