@@ -33,11 +33,11 @@ def record_text(record: JsonObject) -> str:
 
 
 def blocks_table(blocks: Sequence[JsonObject]) -> str:
-    """Blocks, one on a line."""
-    lines = [f"{'block':>7} {'events':>17}  {'sealed':<24}  {'block root':<16}  {'log root':<16}  hash"]
+    """Blocks, one on a line of 80 characters at most; --json has roots and hashes whole."""
+    lines = [f"{'block':>7} {'events':>17}  {'sealed':<20}  {'root':<8}  {'log root':<8}  hash"]
     lines += [
-        f"{b['number']:>7} {b['first']:>8}–{b['end'] - 1:<8}  {time_text(b['sealed_ms'])}  "
-        f"{b['block_root'][:16]}  {b['log_root'][:16]}  {b['hash'][:16]}"
+        f"{b['number']:>7} {b['first']:>8}–{b['end'] - 1:<8}  {time_text(b['sealed_ms'])[:-5]}Z  "
+        f"{b['block_root'][:8]}  {b['log_root'][:8]}  {b['hash'][:8]}"
         for b in blocks
     ]
     return "\n".join(lines)

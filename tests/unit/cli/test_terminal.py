@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from p2pnode.cli.log_render import blocks_table
 from tests.kit.api_server import serving
 from tests.kit.fake_node import FakeNode
 
@@ -54,6 +55,14 @@ def test_a_table_of_eight_columns_fits(data: str) -> None:
     (row,) = [line for line in lines if "kitchen" in line]
     assert row.split()[:7] == ["kitchen", "…odeFake2", "online", "worker", "2.4", "ms", "lan"]
     assert row.rstrip().endswith("both ways")
+
+
+def test_a_list_of_blocks_fits() -> None:
+    block = {"number": 99_999, "first": 9_999_899, "end": 9_999_999, "sealed_ms": 1_764_000_000_123}
+    text = blocks_table([{**block, "block_root": "a" * 64, "log_root": "b" * 64, "hash": "c" * 64}])
+    assert max(len(line) for line in text.splitlines()) <= 80
+    assert text.splitlines()[1].split() == [
+        "99999", "9999899–9999998", "2025-11-24", "16:00:00Z", "a" * 8, "b" * 8, "c" * 8]  # fmt: skip
 
 
 def test_ids_are_folded_and_never_cut_off(data: str) -> None:
