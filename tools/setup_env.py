@@ -192,6 +192,12 @@ def install_llama() -> None:
         )
 
 
+def compile_modules() -> None:
+    """Processes start in half the time; what tests start may not write compiled modules by itself, or not here."""
+    command = [python(), "-m", "compileall", "-q", str(ROOT / "p2pnode")]
+    subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
+
+
 def constraints() -> list[str]:
     return ["-c", str(ROOT / "constraints.txt")]
 
@@ -201,6 +207,7 @@ def main() -> int:
         check_python()
         wanted = fingerprint()
         if STAMP.exists() and STAMP.read_text() == wanted:
+            compile_modules()
             return 0
         check_compiler()
         check_disk()
@@ -211,6 +218,7 @@ def main() -> int:
         say("installing p2pnode and its libraries")
         pip([*constraints(), "-e", f"{ROOT}[dev,auth,hub,chat]"])
         STAMP.write_text(wanted)
+        compile_modules()
         say("ready: .venv/bin/p2pnode")
     except MissingError as missing:
         print(f"[setup] cannot go on: {missing}\n[setup] hint: {missing.hint}", file=sys.stderr)
