@@ -19,7 +19,8 @@ from p2pnode.models.manifest import Manifest, Want
 from p2pnode.models.source import FileSource, PeerSource
 from p2pnode.models.store import DEMO_NAME, ModelStore
 from p2pnode.models.strips import Strip
-from p2pnode.node.links import Link, Links
+from p2pnode.node.link import Link
+from p2pnode.node.links import Links
 from p2pnode.node.model_check import check_model
 from p2pnode.units import ContentId, PeerId
 

@@ -13,7 +13,7 @@ from p2pnode.compute.planner import Planned
 from p2pnode.facade import JsonObject
 from p2pnode.machine import now_ms
 from p2pnode.node import directions
-from p2pnode.node.links import Link
+from p2pnode.node.link import Link
 from p2pnode.node.silence import words
 from p2pnode.units import PeerId
 

@@ -11,7 +11,8 @@ from typing import Any
 from p2pnode import limits
 from p2pnode.errors import P2PNodeError, RemoteProtocolError
 from p2pnode.node.calls import ProgressCallback
-from p2pnode.node.links import Link, Links
+from p2pnode.node.link import Link
+from p2pnode.node.links import Links
 from p2pnode.units import PeerId
 
 ECHO = "link.echo"

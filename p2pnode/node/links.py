@@ -6,8 +6,8 @@ Every member keeps one status stream to every other, so each side of a link show
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
@@ -18,6 +18,7 @@ from p2pnode.network import Path, path_of
 from p2pnode.node import directions
 from p2pnode.node.calls import CONTROL, Calls, Method, ProgressCallback, ask
 from p2pnode.node.heard import check_status
+from p2pnode.node.link import Link
 from p2pnode.node.redial import Redial, Wait, wait_for_event
 from p2pnode.node.tasks import Tasks, describe
 from p2pnode.transport import messages
@@ -25,43 +26,6 @@ from p2pnode.transport.port import Connection, Stream, Transport
 from p2pnode.units import PeerId
 
 STATUS = "/p2pnode/status/1"
-
-
-@dataclass(slots=True)
-class Link:
-    """What this node knows of one other device right now; nothing here is a fact of the record."""
-
-    peer_id: PeerId
-    redial: Redial
-    name: str = ""
-    addresses: list[str] = field(default_factory=list)
-    connection: Connection | None = None
-    status: messages.Status | None = None
-    tried: list[list[str]] = field(default_factory=list)
-    lost_reason: str = ""
-    """Why its last connection ended; empty while one stands."""
-    reached_by: set[PeerId] = field(default_factory=set)
-    """Members that said last that they are connected to it."""
-    direction: directions.Direction = field(default_factory=directions.Direction)
-    """From here to there."""
-    moved: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set when what a probe found holds no more: other addresses, another connection, a refusal that ended."""
-    told: dict[directions.Pair, directions.Told] = field(default_factory=dict)
-    """What its last status says of directions."""
-    failing: dict[directions.Pair, directions.Told] = field(default_factory=dict)
-    """Its own ones of them that fail: passed on with every status, so looked for once."""
-    asked_ms: int = 0
-    """When it last asked by itself, over a stream of its own."""
-    dialing: bool = False
-
-    @property
-    def is_up(self) -> bool:
-        return self.connection is not None and not self.connection.is_closed
-
-    @property
-    def is_opener(self) -> bool:
-        """Whether this side opened the connection that stands."""
-        return self.is_up and self.connection is not None and self.connection.is_outbound
 
 
 class Links:
@@ -215,7 +179,7 @@ class Links:
                 else:
                     # Mostly the transport has told of it already; and it may have ended since.
                     if not link.is_up and not connection.is_closed:
-                        self._attach(link, connection)
+                        self._attach(link, self._transport.connection(link.peer_id) or connection)
                 if not link.is_up:
                     await link.redial.pause()
         finally:
@@ -228,6 +192,8 @@ class Links:
                 link = self.know(connection.peer_id)
             if link is not None and not link.is_up:
                 self._attach(link, connection)
+            elif link is not None and link.connection is not connection:
+                self._prefer(link)
         elif link is not None and link.connection is connection:
             link.connection = self._transport.connection(connection.peer_id)
             if link.connection is not None:
@@ -240,6 +206,13 @@ class Links:
                 self._on_link(link, False)
                 # It was there a moment ago: a pause of an earlier dial that still runs would only lose time.
                 self.know(link.peer_id, is_there=True)
+
+    def _prefer(self, link: Link) -> None:
+        """Both had dialled: use the connection that stays, for the other one ends once nothing runs on it."""
+        best = self._transport.connection(link.peer_id)
+        if best is not None and best is not link.connection:
+            link.connection = best
+            self._follow(link, best)
 
     def _attach(self, link: Link, connection: Connection) -> None:
         link.connection, link.tried, link.redial.failures = connection, [], 0
@@ -264,7 +237,7 @@ class Links:
 
     async def _probe(self, link: Link, connection: Connection) -> None:
         """Whether this side could open the link as well, for as long as the other side's connection stands."""
-        while not connection.is_closed and link.connection is connection:
+        while self._is_used(link, connection):
             link.moved.clear()
             tried = await self._transport.probe(link.addresses, link.peer_id)
             if link.connection is not connection:
@@ -282,7 +255,7 @@ class Links:
 
         A device that was let in a moment ago may not know it yet when the first stream reaches it.
         """
-        while not connection.is_closed:
+        while self._is_used(link, connection):
             try:
                 await self._status_stream(link, connection)
             except TimeoutError:
@@ -293,21 +266,25 @@ class Links:
                     link.direction.refused(connection.remote_multiaddr, describe(error))
                 await asyncio.sleep(self._rng.uniform(limits.REDIAL_DELAY_S_MIN, limits.STATUS_INTERVAL_S))
 
+    def _is_used(self, link: Link, connection: Connection) -> bool:
+        return link.connection is connection and not connection.is_closed
+
     async def _status_stream(self, link: Link, connection: Connection) -> None:
         stream = await connection.open_stream(STATUS, timeout_s=limits.CONTROL_TIMEOUT_S)
-        while not connection.is_closed:
-            changed = self._changed
-            async with asyncio.timeout(limits.CONTROL_TIMEOUT_S):
-                await messages.send_message(stream, self._my_status())
-                self._heard(link, await messages.receive_message(stream))
-            link.tried = []
-            if link.direction.answered(self._now_ms(), is_outbound=connection.is_outbound):
-                link.moved.set()
-            try:
-                async with asyncio.timeout(limits.STATUS_INTERVAL_S):
-                    await changed.wait()
-            except TimeoutError:
-                continue
+        try:
+            while self._is_used(link, connection):
+                changed = self._changed
+                async with asyncio.timeout(limits.CONTROL_TIMEOUT_S):
+                    await messages.send_message(stream, self._my_status())
+                    self._heard(link, await messages.receive_message(stream))
+                link.tried = []
+                if link.direction.answered(self._now_ms(), is_outbound=connection.is_outbound):
+                    link.moved.set()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(limits.STATUS_INTERVAL_S):
+                        await changed.wait()
+        finally:
+            stream.reset()
 
     async def _serve_status(self, stream: Stream) -> None:
         link = self.know(stream.peer_id)

@@ -17,8 +17,9 @@ from p2pnode.node.duplicates import Duplicates
 from p2pnode.node.hosted_stage import HostedStage
 from p2pnode.node.hosting import Hosting
 from p2pnode.node.ledger import Ledger
+from p2pnode.node.link import Link
 from p2pnode.node.link_times import LinkTime
-from p2pnode.node.links import Link, Links
+from p2pnode.node.links import Links
 from p2pnode.node.mesh import Mesh
 from p2pnode.node.network_watch import watch_network
 from p2pnode.node.routing import Routing

@@ -13,8 +13,8 @@ from p2pnode.events import types as facts
 from p2pnode.models.store import StoredModel
 from p2pnode.node.hosted_stage import HostedStage
 from p2pnode.node.ledger import Ledger
+from p2pnode.node.link import Link
 from p2pnode.node.link_times import LinkTime
-from p2pnode.node.links import Link
 from p2pnode.node.tasks import Tasks
 
 

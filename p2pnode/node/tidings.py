@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from p2pnode.models.store import StoredModel
 from p2pnode.node.active import Active
 from p2pnode.node.hosted_stage import HostedStage
+from p2pnode.node.link import Link
 from p2pnode.node.link_times import LinkTime
-from p2pnode.node.links import Link
 from p2pnode.node.running import Running
 from p2pnode.transport import messages
 from p2pnode.units import PeerId

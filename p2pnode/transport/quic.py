@@ -41,9 +41,9 @@ DEFAULT_LISTEN = ("/ip4/0.0.0.0/udp/4001/quic-v1", "/ip6/::/udp/4001/quic-v1")
 CLOSE_SUPPLANTED, CLOSE_SHUTDOWN = 0x1004, 0x1006
 """libp2p/specs, branch error-codes."""
 
-SUPPLANTED_GRACE_S, SUPPLANTED_S_MAX = 1.0, 30.0
+SUPPLANTED_GRACE_S, SUPPLANTED_S_MAX = 1.0, 3600.0
 """Streams opened on the connection that loses get this long to end; of two dialled at the same time, where both are
-known to work, as long as the second says."""
+known to work, as long as the second says: a plan made in that moment has its streams there."""
 
 logger = logging.getLogger(__name__)
 
@@ -266,9 +266,10 @@ class QuicTransport(RoutedTransport[QuicPeerConnection]):
         if not connection.is_outbound:
             self.acceptor.completed(connection.address, self._loop.time())
         self.resets.watch(connection.core.peer_reset_token, connection)
-        for loser in self._peers.add(connection.peer_id, connection):
-            patience_s = SUPPLANTED_S_MAX if self._peers.are_simultaneous(connection.peer_id, loser) else 0.0
-            until = self._loop.time() + patience_s
+        for place, loser in enumerate(self._peers.add(connection.peer_id, connection)):
+            # One at most: nobody shall hold many by dialling again and again.
+            is_kept = place == 0 and self._peers.are_simultaneous(connection.peer_id, loser)
+            until = self._loop.time() + (SUPPLANTED_S_MAX if is_kept else 0.0)
             self._loop.call_later(SUPPLANTED_GRACE_S, self._end_supplanted, loser, until)
         self.router.notify(connection, True)
         self._spawn(self._identify(connection))

@@ -10,20 +10,24 @@ import pytest
 
 from p2pnode import limits
 from p2pnode.errors import Busy, NotFound, PeerTimeout, PeerUnreachable, RemoteProtocolError
-from p2pnode.node.links import Link, Links
+from p2pnode.node.calls import ask
+from p2pnode.node.link import Link
+from p2pnode.node.links import Links
 from p2pnode.node.tasks import Tasks
+from p2pnode.transport import quic as quic_module
 from p2pnode.transport.memory import MemoryNetwork, MemoryTransport
 from p2pnode.transport.messages import Status
+from p2pnode.transport.port import Transport
 from p2pnode.units import PeerId
-from tests.kit.net import identity, running, until
+from tests.kit.net import identity, quic, running, until
 
 
 class Device:
     """Links of one device, with what they told it."""
 
-    def __init__(self, network: MemoryNetwork, name: str) -> None:
+    def __init__(self, transport: Transport, name: str) -> None:
         self.name = name
-        self.transport: MemoryTransport = network.transport(identity(name))
+        self.transport = transport
         self.reports: list[BaseException] = []
         self.tasks = Tasks(lambda what, error: self.reports.append(error))
         self.heard: list[str] = []
@@ -56,10 +60,14 @@ class Device:
         await self.tasks.close()
 
 
+def memory(network: MemoryNetwork, name: str) -> MemoryTransport:
+    return network.transport(identity(name))
+
+
 @pytest.fixture
 async def two() -> Any:
     network = MemoryNetwork(seed=3)
-    one, other = Device(network, "one"), Device(network, "other")
+    one, other = Device(memory(network, "one"), "one"), Device(memory(network, "other"), "other")
     async with running(one.transport, other.transport):
         link = one.know(other)
         await until(lambda: bool(one.heard and other.heard))
@@ -81,6 +89,37 @@ async def test_a_link_comes_up_once_on_each_side(two: Any) -> None:
     await until(lambda: len(other.heard) > heard)
 
 
+async def test_of_two_connections_both_sides_use_the_one_that_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both dialled at once. A call that runs on the other one is answered before that one ends."""
+    monkeypatch.setattr(quic_module, "SUPPLANTED_GRACE_S", 0.05)
+    monkeypatch.setattr(limits, "STATUS_INTERVAL_S", 0.02)
+    one, other = Device(quic("one"), "one"), Device(quic("other"), "other")
+    over = asyncio.Event()
+
+    async def work(peer: PeerId, arguments: dict[str, Any], progress: Any) -> dict[str, Any]:
+        await over.wait()
+        return {"done": True}
+
+    async with running(one.transport, other.transport):
+        other.links.serve("work", work)
+        link, back = one.know(other), other.know(one)
+        await until(lambda: len(one.transport.connections()) == len(other.transport.connections()) == 2)
+        loser = one.transport.connections()[1]
+        asked = asyncio.ensure_future(ask(loser, "work", {}, None, 10))
+        await until(lambda: link.connection is one.transport.connection(other.peer_id))
+        await until(lambda: back.connection is other.transport.connection(one.peer_id))
+        heard = len(other.heard)
+        await until(lambda: len(other.heard) > heard + 5)
+        assert not loser.is_closed
+        over.set()
+        assert await asked == {"done": True}
+        await until(lambda: len(one.transport.connections()) == len(other.transport.connections()) == 1)
+        assert (one.changes, other.changes) == ([True], [True]), "nobody lost anything"
+        await one.close()
+        await other.close()
+    assert one.reports == other.reports == []
+
+
 async def test_a_lost_link_is_told_and_dialled_again(two: Any) -> None:
     one, other, link = two
     await link.connection.close()
@@ -94,7 +133,7 @@ async def test_a_refused_status_is_asked_again(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(limits, "REDIAL_DELAY_S_MIN", 0.001)
     monkeypatch.setattr(limits, "STATUS_INTERVAL_S", 0.01)
     network = MemoryNetwork(seed=3)
-    one, other = Device(network, "one"), Device(network, "other")
+    one, other = Device(memory(network, "one"), "one"), Device(memory(network, "other"), "other")
     members: set[PeerId] = set()
     other.transport.set_gate(lambda peer, protocol: peer in members)
     one.transport.set_gate(lambda peer, protocol: False)
@@ -123,7 +162,7 @@ async def test_each_side_knows_its_own_direction_and_hears_the_other_one(two: An
 async def test_a_door_that_opens_one_way_only_is_known_with_its_reason() -> None:
     """One dials; nobody could dial it. Its address opens, and that is noticed when it tells of another one."""
     network = MemoryNetwork(seed=3)
-    one, other = Device(network, "one"), Device(network, "other")
+    one, other = Device(memory(network, "one"), "one"), Device(memory(network, "other"), "other")
     async with running(one.transport, other.transport):
         (address,) = one.transport.listen_multiaddrs
         network.closed.add(address)
@@ -147,7 +186,7 @@ async def test_who_is_not_listened_to_knows_it_until_it_is(monkeypatch: pytest.M
     monkeypatch.setattr(limits, "REDIAL_DELAY_S_MIN", 0.001)
     monkeypatch.setattr(limits, "STATUS_INTERVAL_S", 0.01)
     network = MemoryNetwork(seed=3)
-    one, other = Device(network, "one"), Device(network, "other")
+    one, other = Device(memory(network, "one"), "one"), Device(memory(network, "other"), "other")
     members: set[PeerId] = set()
     for device in (one, other):
         device.transport.set_gate(lambda peer, protocol: peer in members)

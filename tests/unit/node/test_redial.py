@@ -9,7 +9,8 @@ from random import Random
 import pytest
 
 from p2pnode import limits
-from p2pnode.node.links import Link, Links
+from p2pnode.node.link import Link
+from p2pnode.node.links import Links
 from p2pnode.node.redial import Redial
 from p2pnode.node.tasks import Tasks
 from p2pnode.transport.memory import MemoryNetwork, MemoryTransport
