@@ -29,7 +29,6 @@ class GroupLinks:
         self._side = side
         self._opened: dict[int, tuple[int, socket.socket]] = {}
         """By port: sockets that wait for their lane, and the unit it will be of."""
-        self._linked: dict[int, socket.socket] = {}
         self.moved = [0, 0]
         """Bytes received and sent by all lanes there were."""
 
@@ -95,7 +94,7 @@ class GroupLinks:
         return LaneLink(self._connected(ours, host, port), end, self.moved)
 
     def frame_lanes(self, ends: Sequence[Sequence[Any]], secrets: bytes) -> list[FrameLane]:
-        """Lanes of a ring, greeted in this order: [out, our port, host, port, datagram bytes] and a secret each."""
+        """Lanes of a ring, not greeted yet: [out, our port, host, port, datagram bytes] and a secret each."""
         from p2pnode.compute.frame_lane import FrameLane
         from p2pnode.compute.lane_socket import LaneEnd
 
@@ -106,9 +105,6 @@ class GroupLinks:
                 me, peer = (0, 1) if out else (1, 0)
                 way = self._connected(ours, host, port)
                 lanes.append(FrameLane(way, LaneEnd(secret, me, peer, datagram_bytes), self.moved))
-            for lane, (_, _, host, port, _) in zip(lanes, ends, strict=True):
-                if not self._is_here(host, port):
-                    lane.greet()
         except P2PNodeError:
             for lane in lanes:
                 lane.close()
@@ -119,19 +115,12 @@ class GroupLinks:
         _, lane = self._opened.pop(ours, (0, None))
         if lane is None:
             raise RequestError(f"no lane was opened on port {ours}")
-        self._linked = {at: other for at, other in self._linked.items() if other.fileno() >= 0}
-        self._linked[ours] = lane
         try:
             lane.connect((host, port))
         except OSError as exc:
             lane.close()
             raise ComputeError(f"no lane to {host}: {exc.strerror}") from exc
         return lane
-
-    def _is_here(self, host: str, port: int) -> bool:
-        """Whether the other end is in this process too: it could not answer a greeting while this one waits."""
-        linked = self._linked.get(port)
-        return host == "127.0.0.1" and (port in self._opened or (linked is not None and linked.fileno() >= 0))
 
     def _descriptors(self) -> list[int]:
         """Descriptors sent for this group; earlier wishes to give up are over with it."""

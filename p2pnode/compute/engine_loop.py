@@ -11,6 +11,7 @@ import socket
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 from p2pnode import heap
 from p2pnode.compute.engine_channel import Channel
@@ -31,6 +32,9 @@ from p2pnode.compute.engine_version import engine_version
 from p2pnode.compute.llama_abi import gpu_memory
 from p2pnode.errors import Busy, NotFound, P2PNodeError, RequestError, StageLost
 from p2pnode.limits import ENGINE_UNITS_MAX
+
+if TYPE_CHECKING:
+    from p2pnode.compute.frame_lane import FrameLane
 
 _PROGRESS_EVERY_S = 0.1
 
@@ -77,7 +81,7 @@ class Engine:
     def run(self) -> None:
         """Until the node is gone."""
         about = {"pid": os.getpid(), "llama": engine_version(), "gpu_memory": gpu_memory()}
-        self._channel.send({"id": 0, "hello": {**about, **_memory()}})
+        self._channel.send({"id": 0, "hello": {**about, **heap.resident()}})
         while True:
             busy = any(unit.waiting for unit in self._units.values())
             while not busy or self._channel.ready():
@@ -202,7 +206,7 @@ class Engine:
         self._next_unit += 1
         heap.let_files_go()
         heap.give_back()  # names of a vocabulary, read once and copied
-        return {"info": asdict(unit.info()), **_memory()}, b""
+        return {"info": asdict(unit.info()), **heap.resident()}, b""
 
     def _unload(self, message: Message, _payload: memoryview) -> Answer:
         unit = self._unit(message)
@@ -212,7 +216,7 @@ class Engine:
         self._answer(unit.cancel_all())
         unit.close()
         heap.give_back()
-        return _memory(), b""
+        return heap.resident(), b""
 
     def _open(self, message: Message, _payload: memoryview) -> Answer:
         self._unit(message).sessions.open(message["session"], message["params"], message["prompt"])
@@ -303,29 +307,39 @@ class Engine:
         heap.let_files_go()  # the first lane brought the cipher's library
         return {}, b""
 
-    def _ring(self, message: Message, payload: memoryview) -> Answer:
-        """Both lanes of a head: onward first, so that greetings go around the ring in its direction."""
+    def _ring(self, message: Message, payload: memoryview) -> None:
+        """Both lanes of a head: onward, and back."""
         first = self._units[message["first"]] if message["first"] else None
-        lanes = self._groups.frame_lanes(message["lanes"], bytes(payload))
-        stages = max(1, int(message["stages"]))
+        output, stages = self._unit(message), max(1, int(message["stages"]))
+        lanes = self._frame_lanes(message, payload)
 
         def answer(reply: Reply) -> None:
             self._answer([reply])
 
-        number = self._rings.open_ring(first, self._unit(message), lanes, stages, answer)
-        heap.let_files_go()
-        return {"ring": number}, b""
+        def ring() -> Message:
+            return {"ring": self._rings.open_ring(first, output, lanes, stages, answer)}
+
+        units = [unit.unit_id for unit in (first, output) if unit is not None]
+        self._rings.greet(message["id"], units, lanes, ring)
 
     def _ring_close(self, message: Message, _payload: memoryview) -> Answer:
         self._rings.close_ring(message["ring"])
         return {}, b""
 
-    def _relay(self, message: Message, payload: memoryview) -> Answer:
-        unit = self._unit(message)
+    def _relay(self, message: Message, payload: memoryview) -> None:
+        unit, stages = self._unit(message), max(1, int(message["stages"]))
+        lanes = self._frame_lanes(message, payload)
+
+        def relay() -> Message:
+            self._rings.open_relay(unit, lanes, stages)
+            return {}
+
+        self._rings.greet(message["id"], [unit.unit_id], lanes, relay)
+
+    def _frame_lanes(self, message: Message, payload: memoryview) -> list[FrameLane]:
         lanes = self._groups.frame_lanes(message["lanes"], bytes(payload))
-        self._rings.open_relay(unit, lanes, max(1, int(message["stages"])))
-        heap.let_files_go()
-        return {}, b""
+        heap.let_files_go()  # the first lane brought the cipher's library
+        return lanes
 
     def _ring_step(self, message: Message, payload: memoryview) -> None:
         ring = self._rings.ring(message["ring"])
@@ -335,15 +349,4 @@ class Engine:
 
     def _stats(self, _message: Message, _payload: memoryview) -> Answer:
         units = {unit_id: unit.stats() for unit_id, unit in self._units.items()}
-        return {"units": units, "lane_bytes": self._groups.moved, **_memory()}, b""
-
-
-def _memory() -> Message:
-    """Resident bytes of this process, as far as the system tells."""
-    try:
-        with open("/proc/self/statm", "rb") as file:  # noqa: PTH123  (pathlib is one import more in every engine)
-            pages = file.read().split()
-    except OSError:
-        return {"rss_bytes": 0, "anonymous_bytes": 0}
-    size = os.sysconf("SC_PAGE_SIZE")
-    return {"rss_bytes": int(pages[1]) * size, "anonymous_bytes": (int(pages[1]) - int(pages[2])) * size}
+        return {"units": units, "lane_bytes": self._groups.moved, **heap.resident()}, b""

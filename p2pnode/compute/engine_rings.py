@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING
 
-from p2pnode.compute.engine_protocol import Buffer, Message, frame_fields
+from p2pnode.compute.engine_protocol import Buffer, Message, error_fields, frame_fields
 from p2pnode.compute.engine_step import Reply
 from p2pnode.compute.engine_unit import Unit
 from p2pnode.errors import P2PNodeError, StageLost
@@ -14,6 +14,7 @@ from p2pnode.frame import Frame, Kind
 from p2pnode.limits import RELAYED_FRAMES_TOLD_AT, RELAYED_TOLD_S
 
 if TYPE_CHECKING:
+    from p2pnode.compute.engine_greeting import Greeting
     from p2pnode.compute.engine_ring import Relay, Ring
     from p2pnode.compute.frame_lane import FrameLane
 
@@ -28,10 +29,41 @@ class EngineRings:
         self._send = send
         self._rings: dict[int, Ring] = {}
         self._next_ring = 1
+        self._greetings: list[Greeting] = []
         self._relays: dict[int, Relay] = {}
         self._relayed: list[tuple[int, Frame, Frame]] = []
         self._tell_at = 0.0
         self.filenos: list[int] = []
+
+    # lanes
+    def greet(
+        self, call: int, units: Collection[int], lanes: Sequence[FrameLane], place: Callable[[], Message]
+    ) -> None:
+        """Begin to find out whether datagrams get through; then `place` opens what these units were asked for.
+
+        The call is answered with what that returns, or with StageLost and closed lanes.
+        """
+        from p2pnode.compute.engine_greeting import Greeting
+
+        self._greetings.append(Greeting(call, units, lanes, place, time.monotonic()))
+        self._changed()
+
+    def _settle(self, greeting: Greeting, now: float) -> None:
+        try:
+            if not greeting.look(now):
+                return
+        except P2PNodeError as error:
+            self._refuse(greeting, error)
+        else:
+            self._greetings.remove(greeting)
+            self._send({"id": greeting.call, **greeting.place()}, b"")
+
+    def _refuse(self, greeting: Greeting, error: P2PNodeError) -> None:
+        self._greetings.remove(greeting)
+        for lane in greeting.lanes:
+            lane.close()
+        self._changed()
+        self._send({"id": greeting.call, "error": error_fields(error)}, b"")
 
     # places
     def open_ring(
@@ -81,6 +113,8 @@ class EngineRings:
         """A unit goes, and what leads through it."""
         for ring in self.through(unit_id):
             self._end(ring, StageLost("this ring was taken down"))
+        for greeting in [other for other in self._greetings if unit_id in other.units]:
+            self._refuse(greeting, StageLost("this ring was taken down"))
         relay = self._relays.pop(unit_id, None)
         if relay is not None:
             relay.end()
@@ -89,13 +123,15 @@ class EngineRings:
     def _changed(self) -> None:
         self.filenos = [lane.fileno() for place in self._places() for lane in place.lanes]
 
-    def _places(self) -> list[Ring | Relay]:
-        return [*self._rings.values(), *self._relays.values()]
+    def _places(self) -> list[Ring | Relay | Greeting]:
+        return [*self._rings.values(), *self._relays.values(), *self._greetings]
 
     # the loop's turn
     def service(self) -> None:
         """Take what arrived on all lanes."""
         now = time.monotonic()
+        for greeting in list(self._greetings):
+            self._settle(greeting, now)
         for ring in list(self._rings.values()):
             try:
                 ring.service(now)

@@ -52,9 +52,18 @@ class FrameLane:
         self._now = 0.0
         self.resent = 0
 
-    def greet(self) -> None:
-        """Make sure that datagrams get through both ways; StageLost when they do not."""
-        self._lane.greet()
+    @property
+    def is_met(self) -> bool:
+        """Whether datagrams get through both ways."""
+        return self._lane.is_met
+
+    def hello(self) -> None:
+        self._lane.hello()
+
+    def listen(self, now: float) -> None:
+        """Take what has arrived, and leave it to the first `pump`."""
+        self._now = now
+        self._lane.receive_all()
 
     # sending
     def send(self, session: int, message: bytes, now: float) -> None:

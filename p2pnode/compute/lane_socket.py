@@ -16,7 +16,8 @@ from p2pnode.compute.lane import Datagram, Opener, Sealer, Type, check_datagram_
 from p2pnode.errors import RemoteProtocolError, StageLost
 from p2pnode.limits import LANE_HELLO_TIMEOUT_S
 
-_HELLO_EVERY_S = 0.02
+HELLO_EVERY_S = 0.02
+NO_LANE = "no lane: datagrams do not get through to the other side"
 _SOCKET_BUFFER_BYTES = 4 * 1024 * 1024
 _SOL_UDP, _UDP_SEGMENT, _UDP_GRO = 17, 103, 104
 """Linux: one call sends or receives a row of equal datagrams (segmentation and receive offload)."""
@@ -70,17 +71,26 @@ class LaneSocket:
         self._heard = self._was_heard = False
         self.dropped = 0
 
+    @property
+    def is_met(self) -> bool:
+        """Whether datagrams get through both ways."""
+        return self._heard and self._was_heard
+
+    def hello(self) -> None:
+        """A greeting that says whether the other side was heard; the last one goes out when it is met."""
+        self.send(Type.HELLO, 0, 0, 1, 1, b"\x01" if self._heard else b"\x00")
+
     def greet(self) -> None:
-        """Make sure that datagrams get through both ways; StageLost when they do not."""
+        """Wait until datagrams get through both ways; StageLost when they do not."""
         deadline = time.monotonic() + LANE_HELLO_TIMEOUT_S
-        while not (self._heard and self._was_heard):
+        while not self.is_met:
             if time.monotonic() > deadline:
-                raise StageLost("no lane: datagrams do not get through to the other side")
-            self.send(Type.HELLO, 0, 0, 1, 1, b"\x01" if self._heard else b"\x00")
-            pause = time.monotonic() + _HELLO_EVERY_S
-            while time.monotonic() < pause and not (self._heard and self._was_heard):
+                raise StageLost(NO_LANE)
+            self.hello()
+            pause = time.monotonic() + HELLO_EVERY_S
+            while time.monotonic() < pause and not self.is_met:
                 self.receive_all(pause)
-        self.send(Type.HELLO, 0, 0, 1, 1, b"\x01")
+        self.hello()
 
     def receive_all(self, until: float | None = None) -> None:
         """Everything that has arrived; with `until`, wait for the first at most that long."""

@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from p2pnode.compute.pipeline_route import PipelineRoute
 from p2pnode.facade import Finished, GenerateRequest, SamplingParams, TextDelta
 from p2pnode.node.core import Node
 from p2pnode.node.faces import Faces
@@ -101,3 +102,20 @@ async def test_who_names_a_mode_gets_it_and_the_applied_plan_stays(tmp_path: Pat
         assert (await who(faces, "pipeline"))[0] == "pipeline"
         assert await who(faces, "auto") == ("tensor", {"alpha", "beta"})
         assert await who(faces, "tensor") == ("tensor", {"alpha", "beta"})
+
+
+async def test_tokens_go_from_engine_to_engine_however_many_places_an_engine_has(tmp_path: Path) -> None:
+    """Greetings of lanes wait for each other in a circle there: the head's place in the middle, two engines twice."""
+    async with three(tmp_path) as (alpha, *_):
+        faces = Faces(alpha)
+        for cut in (
+            [["beta", 0, 3], ["alpha", 3, 6], ["gamma", 6, 8]],
+            [["alpha", 0, 2], ["beta", 2, 4], ["alpha", 4, 6], ["beta", 6, 8]],
+            [["beta", 0, 1], ["beta", 1, 2], ["alpha", 2, 3], ["alpha", 3, 5], ["gamma", 5, 8]],
+        ):
+            made = await faces.plan({"model": "p2pnode-demo", "blocks": cut, "apply": True})
+            active = alpha.routing.active[made["plan_id"]]
+            assert isinstance(active.route, PipelineRoute)
+            assert active.route.by_lanes
+            assert (await who(faces, "pipeline"))[0] == "pipeline"
+            assert active.route.by_lanes

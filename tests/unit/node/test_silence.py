@@ -12,7 +12,7 @@ from p2pnode.node.heartbeat import Heartbeat
 from p2pnode.node.silence import Silence, words
 from p2pnode.transport.memory import MemoryNetwork
 from tests.kit.net import running, until
-from tests.unit.node.test_links import Device
+from tests.unit.node.test_links import Device, memory
 
 
 def looked(silence: Silence, seconds: int, *, from_s: float = 0.0, received: int = 100) -> Silence:
@@ -59,7 +59,7 @@ async def two(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(limits, "STATUS_INTERVAL_S", 1000.0)
     monkeypatch.setattr(limits, "STATUS_SILENCE_S_MAX", 1000.0)
     network = MemoryNetwork(seed=3)
-    one, other = Device(network, "one"), Device(network, "other")
+    one, other = Device(memory(network, "one"), "one"), Device(memory(network, "other"), "other")
     async with running(one.transport, other.transport):
         link = one.know(other)
         await until(lambda: bool(one.heard and other.heard))
