@@ -21,6 +21,7 @@ MARGIN_OF_TWO_PLACES_BYTES = 1_000_000
 Blocks = list[tuple[str, int, int]]
 BOTH_ENDS: Blocks = [("alpha", 0, 8), ("beta", 8, 16), ("alpha", 16, LAYERS)]
 """A device that is head and a later stage of one plan."""
+IN_THE_MIDDLE: Blocks = [("beta", 0, 4), ("alpha", 4, 20), ("gamma", 20, LAYERS)]
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +54,7 @@ def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MeshOfProcesses]:
         ),
         pytest.param(BOTH_ENDS, id="head with the first and the last layers"),
         pytest.param([("alpha", 0, 12), ("beta", 12, LAYERS)], id="head with the first half"),
+        pytest.param(IN_THE_MIDDLE, id="head in the middle"),
         pytest.param(BOTH_ENDS, id="head with the first and the last layers, planned again"),
     ],
 )
@@ -62,7 +64,7 @@ def test_every_place_keeps_the_bound(mesh: MeshOfProcesses, blocks: Blocks) -> N
     A head that comes back to places it had before finds the memory of the plans between given back.
     """
     alpha = mesh.nodes[0]
-    margin = MARGIN_OF_TWO_PLACES_BYTES if blocks is BOTH_ENDS else MARGIN_BYTES
+    margin = MARGIN_OF_TWO_PLACES_BYTES if blocks in (BOTH_ENDS, IN_THE_MIDDLE) else MARGIN_BYTES
     alpha.api.post("/plan", {"model": "half", "blocks": blocks, "apply": True})
     seen = []
     for _ in range(3):
