@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from p2pnode.endpoint import NodeError
-from tests.kit.mesh import MeshOfProcesses, children_of, mesh_of
+from tests.kit.mesh import MeshOfProcesses, mesh_of, proc_of_children
 
 DEMO, OTHER = "p2pnode-demo", "other"
 PROMPT = "What is a mesh?"
@@ -33,8 +33,8 @@ def rpc_plan(mesh: MeshOfProcesses, model: str, **wish: Any) -> str:
 
 def workers_of(mesh: MeshOfProcesses) -> int:
     """llama.cpp's RPC servers that the second device runs."""
-    commands = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children_of(mesh.nodes[1].process.pid)]
-    return sum(b"p2pnode.compute.rpc_server" in command for command in commands)
+    commands = proc_of_children(mesh.nodes[1].process.pid, "cmdline")
+    return sum("p2pnode.compute.rpc_server" in command for command in commands)
 
 
 @pytest.mark.parametrize("engine", [{}, {"rpc_split": "tensor"}, {"flash": "off"}, {"kv": "q8_0"}])
@@ -77,7 +77,7 @@ def test_streamed(mesh: MeshOfProcesses) -> None:
     plan = alpha.api.post("/plan", {"model": DEMO, "mode": "streamed", "apply": True})
     answer = alpha.infer(DEMO, PROMPT)
     assert (answer["mode"], answer["text"]) == ("streamed", local)
-    maps = [Path(f"/proc/{pid}/maps").read_text() for pid in children_of(alpha.process.pid)]
+    maps = proc_of_children(alpha.process.pid, "maps")
     assert any("_watch" in text and f"{DEMO}.gguf" in text for text in maps), "mapped without filling memory"
     alpha.api.post("/command/release_plan", {"plan_id": plan["plan_id"]})
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.kit.gguf_files import split
-from tests.kit.mesh import MeshOfProcesses, NodeProcess, children_of, mesh_of
+from tests.kit.mesh import MeshOfProcesses, NodeProcess, mesh_of, proc_of_children
 
 DEMO, SPLIT = "p2pnode-demo", "split"
 PROMPT = "What is a mesh?"
@@ -70,7 +70,7 @@ def test_all_files_can_be_mapped(mesh: MeshOfProcesses, text: str, files: list[P
     alpha.cli("set", "device.engine", "load=mmap")
     try:
         assert alpha.infer(SPLIT, PROMPT, mode="local")["text"] == text
-        maps = [Path(f"/proc/{pid}/maps").read_text() for pid in children_of(alpha.process.pid)]
+        maps = proc_of_children(alpha.process.pid, "maps")
         assert any(all(path.name in each for path in files) for each in maps)
     finally:
         alpha.cli("set", "device.engine", "default")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -45,13 +46,15 @@ def leave(node: NodeProcess) -> None:
 def sleep(node: NodeProcess) -> None:
     """The whole device: engines pass tokens on without their node."""
     for pid in (node.process.pid, *children_of(node.process.pid)):
-        os.kill(pid, signal.SIGSTOP)
+        with contextlib.suppress(ProcessLookupError):  # an engine that only timed layers
+            os.kill(pid, signal.SIGSTOP)
 
 
 def wake(node: NodeProcess) -> None:
     if node.process.poll() is None:
         for pid in (*children_of(node.process.pid), node.process.pid):
-            os.kill(pid, signal.SIGCONT)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
 
 
 def answer_while(
