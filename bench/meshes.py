@@ -138,6 +138,7 @@ def made(case: Case, model: Path) -> Iterator[Mesh]:
             listen = f"/ip4/127.0.0.1/udp/{port}/quic-v1"
             node = mesh.add(f"device{number}", *arguments, threads=threads, listen=listen)
             until_measured(node)  # before the next one starts: they share this machine's cores
+            node.api.post("/settings", {"key": "device.timing", "value": "once"})
         for node in mesh.nodes:
             node.online(len(mesh.nodes))
         until_linked(mesh.head, len(mesh.nodes) - 1)

@@ -150,6 +150,12 @@ class Mesh:
             quiet = quiet + 1 if now - before < REST_SHARE * REST_EVERY_S else 0
             before = now
 
+    def settle(self) -> None:
+        """Wait until layers are timed, and let nobody time them again beside what is measured."""
+        self.rest()
+        for node in self.nodes:
+            node.api.post("/settings", {"key": "device.timing", "value": "once"})
+
     def _processor_s(self) -> float:
         """Of all nodes and their engines so far."""
         total = 0.0
@@ -181,7 +187,7 @@ def mesh_of(
         for name in names:
             arguments = ["--model", str(model)] if model is not None and not mesh.nodes else []
             mesh.add(name, *arguments, threads=threads).online(len(mesh.nodes))
-            mesh.rest()  # one after the other: timed beside each other they would all seem slow
+            mesh.settle()  # one after the other: timed beside each other they would all seem slow
         for node in mesh.nodes:
             node.online(len(names))
         yield mesh

@@ -34,6 +34,9 @@ from p2pnode.units import ContentId, PeerId
 
 Tell = Callable[[Mapping[str, Any]], None]
 TimeModel = Callable[[ContentId], Coroutine[Any, Any, LayerTiming | None]]
+TIMING = "device.timing"
+TIMING_WORDS = ("auto", "once")
+"""A setting: whether layers are timed again when that was disturbed, is a day old or is doubted."""
 RATES_DOUBT = "rates.doubt"
 """A head asks: a request went much quicker or slower than this device's speed let expect."""
 
@@ -58,6 +61,7 @@ class LayerRates:
         processes: Processes | None = None,
         others: Callable[[], float] = lambda: psutil.cpu_percent() / 100,
         time_model: TimeModel | None = None,
+        repeats: Callable[[], bool] = lambda: True,
     ) -> None:
         self._said = said
         self._processes = Processes() if processes is None else processes
@@ -70,6 +74,7 @@ class LayerRates:
         self._others = others
         """Part of all processors that worked since it was asked last; of other programs, where nothing runs here."""
         self._time_model = self._measure if time_model is None else time_model
+        self._repeats = repeats
         self._failed: dict[ContentId, tuple[int, int]] = {}
         """Models that could not be timed: how often, and when it is tried again."""
         self._entries = self._remembered()
@@ -143,7 +148,7 @@ class LayerRates:
             if now_ms < self._failed.get(model.content_id, (0, 0))[1]:
                 continue
             entry = self._entries.get(model.content_id)
-            if entry is None or rates.is_due(entry, now_ms, load):
+            if entry is None or (self._repeats() and rates.is_due(entry, now_ms, load)):
                 return model.content_id
         return None
 

@@ -10,6 +10,7 @@ from p2pnode.errors import RequestError
 from p2pnode.node import auto_mode, backends, books, lending
 from p2pnode.node.bringing import PREFIXES, prefix_bytes_of
 from p2pnode.node.engine_settings import DEVICE, MODEL
+from p2pnode.node.layer_rates import TIMING, TIMING_WORDS
 from p2pnode.projections.views import DEFAULT_MODEL_SETTING
 
 _SWITCH: Final = ("on", "off")
@@ -19,6 +20,7 @@ _WORDS: Final[dict[str, tuple[str, ...]]] = {
     other_meshes.SETTING: other_meshes.WORDS,
     auto_mode.SETTING: _SWITCH,
     backends.DISCOVER: _SWITCH,
+    TIMING: TIMING_WORDS,
 }
 """Those that are one of some words."""
 _OTHERS: Final = (DEFAULT_MODEL_SETTING, PREFIXES, DEVICE, lending.SETTING, books.KEEP_TEXTS)

@@ -11,7 +11,7 @@ from p2pnode.machine import now_ms
 from p2pnode.node.carrying_out import CarryingOut
 from p2pnode.node.choosing import Choosing
 from p2pnode.node.failover import Failover
-from p2pnode.node.layer_rates import RATES_DOUBT, LayerRates
+from p2pnode.node.layer_rates import RATES_DOUBT, TIMING, LayerRates
 from p2pnode.node.learning import Learning
 from p2pnode.node.link_times import LinkTimes
 from p2pnode.node.loading import Loads
@@ -38,6 +38,7 @@ def assemble_plans(node: Node) -> None:
         now_ms=now_ms,
         changed=node.tidings.rates_changed,
         processes=node.processes,
+        repeats=lambda: value_of(ledger.state.settings, TIMING) != "once",
     )
     node.links.serve(RATES_DOUBT, node.layer_rates.asked_to_doubt)
     node.planning = Planning(

@@ -49,13 +49,14 @@ class Machine:
     def __init__(self, path: Path, threads: int = 2, models: tuple[str, ...] = ("new",)) -> None:
         self.now_ms, self.load, self.is_busy = 1_000_000, 0.0, False
         self.row_s: float | None = 0.010
+        self.repeats = True
         self.spread = 1.0
         self.timings = self.changes = 0
         store = SimpleNamespace(models=lambda: [SimpleNamespace(content_id=name) for name in models])
         self.rates = LayerRates(
             catalog=cast(Any, SimpleNamespace(store=store)), path=path, threads=threads,
             is_busy=lambda: self.is_busy, now_ms=lambda: self.now_ms, changed=self.changed,
-            others=lambda: self.load, time_model=self.time_model,
+            others=lambda: self.load, time_model=self.time_model, repeats=lambda: self.repeats,
         )  # fmt: skip
 
     def changed(self) -> None:
@@ -140,6 +141,17 @@ async def test_doubts_of_a_right_speed_cost_ever_less(tmp_path: Path) -> None:
         await machine.rates.doubt(ContentId("new"))
         await machine.after(10)
     assert machine.timings <= 14
+
+
+async def test_where_it_is_timed_once_nothing_has_it_timed_again(tmp_path: Path) -> None:
+    machine = Machine(tmp_path / "rates.json")
+    machine.repeats, machine.load = False, 0.9
+    assert await machine.after(0)
+    await machine.rates.doubt(ContentId("new"))
+    assert not await machine.after(2 * limits.MEASURE_FRESH_MS / 1000)
+    assert machine.timings == 1
+    machine.repeats = True
+    assert await machine.after(0)
 
 
 async def test_doubts_of_what_nobody_timed_are_nothing(tmp_path: Path) -> None:
