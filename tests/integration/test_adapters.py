@@ -26,6 +26,7 @@ PROMPT = "Tell me about a mesh of small computers in a house."
 @pytest.fixture(scope="module")
 def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MeshOfProcesses]:
     with mesh_of(tmp_path_factory.mktemp("adapters"), "alpha", "beta") as made:
+        made.timed()
         yield made
 
 

@@ -20,6 +20,7 @@ NAMES = ("alpha", "beta", "gamma", "delta")
 @pytest.fixture(scope="module")
 def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MeshOfProcesses]:
     with mesh_of(tmp_path_factory.mktemp("tensor"), *NAMES) as made:
+        made.timed()
         yield made
 
 

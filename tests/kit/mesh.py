@@ -145,6 +145,16 @@ class MeshOfProcesses:
             lambda v: all(p["self"] or p["capability"].get("build") for p in v["peers"]),
         )
 
+    def timed(self) -> None:
+        """Every device has timed its models' layers, and the first one knows: plans made now share work out alike."""
+        first = self.nodes[0]
+        first.until("its layers timed", "/status", lambda v: v["capability"].get("rates"))
+        first.until(
+            "those of the others",
+            "/peers",
+            lambda v: all(p["self"] or p["capability"].get("rates") for p in v["peers"]),
+        )
+
 
 @contextmanager
 def mesh_of(root: Path, *names: str, first_arguments: tuple[str, ...] = ()) -> Iterator[MeshOfProcesses]:
