@@ -131,7 +131,8 @@ class EngineRings:
         """Take what arrived on all lanes."""
         now = time.monotonic()
         for greeting in list(self._greetings):
-            self._settle(greeting, now)
+            if greeting in self._greetings:  # the one before may have taken its unit's place
+                self._settle(greeting, now)
         for ring in list(self._rings.values()):
             try:
                 ring.service(now)
