@@ -77,8 +77,7 @@ def _clean_mappings(smaps: str) -> Iterator[tuple[int, int]]:
 def resident() -> dict[str, int]:
     """Resident bytes of this process, as far as the system tells."""
     try:
-        with open("/proc/self/statm", "rb") as file:  # noqa: PTH123  (pathlib is one import more in every engine)
-            pages = file.read().split()
+        pages = Path("/proc/self/statm").read_text(encoding="ascii").split()
     except OSError:
         return {"rss_bytes": 0, "anonymous_bytes": 0}
     size = os.sysconf("SC_PAGE_SIZE")
