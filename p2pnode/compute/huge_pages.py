@@ -11,7 +11,7 @@ import ctypes
 import sys
 from collections.abc import Callable
 
-from p2pnode.compute.untouched import anonymous, outside
+from p2pnode.compute.untouched import added, memory_map
 
 _BYTES_MIN = 4 * 1024 * 1024
 """Two huge pages of most processors; less holds no weights that matter."""
@@ -28,7 +28,7 @@ def filled_in_huge_pages(progress: Progress | None) -> Progress | None:
     """
     if sys.platform != "linux":
         return progress
-    before, is_asked = list(anonymous()), False
+    before, is_asked = memory_map(), False
 
     def hear(done: float) -> bool:
         nonlocal is_asked
@@ -40,10 +40,9 @@ def filled_in_huge_pages(progress: Progress | None) -> Progress | None:
     return hear
 
 
-def _ask(before: list[tuple[int, int]]) -> None:
+def _ask(before: str) -> None:
     advise = ctypes.CDLL(None).madvise
     advise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    for first, end in anonymous():
-        for start, stop in outside(first, end, before):
-            if stop - start >= _BYTES_MIN:
-                advise(start, stop - start, _MADV_HUGEPAGE)
+    for start, stop in added(before, memory_map()):
+        if stop - start >= _BYTES_MIN:
+            advise(start, stop - start, _MADV_HUGEPAGE)

@@ -30,11 +30,10 @@ def untouched_given_back() -> Iterator[None]:
     if sys.platform != "linux" or threading.active_count() > 1 or not _only_processors():
         yield
         return
-    before = list(anonymous())
+    before = memory_map()
     yield
-    for first, end in anonymous():
-        for start, stop in outside(first, end, before):
-            _give_back(start, stop)
+    for start, stop in added(before, memory_map()):
+        _give_back(start, stop)
 
 
 def _only_processors() -> bool:
@@ -42,9 +41,22 @@ def _only_processors() -> bool:
     return all(lib.ggml_backend_dev_name(device) == b"CPU" for device in devices)
 
 
-def anonymous() -> Iterator[tuple[int, int]]:
-    """Private writable memory of no file, by addresses."""
-    for line in Path("/proc/self/maps").read_text().splitlines():
+def memory_map() -> str:
+    """All areas of this process now, in the system's words.
+
+    Not taken apart yet: the small objects that takes are new memory themselves.
+    """
+    return Path("/proc/self/maps").read_text(encoding="utf-8", errors="surrogateescape")
+
+
+def added(before: str, after: str) -> list[tuple[int, int]]:
+    """What private writable memory of no file the second of two maps has and the first has not, by addresses."""
+    known = list(_anonymous(before))
+    return [part for first, end in _anonymous(after) for part in outside(first, end, known)]
+
+
+def _anonymous(maps: str) -> Iterator[tuple[int, int]]:
+    for line in maps.splitlines():
         extent, access, _, _, inode, *_ = line.split(maxsplit=5)
         if inode == "0" and access == "rw-p" and not line.endswith("[stack]"):
             first, end = extent.split("-")
