@@ -22,6 +22,7 @@ from prometheus_client.core import Metric
 from p2pnode.api import openapi, schemas
 from p2pnode.api.app import create_app
 from p2pnode.api.metrics import ApiMetrics
+from p2pnode.api.responses_schemas import ResponsesRequest
 from p2pnode.cli.main import COMMANDS, every_command
 from p2pnode.config import CONVERTERS, FILE_KEYS, JoinOptions, environment_name
 from p2pnode.node import wire_counts
@@ -37,7 +38,7 @@ KINDS = {
     "completion": ("POST /v1/completions", schemas.CompletionRequest),
     "embedding": ("POST /v1/embeddings", schemas.EmbeddingRequest),
     "rerank": ("POST /v1/rerank", schemas.RerankRequest),
-    "responses": ("POST /v1/responses", schemas.ResponsesRequest),
+    "responses": ("POST /v1/responses", ResponsesRequest),
 }
 NOTES = {
     "model": "name of `GET /v1/models`; without it the default model",

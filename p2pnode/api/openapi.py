@@ -15,6 +15,7 @@ from p2pnode.api.anthropic import CountRequest, MessagesRequest
 from p2pnode.api.console import ConsoleRequest
 from p2pnode.api.modes import FRAME_TYPE
 from p2pnode.api.ollama_lines import NDJSON
+from p2pnode.api.responses_schemas import ResponsesRequest
 from p2pnode.api.schemas import (
     ChatRequest,
     CompletionRequest,
@@ -25,7 +26,6 @@ from p2pnode.api.schemas import (
     KeyRequest,
     PlanRequest,
     RerankRequest,
-    ResponsesRequest,
     TokenizeRequest,
 )
 

@@ -15,6 +15,7 @@ from p2pnode.api.conversation import chat_prompt
 from p2pnode.api.envelope import json_response
 from p2pnode.api.generation import MAX_TOKENS_DEFAULT, collect, extension, first_then, new_id, run_choices
 from p2pnode.api.grammar import format_grammar
+from p2pnode.api.responses_schemas import ResponsesNamedTool, ResponsesRequest
 from p2pnode.api.schemas import (
     FunctionCall,
     FunctionSpec,
@@ -23,8 +24,6 @@ from p2pnode.api.schemas import (
     NamedFunction,
     NamedTool,
     ResponseFormat,
-    ResponsesNamedTool,
-    ResponsesRequest,
     Tool,
     ToolCall,
     check_fields,

@@ -10,6 +10,7 @@ import click
 
 from p2pnode.cli import log_render as render
 from p2pnode.cli.log_folder import folder_options, open_reader
+from p2pnode.cli.log_offline import drop_snapshot, folder_of, forget_offline, open_own_log, rotate_offline
 from p2pnode.cli.output import node_options, print_json
 
 EXISTING_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -85,7 +86,7 @@ def rebuild(data: Path, as_json: bool) -> None:
         "state_hash": replayed.state_hash.hex(),
         "ok": ok,
         "snapshot_size": None if check is None else check.size,
-        "dropped": not ok and _drop_snapshot(data),
+        "dropped": not ok and drop_snapshot(data),
     }
     if as_json:
         print_json(document)
@@ -190,7 +191,7 @@ def forget(data: Path | None, api: str | None, subject: str, as_json: bool) -> N
     except NodeNotRunning:
         if api is not None:
             raise
-        answer = {"subject": subject, "forgotten": _forget_offline(data, subject)}
+        answer = {"subject": subject, "forgotten": forget_offline(data, subject)}
     if as_json:
         print_json(answer)
     else:
@@ -209,9 +210,9 @@ def seal(data: Path | None, api: str | None, as_json: bool) -> None:
     except NodeNotRunning:
         if api is not None:
             raise
-        log = _own_log(data)
+        log = open_own_log(data)
         log.close_blocking()  # whatever is open is sealed at the end
-        reader = open_reader(_folder(data))
+        reader = open_reader(folder_of(data))
         document = {"size": reader.size, "blocks": reader.block_count}
     if as_json:
         print_json(document)
@@ -223,7 +224,7 @@ def seal(data: Path | None, api: str | None, as_json: bool) -> None:
 @folder_options
 def accept_rollback(data: Path, as_json: bool) -> None:
     """After restoring a backup: go on under a new log name, so that nothing is signed twice."""
-    log = _own_log(data, accept_rollback=True)
+    log = open_own_log(data, accept_rollback=True)
     document = {"origin": log.keys.origin, "size": log.size}
     log.close_blocking()
     if as_json:
@@ -244,7 +245,7 @@ def rotate_keys(data: Path | None, api: str | None, as_json: bool) -> None:
     except NodeNotRunning:
         if api is not None:
             raise
-        document = _rotate_offline(data)
+        document = rotate_offline(data)
     if as_json:
         print_json(document)
     else:
@@ -309,66 +310,3 @@ def _rebuilding(data: Path) -> Any:
         return connect(data, None).get("/log/rebuild")["rebuilding"]
     except P2PNodeError:
         return None
-
-
-def _folder(data: Path | None) -> Path:
-    import os
-
-    from p2pnode.config import default_data_dir
-
-    return data or default_data_dir(os.environ)
-
-
-def _own_log(data: Path | None, *, accept_rollback: bool = False) -> Any:
-    """The folder's log, opened to write; DataDirError while a node runs on it."""
-    from p2pnode import identity
-    from p2pnode.events.store import SqliteLog
-    from p2pnode.projections import MeshFold
-
-    folder = _folder(data)
-    open_reader(folder).close()
-    own = identity.load(folder / identity.KEY_FILE)
-    return SqliteLog.open(folder, own, fold=MeshFold(), accept_rollback=accept_rollback)
-
-
-def _rotate_offline(data: Path | None) -> dict[str, Any]:
-    import asyncio
-
-    async def run() -> dict[str, Any]:
-        log = _own_log(data)
-        try:
-            keys = await log.rotate_keys()
-        finally:
-            await log.close()
-        return {"generation": keys.generation, "log_key": str(keys.log_verifier)}
-
-    return asyncio.run(run())
-
-
-def _drop_snapshot(data: Path) -> bool:
-    """A snapshot that lies is deleted; the next start folds from the beginning."""
-    from p2pnode.events.database import connect_writer
-    from p2pnode.events.folder import LOG_DIR, FolderLock, database_path
-
-    lock = FolderLock(data / LOG_DIR)
-    lock.acquire()
-    try:
-        connection = connect_writer(database_path(data))
-        connection.execute("DELETE FROM snapshots")
-        connection.close()
-    finally:
-        lock.release()
-    return True
-
-
-def _forget_offline(data: Path | None, subject: str) -> int:
-    import asyncio
-
-    async def run() -> int:
-        log = _own_log(data)
-        try:
-            return int(await log.forget(subject))
-        finally:
-            await log.close()
-
-    return asyncio.run(run())

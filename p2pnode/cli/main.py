@@ -26,7 +26,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "Other meshes that answer whole requests: add, list, remove.",
     ),
     "peers": ("mesh_commands", "peers", "Devices of the mesh and how to reach them."),
-    "plan": ("mesh_commands", "plan", "Who would compute which layers of a model, and why."),
+    "plan": ("plan_command", "plan", "Who would compute which layers of a model, and why."),
     "run": ("run", "run", "Ask a model: one prompt, or what stdin says."),
     "chat": ("chat", "chat", "Talk with a model in the terminal."),
     "ps": ("mesh_commands", "ps", "Sessions that run now."),

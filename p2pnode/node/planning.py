@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
-from itertools import combinations
 from typing import Any
 
 import msgspec
@@ -29,6 +28,7 @@ from p2pnode.node.active import StagePart
 from p2pnode.node.catalog import Catalog, KnownModel
 from p2pnode.node.link_times import LinkTime
 from p2pnode.node.links import Links
+from p2pnode.node.planner_view import emptied, held_by, kept_as, timed
 from p2pnode.units import ContentId, PeerId
 
 RATE_ASSUMED_BYTES_PER_S = 8e9
@@ -261,7 +261,7 @@ class Planning:
         index, _ = await self._catalog.index(model.content_id, vocabulary=False)
         engine = self.engine_of(request, model)
         engine.check_model(index)
-        shape = _kept_as(engine, shape_of(index, name=model.name, content_id=model.content_id))
+        shape = kept_as(engine, shape_of(index, name=model.name, content_id=model.content_id))
         if request.strategy not in ("speed", "memory"):
             raise RequestError(f"strategy {request.strategy!r} is not speed or memory")
         policy = self._policy()
@@ -285,9 +285,9 @@ class Planning:
         )
         mesh = self._believed(self.mesh(model), model.content_id)
         if request.anyway:
-            mesh = _emptied(mesh)
+            mesh = emptied(mesh)
         if request.insists:
-            mesh = _timed(mesh)
+            mesh = timed(mesh)
         if request.what_if:
             if request.apply:
                 raise RequestError("a what-if question cannot be applied", hint="ask again without --what-if")
@@ -312,46 +312,6 @@ def engine_over(standing: EngineOptions, request: PlanRequest) -> EngineOptions:
 def _lora(standing: EngineOptions) -> dict[str, str]:
     """Adapters stay when other options are chosen; commands of their own take them away."""
     return {name: text for name, text in (("lora", standing.lora), ("control", standing.control)) if text}
-
-
-def _kept_as(engine: EngineOptions, shape: ModelShape) -> ModelShape:
-    """Sizes in memory and on the wire by their types, and the context that stretched positions reach."""
-    return replace(
-        shape,
-        kv_bytes_per_token=tuple(math.ceil(size * engine.kv_fraction) for size in shape.kv_bytes_per_token),
-        context_length=engine.stretched(shape.context_length),
-        row_value_bytes=engine.row_value_bytes,
-        sum_value_bytes=engine.sum_value_bytes,
-    )
-
-
-def _emptied(mesh: Mesh) -> Mesh:
-    """Every device as if nothing else ran on it; what its operator allows stays the limit."""
-    devices = {
-        peer: replace(device, memory_free_bytes=max(device.memory_free_bytes, device.memory_total_bytes))
-        for peer, device in mesh.devices.items()
-    }
-    return Mesh(devices, mesh.links)
-
-
-def _timed(mesh: Mesh) -> Mesh:
-    """Links between others that they have not told of yet are taken for the slowest known one."""
-    slowest_s = max((link.rtt_s for link in mesh.links.values()), default=limits.RTT_ASSUMED_S)
-    links = {pair: Link(slowest_s, limits.LINK_ASSUMED_BYTES_PER_S) for pair in combinations(mesh.devices, 2)}
-    return Mesh(
-        mesh.devices, {**links, **mesh.links, **{(b, a): link for (a, b), link in mesh.links.items()}}
-    )
-
-
-def held_by(said: Sequence[Mapping[str, Any]], content_id: str) -> Holdings:
-    """What a device says it holds of a model; its form was checked when it was heard."""
-    entry = next((m for m in said if m.get("manifest") == content_id), None)
-    if entry is None:
-        return Holdings((), False)
-    if entry.get("complete") and "held" not in entry:  # an older version says no more
-        return Holdings(((0, limits.MODEL_LAYERS_MAX),), True)
-    held = entry.get("held", {})
-    return Holdings(tuple((first, end) for first, end in held.get("layers", [])), held.get("ends") is True)
 
 
 def spare_blocks(made: Plan, gone: Collection[str]) -> list[tuple[str, int, int]] | None:

@@ -18,6 +18,7 @@ import pytest
 from openai import AsyncOpenAI, OpenAI
 
 from p2pnode.api import schemas
+from p2pnode.api.responses_schemas import ResponsesRequest
 from p2pnode.errors import StageLost
 from p2pnode.facade import GenerateRequest
 from tests.kit.api_server import Stand
@@ -150,7 +151,7 @@ KINDS = {
     "chat": (schemas.ChatRequest, {"messages": [{"role": "user", "content": "hello"}]}),
     "completion": (schemas.CompletionRequest, {"prompt": "hello"}),
     "embedding": (schemas.EmbeddingRequest, {"input": "hello"}),
-    "responses": (schemas.ResponsesRequest, {"input": "hello"}),
+    "responses": (ResponsesRequest, {"input": "hello"}),
 }
 
 

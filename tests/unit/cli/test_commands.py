@@ -13,8 +13,9 @@ import pytest
 
 from p2pnode.cli.link_text import link_text
 from p2pnode.cli.main import COMMANDS, every_command, run_command
-from p2pnode.cli.mesh_commands import measured_text, peer_state, reason_text, rejection_text
+from p2pnode.cli.mesh_commands import peer_state
 from p2pnode.cli.output import layers_text, one_line, short, size_text, units_text
+from p2pnode.cli.plan_command import measured_text, reason_text, rejection_text
 from p2pnode.cli.plan_wish import parse_blocks, parse_caps, parse_pins, read_blocks
 from p2pnode.cli.top import layer_bar
 from p2pnode.errors import P2PNodeError, RequestError

@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 
 from p2pnode.api import schemas
+from p2pnode.api.responses_schemas import ResponsesRequest
 from p2pnode.cli.main import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -32,7 +33,7 @@ def test_every_field_has_one_treatment() -> None:
         "chat": schemas.ChatRequest,
         "completion": schemas.CompletionRequest,
         "embedding": schemas.EmbeddingRequest,
-        "responses": schemas.ResponsesRequest,
+        "responses": ResponsesRequest,
     }
     for name, kind in kinds.items():
         known = {field.name for field in msgspec.structs.fields(kind)}

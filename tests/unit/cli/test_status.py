@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from p2pnode.cli.mesh_commands import answer_state, rejection_text
+from p2pnode.cli.mesh_commands import answer_state
+from p2pnode.cli.plan_command import rejection_text
 from p2pnode.cli.status import span_text, status_pairs
 from p2pnode.cli.top import speed_text
 

@@ -11,7 +11,8 @@ from p2pnode import limits
 from p2pnode.compute.plan import Plan, Spare
 from p2pnode.errors import RemoteProtocolError
 from p2pnode.node.heard import check_status
-from p2pnode.node.planning import held_by, spare_blocks
+from p2pnode.node.planner_view import held_by
+from p2pnode.node.planning import spare_blocks
 from p2pnode.transport.messages import Status
 
 
