@@ -15,6 +15,8 @@ import dns.rdataclass
 import dns.rdatatype
 import dns.rrset
 
+PORT_TRIES_MAX = 20
+
 
 class DnsServer(asyncio.DatagramProtocol):
     """`asked` has every name in the order it was asked for; an unknown one does not exist."""
@@ -62,16 +64,26 @@ class DnsServer(asyncio.DatagramProtocol):
         return answer
 
 
+async def _listen(made: DnsServer) -> tuple[asyncio.DatagramTransport, asyncio.Server, int]:
+    """Datagrams and streams at one number: the system gives them out for each kind by itself."""
+    loop = asyncio.get_running_loop()
+    for _ in range(PORT_TRIES_MAX):
+        transport, _protocol = await loop.create_datagram_endpoint(lambda: made, local_addr=("127.0.0.1", 0))
+        port = transport.get_extra_info("sockname")[1]
+        try:
+            return transport, await asyncio.start_server(made.serve_stream, "127.0.0.1", port), port
+        except OSError:
+            transport.close()
+    raise AssertionError("no port is free for both kinds")
+
+
 @asynccontextmanager
 async def dns_server(
     records: Mapping[str, Sequence[str]],
 ) -> AsyncIterator[tuple[DnsServer, dns.asyncresolver.Resolver]]:
     """The server, and a resolver that asks it alone."""
-    loop = asyncio.get_running_loop()
     made = DnsServer(records)
-    transport, _ = await loop.create_datagram_endpoint(lambda: made, local_addr=("127.0.0.1", 0))
-    port = transport.get_extra_info("sockname")[1]
-    server = await asyncio.start_server(made.serve_stream, "127.0.0.1", port)
+    transport, server, port = await _listen(made)
     resolver = dns.asyncresolver.Resolver(configure=False)
     resolver.nameservers, resolver.port = ["127.0.0.1"], port
     try:
