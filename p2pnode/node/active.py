@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from p2pnode.compute.prefixes import Prefixes
 from p2pnode.compute.route import Route
@@ -14,12 +14,17 @@ from p2pnode.compute.scheduler import Cells
 from p2pnode.errors import P2PNodeError, StageLost
 from p2pnode.node.catalog import KnownModel
 from p2pnode.node.engines import EngineHost
-from p2pnode.units import PeerId
+from p2pnode.units import ContentId, PeerId
 
 Announce = Callable[[str, int, int, str], Awaitable[int]]
 """(request id, session, positions before the unit of output that comes now, traceparent) to how far
 all devices compute it."""
 Say = Callable[[dict[str, Any]], None]
+
+
+def plan_id_alone(mode: Literal["local", "streamed"], content_id: ContentId) -> str:
+    """Under which a whole model on one device stands, asked for by a plan or by a request alone."""
+    return f"{mode}-{content_id[-12:]}"
 
 
 @asynccontextmanager

@@ -158,11 +158,11 @@ class CarryingOut:
                 )
             )
 
-    async def end(self, plan_id: str, reason: str) -> JsonObject:
+    async def end(self, plan_id: str, reason: str, *, stands_as: str | None = None) -> JsonObject:
         """For good, with a record of it; the fact, or the id alone of a plan that needs no record."""
-        await self._routing.release(plan_id, reason=reason)
+        await self._routing.release(stands_as or plan_id, reason=reason)
         if plan_id not in self._ledger.state.plans.plans:
-            return {"plan_id": plan_id}
+            return {"plan_id": stands_as or plan_id}
         return await self._ledger.do(c.AbandonPlan(plan_id=plan_id, reason=reason))
 
     def predicted(self, plan_id: str) -> Plan | None:

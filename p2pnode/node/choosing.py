@@ -12,8 +12,8 @@ from p2pnode.compute.engine_client import EngineClient
 from p2pnode.compute.engine_options import EngineOptions
 from p2pnode.compute.plan import Plan
 from p2pnode.errors import EngineUnavailable, NoPlan, P2PNodeError, StageLost
-from p2pnode.facade import GenerateRequest
-from p2pnode.node.active import Active
+from p2pnode.facade import GenerateRequest, JsonObject
+from p2pnode.node.active import Active, plan_id_alone
 from p2pnode.node.carrying_out import CarryingOut
 from p2pnode.node.catalog import Catalog, KnownModel
 from p2pnode.node.links import Links
@@ -52,7 +52,7 @@ class Choosing:
         """The plan applied for a model where it stands, else the newest that does; of that mode, unless it is auto."""
         wanted = None if mode == "auto" else mode
         if (applied := self.applied.get(model.content_id)) is not None:
-            active = self._routing.active.get(applied[0].plan_id)
+            active = self._routing.active.get(standing_id(applied[0]))
             if active is not None and active.is_usable and wanted in (None, active.mode):
                 return active
         return self._routing.of_model(model.content_id, wanted)
@@ -76,7 +76,7 @@ class Choosing:
         if applied is not None and request.mode not in ("auto", applied[0].mode):
             applied = None  # who names another mode wants that one, once
         active = self.standing(model, request.mode)
-        if active is not None and (active.mode != "local" or applied is None):
+        if active is not None and (active.mode != "local" or applied is None or applied[0].mode == "local"):
             return active
         if applied is not None:
             return await self._applied_or_local(model, *applied)
@@ -198,6 +198,27 @@ class Choosing:
                 if before is not None:
                     self.applied[model.content_id] = before
             raise
-        if before is not None and before[0].plan_id != active.plan_id:
-            await self._carrying_out.end(before[0].plan_id, "another plan was applied in its place")
+        if before is not None and before[0].plan_id != made.plan_id:
+            stood_as = standing_id(before[0])
+            if stood_as == active.plan_id:  # streamed as before, by a plan with other numbers
+                stood_as = before[0].plan_id
+            await self._carrying_out.end(
+                before[0].plan_id, "another plan was applied in its place", stands_as=stood_as
+            )
         return active
+
+    async def release(self, plan_id: str, reason: str) -> JsonObject:
+        """End a plan, which nobody wants to stand any more; by the id it was proposed with or stands under."""
+        for content_id, (made, _) in list(self.applied.items()):
+            stands_as = standing_id(made)
+            if plan_id in (made.plan_id, stands_as):
+                del self.applied[content_id]
+                return await self._carrying_out.end(made.plan_id, reason, stands_as=stands_as)
+        return await self._carrying_out.end(plan_id, reason)
+
+
+def standing_id(made: Plan) -> str:
+    """The id a plan has while it stands: of a model on one device alone there is one, whatever was planned."""
+    if made.mode in ("local", "streamed"):
+        return plan_id_alone(made.mode, ContentId(made.content_id))
+    return made.plan_id

@@ -10,7 +10,7 @@ from typing import Any
 from p2pnode import limits
 from p2pnode.compute.plan import Plan
 from p2pnode.errors import P2PNodeError
-from p2pnode.node.active import Active
+from p2pnode.node.active import Active, plan_id_alone
 from p2pnode.node.carrying_out import CarryingOut
 from p2pnode.node.catalog import KnownModel
 from p2pnode.node.choosing import Choosing
@@ -76,7 +76,7 @@ class Failover:
         raise AssertionError("the last try returns or raises")
 
     async def _instead(self, model: KnownModel, before: Active, gone: list[str]) -> Active:
-        if before.plan_id.startswith("local-"):
+        if before.plan_id == plan_id_alone("local", model.content_id):
             return await self._carrying_out.locally(model)
         await self._routing.settled(model.content_id)
         other = self._choosing.standing(model)

@@ -176,10 +176,7 @@ class OwnerCommands:
         return await self._node.ledger.do(c.RevokeInvite(invite_id=str(a["invite_id"])))
 
     async def _release_plan(self, a: Mapping[str, Any]) -> JsonObject:
-        plan_id = str(a["plan_id"])
-        node = self._node
-        node.choosing.applied = {k: v for k, v in node.choosing.applied.items() if v[0].plan_id != plan_id}
-        return await node.carrying_out.end(plan_id, "released by its owner")
+        return await self._node.choosing.release(str(a["plan_id"]), "released by its owner")
 
     async def _add_model(self, a: Mapping[str, Any]) -> JsonObject:
         model = await self._node.catalog.resolve_or_add(str(a["model"]))

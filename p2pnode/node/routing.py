@@ -12,7 +12,7 @@ from p2pnode import limits
 from p2pnode.compute.gguf import ModelIndex
 from p2pnode.compute.part import Part, real_layer_count, whole
 from p2pnode.errors import P2PNodeError, StageLost
-from p2pnode.node.active import Active, Say, StagePart
+from p2pnode.node.active import Active, Say, StagePart, plan_id_alone
 from p2pnode.node.bringing import Bringing, PartsOf
 from p2pnode.node.catalog import KnownModel
 from p2pnode.node.engines import EngineHost, EnginePool
@@ -88,7 +88,7 @@ class Routing:
     # --- making --------------------------------------------------------------------------------------
     async def local(self, model: KnownModel, say: Say) -> Active:
         """The whole model on this device, loaded on first use."""
-        plan_id = f"local-{model.content_id[-12:]}"
+        plan_id = plan_id_alone("local", model.content_id)
         return await self._once(
             plan_id,
             model,
@@ -96,7 +96,7 @@ class Routing:
         )
 
     async def streamed(self, model: KnownModel, resident_bytes_max: int, say: Say) -> Active:
-        plan_id = f"streamed-{model.content_id[-12:]}"
+        plan_id = plan_id_alone("streamed", model.content_id)
         return await self._once(
             plan_id, model, lambda: self._whole.streamed(plan_id, model, resident_bytes_max, say)
         )

@@ -93,6 +93,26 @@ async def test_the_plan_applied_last_serves_and_the_one_before_ends(tmp_path: Pa
             before = made["plan_id"]
 
 
+async def test_plans_of_one_device_end_like_others(tmp_path: Path) -> None:
+    """They stand under ids that are not those they were proposed with; released or replaced, nothing of them stays."""
+    model = "p2pnode-demo"
+    async with node_here(tmp_path / "alpha", "alpha") as alpha:
+        faces, active = Faces(alpha), alpha.routing.active
+        for mode in ("local", "streamed"):
+            made = await faces.plan({"model": model, "mode": mode, "apply": True})
+            assert [one.mode for one in active.values()] == [mode]
+            await faces.command("release_plan", {"plan_id": made["plan_id"]})
+            assert not active
+            assert not alpha.choosing.applied  # else it would be carried out again
+        for mode in ("streamed", "local", "streamed", "local"):
+            await faces.plan({"model": model, "mode": mode, "apply": True})
+            assert [one.mode for one in active.values()] == [mode]
+            assert await who(faces, "auto") == (mode, {"alpha"})
+        states = [plan.state for plan in alpha.ledger.state.plans.plans.values()]
+        assert states
+        assert set(states) == {"abandoned"}
+
+
 async def test_who_names_a_mode_gets_it_and_the_applied_plan_stays(tmp_path: Path) -> None:
     async with three(tmp_path) as (alpha, *_):
         faces = Faces(alpha)
