@@ -23,6 +23,7 @@ from p2pnode.api.envelope import json_response
 from p2pnode.api.generation import new_id
 from p2pnode.api.schemas import parse
 from p2pnode.api.security import is_loopback
+from p2pnode.compute.child_process import start_whole, to_the_end
 from p2pnode.errors import Forbidden, NotFound
 from p2pnode.limits import CONSOLE_OUTPUT_BYTES_MAX, CONSOLE_TIMEOUT_S_MAX
 
@@ -89,33 +90,47 @@ def verb_of(command: str) -> str:
 
 
 async def run_command(command: str, timeout_s: float) -> tuple[int, bytes, bool]:
-    """Exit code, output up to one byte more than is shown, and whether time ran out; leaves no process."""
-    process = await asyncio.create_subprocess_shell(
-        command,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-        start_new_session=True,
-    )
-    assert process.stdout is not None
+    """Exit code, output up to one byte more than is shown, and whether time ran out.
+
+    Its whole session ends with it. The pipe is our own: asyncio's counts a process as ended only once its pipes are
+    read to the end, which a command that says too much, or one that left its session, would put off for ever.
+    """
+    reader = asyncio.StreamReader()
+    ours, theirs = os.pipe()
+    try:
+        pipe, _ = await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(ours, "rb", buffering=0)
+        )
+        try:
+            process = await start_whole(
+                asyncio.create_subprocess_shell(
+                    command,
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=theirs,
+                    stderr=asyncio.subprocess.STDOUT,
+                    start_new_session=True,
+                )
+            )
+        except BaseException:
+            pipe.close()
+            raise
+    finally:
+        os.close(theirs)
     timed_out = False
     output = bytearray()
     try:
         async with asyncio.timeout(timeout_s):
-            while len(output) <= CONSOLE_OUTPUT_BYTES_MAX:
-                part = await process.stdout.read(65_536)
-                if not part:
-                    await process.wait()
-                    break
+            while len(output) <= CONSOLE_OUTPUT_BYTES_MAX and (part := await reader.read(65_536)):
                 output += part
+            if len(output) <= CONSOLE_OUTPUT_BYTES_MAX:
+                await process.wait()
     except TimeoutError:
         timed_out = True
     finally:
-        if process.returncode is None:
-            _kill_group(process.pid)
-            await process.wait()
-    assert process.returncode is not None
-    return process.returncode, bytes(output[: CONSOLE_OUTPUT_BYTES_MAX + 1]), timed_out
+        pipe.close()
+        _kill_group(process.pid)  # what it left behind, too
+        code = await to_the_end(process.wait())
+    return code, bytes(output[: CONSOLE_OUTPUT_BYTES_MAX + 1]), timed_out
 
 
 def _kill_group(pid: int) -> None:
