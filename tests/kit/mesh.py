@@ -23,7 +23,7 @@ START_S_MAX = 60.0
 class NodeProcess:
     """One `p2pnode join`; `hello` is the document it prints once it is ready."""
 
-    def __init__(self, root: Path, name: str, *arguments: str) -> None:
+    def __init__(self, root: Path, name: str, *arguments: str, is_awaited: bool = True) -> None:
         self.name = name
         self.data = root / name
         self._stderr_path = root / f"{name}.err"
@@ -33,6 +33,12 @@ class NodeProcess:
         ]  # fmt: skip
         with self._stderr_path.open("ab") as stderr:
             self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, process_group=0)
+        self.hello: dict[str, Any] = {}
+        if is_awaited:
+            self.started()
+
+    def started(self) -> None:
+        """Return once it is ready, for who started it with others."""
         self.hello = self._read_hello()
         self.api: Endpoint = find_node(self.data)
 
@@ -97,9 +103,13 @@ class NodeProcess:
         entries = self.api.get("/log/entries", {"limit": 1000})["entries"]
         return [entry for entry in entries if not types or entry["type"] in types]
 
-    def stop(self) -> int:
+    def ask_to_stop(self) -> None:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
+
+    def stop(self) -> int:
+        if self.process.poll() is None:
+            self.ask_to_stop()
             try:
                 self.process.wait(30)
             except subprocess.TimeoutExpired:
@@ -135,6 +145,17 @@ class MeshOfProcesses:
         self.nodes.append(node)
         return node
 
+    def join_together(self, *names: str) -> None:
+        """Several at once, as when a house has its power back."""
+        tickets = [self.nodes[0].invite() for _ in names]
+        joining = [
+            NodeProcess(self.root, name, ticket, is_awaited=False)
+            for name, ticket in zip(names, tickets, strict=True)
+        ]
+        self.nodes += joining
+        for node in joining:
+            node.started()
+
     def measured(self) -> None:
         """Every machine is, and the first device knows which llama.cpp each of the others has."""
         for node in self.nodes:
@@ -161,13 +182,15 @@ def mesh_of(root: Path, *names: str, first_arguments: tuple[str, ...] = ()) -> I
     """Start, connect, and in the end stop every device cleanly."""
     mesh = MeshOfProcesses(root)
     try:
-        for number, name in enumerate(names):
-            mesh.join(name) if number else mesh.first(name, *first_arguments)
+        mesh.first(names[0], *first_arguments)
+        mesh.join_together(*names[1:])
         for node in mesh.nodes:
             node.online(len(names))
         yield mesh
     finally:
-        codes = {node.name: node.stop() for node in reversed(mesh.nodes)}
+        for node in mesh.nodes:
+            node.ask_to_stop()
+        codes = {node.name: node.stop() for node in mesh.nodes}
     assert not {name: code for name, code in codes.items() if code not in (0, -9)}, codes
 
 
