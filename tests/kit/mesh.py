@@ -34,6 +34,7 @@ class NodeProcess:
         with self._stderr_path.open("ab") as stderr:
             self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, process_group=0)
         self.hello: dict[str, Any] = {}
+        self._is_asked = False
         if is_awaited:
             self.started()
 
@@ -104,7 +105,9 @@ class NodeProcess:
         return [entry for entry in entries if not types or entry["type"] in types]
 
     def ask_to_stop(self) -> None:
-        if self.process.poll() is None:
+        """Once: a second signal, when it is nearly over, ends a process as one that nobody handles."""
+        if not self._is_asked and self.process.poll() is None:
+            self._is_asked = True
             self.process.send_signal(signal.SIGTERM)
 
     def stop(self) -> int:
