@@ -34,7 +34,7 @@ QUICK = [
 ]
 """Where pure modules are tested: in pytest's own process, so that only they need to be counted."""
 SIDE_BY_SIDE = ["-n", "logical", "--maxprocesses", "4", "--dist", "worksteal"]
-"""They compute in pytest's own process and wait for nothing; what starts nodes has the machine to itself."""
+"""Most of them compute in pytest's own process; what starts whole nodes has the machine to itself."""
 PURE_PERCENT_MIN = 100.0
 ELSEWHERE_PERCENT_MIN = 85.0
 CONTRACT = "pure modules"

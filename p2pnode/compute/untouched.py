@@ -52,7 +52,7 @@ def memory_map() -> str:
 def added(before: str, after: str) -> list[tuple[int, int]]:
     """What private writable memory of no file the second of two maps has and the first has not, by addresses."""
     known = list(_anonymous(before))
-    return [part for first, end in _anonymous(after) for part in outside(first, end, known)]
+    return [part for first, end in _anonymous(after) for part in _outside(first, end, known)]
 
 
 def _anonymous(maps: str) -> Iterator[tuple[int, int]]:
@@ -63,7 +63,7 @@ def _anonymous(maps: str) -> Iterator[tuple[int, int]]:
             yield int(first, 16), int(end, 16)
 
 
-def outside(first: int, end: int, areas: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+def _outside(first: int, end: int, areas: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
     """What of an area was not part of any of these, which are in order."""
     for low, high in areas:
         if high <= first or low >= end:
